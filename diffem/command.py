@@ -1,0 +1,169 @@
+"""What every command shares: composing a config, opening a run directory, telling mistakes."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffem.error import UserError
+
+FREE_KEYS = ("run_dir", "logger", "trainer")  # what may differ between runs of one experiment
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main; a user's mistake becomes one sentence and exit code 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through, to be told here
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Batches are fetched whole from memory maps: worker processes would only slow them down.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    try:
+        main()
+    except InstantiationException as error:
+        _fail(_told_by_cause(error))
+    except (UserError, FloatingPointError, MisconfigurationException) as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_told_by_hydra(error))
+
+
+def open_run(cfg: DictConfig) -> Path:
+    """Returns the run directory, with the configuration saved in its `.hydra` folder.
+
+    Raises:
+        UserError: If the directory holds a run already; nothing in it is touched.
+    """
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    OmegaConf.update(cfg, "run_dir", str(run_dir))
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return run_dir  # the first process has opened it
+    folder = run_dir / ".hydra"
+    if (folder / "config.yaml").exists():
+        keys = _differing(OmegaConf.load(folder / "config.yaml"), cfg)
+        what = f"another config ({', '.join(keys)} differ)" if keys else "this config"
+        raise UserError(
+            f"run_dir={run_dir} already holds a run of {what}; choose another run_dir, or remove "
+            "that folder"
+        )
+    if any(run_dir.iterdir()):
+        raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
+    folder.mkdir(parents=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
+    return run_dir
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Returns the sha256 of what decides a run's results."""
+    decisive = {k: v for k, v in _plain(cfg).items() if k not in FREE_KEYS}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def about(cfg: DictConfig) -> dict[str, Any]:
+    """Returns what heads a run's summary: its choices, seed and devices."""
+    chosen = HydraConfig.get().runtime.choices
+    groups = {group: chosen[group] for group in ("dataset", "corruption", "method", "init")}
+    devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    return {**groups, "seed": cfg.seed, "devices": devices}
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Refuses what would start the wrong processes.
+
+    Raises:
+        UserError: If there are more CPU processes than two a core, or a sweep has several devices.
+    """
+    devices = cfg.trainer.devices
+    if not isinstance(devices, int) or devices <= 1:
+        return
+    cores = os.cpu_count() or 1
+    if cfg.trainer.accelerator == "cpu" and devices > 2 * cores:
+        raise UserError(
+            f"trainer.devices must be at most {2 * cores}, two processes for each of this "
+            f"machine's {cores} CPU cores, got {devices}"
+        )
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"-m runs its jobs on one device each, got trainer.devices={devices}; start the runs "
+            "one by one to use several devices"
+        )
+
+
+def _plain(cfg: Any) -> dict[str, Any]:  # noqa: ANN401 - a DictConfig or a ListConfig
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _differing(old: Any, new: DictConfig) -> list[str]:  # noqa: ANN401
+    def flat(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401
+        if not isinstance(value, dict):
+            return {name: value}
+        items = [flat(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()]
+        return {k: v for item in items for k, v in item.items()}
+
+    a, b = flat(_plain(old)), flat(_plain(new))
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k, ...) != b.get(k, ...))
+    return [k for k in keys if k.split(".")[0] not in FREE_KEYS]
+
+
+def _told_by_cause(error: InstantiationException) -> str:
+    cause = error.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    key = re.search(r"full_key: (\S+)", str(error))
+    target = re.search(r"'([\w.]+)'", str(error))
+    where = key.group(1) if key else "the config"
+    return f"{where}: {target.group(1) if target else 'the target'} cannot be built: {cause}"
+
+
+def _told_by_hydra(error: Exception) -> str:
+    text = str(error)
+    if choice := re.search(r"Could not find '(\w+)/(.+?)'", text):
+        group, name = choice.groups()
+        known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))
+        return f"{group}={name} is not a choice; {group} can be: {known}"
+    if key := re.search(r"Could not override '([\w.@/]+)'", text):
+        name = key.group(1)
+        return f"{name} is not a key of the config; allowed: {_siblings(name)}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing.group(1)} must be given: {missing.group(1)}=VALUE"
+    return " ".join(text.split())
+
+
+def _siblings(key: str) -> str:
+    """Returns the keys that stand beside a key under the choices on the command line."""
+    from hydra import compose
+
+    groups = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    parent = key.rpartition(".")[0]
+    try:
+        cfg = compose("train", overrides=groups)
+    except HydraException:
+        cfg = compose("train")
+    while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
+        parent = parent.rpartition(".")[0]
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return ", ".join(f"{parent}.{k}" if parent else str(k) for k in node if k != "_target_")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)

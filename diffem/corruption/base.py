@@ -1,0 +1,154 @@
+"""Corruption: a known channel q(y | x) that can be drawn again from any image.
+
+    y = A_φ(x) + σ_y ε,   φ ~ p(φ),   ε ~ N(0, I)
+
+φ are the operator's parameters (a mask, a blur width, a matrix). They are drawn afresh for every
+sample and kept with the observation, as is the noise level σ_y.
+"""
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.noise import GaussianNoise
+
+
+class Observation(NamedTuple):
+    """A batch of observations and the parameters of the channel that each was drawn with."""
+
+    y: Tensor
+    """The measurement, (B, *M)."""
+    operator: Tensor
+    """The operator's parameters φ, (B, *P); (B, 0) where the operator has none."""
+    std: Tensor
+    """The noise level σ_y, (B,)."""
+
+    def select(self, index: slice | Tensor) -> "Observation":
+        """Returns the samples at an index along the batch."""
+        return Observation(self.y[index], self.operator[index], self.std[index])
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Observation":
+        """Moves or casts every field, as torch.Tensor.to does."""
+        return Observation(*(field.to(target) for field in self))
+
+
+def expand(level: Tensor, like: Tensor) -> Tensor:
+    """Reshapes one value per sample, (B,), to broadcast against a batch, (B, *)."""
+    return level.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps a method's matrix products out of autocast, which would round them to bfloat16."""
+
+    @functools.wraps(method)
+    def exact(self: "Corruption", x: Tensor, *args: Tensor, **kwargs: bool) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x, *args, **kwargs)
+
+    return exact
+
+
+class Corruption(ABC):
+    """Abstract linear channel y = A_φ x + σ_y ε.
+
+    A method that multiplies matrices is decorated by `full_precision`: the channel is exact
+    whatever the trainer's precision.
+
+    Arguments:
+        shape: The shape of x: (C, *S) for images and signals, (D,) for vectors.
+        noise: The noise, which draws σ_y.
+    """
+
+    def __init__(self, shape: Sequence[int], noise: GaussianNoise) -> None:
+        self.shape = tuple(shape)
+        self.noise = noise
+
+    def draw_operator(self, n: int, generator: Generator) -> Tensor:
+        """Draws the operator's parameters of n samples, (n, *P)."""
+        return torch.empty(n, 0, device=generator.device)
+
+    @abstractmethod
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        """Returns the noiseless A_φ x, (B, *M), of images (B, *shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns A_φᵀ y, (B, *shape), of measurements (B, *M)."""
+
+    def observed(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns 1 where y holds a measured entry and 0 where it holds none, (B, *M)."""
+        return torch.ones_like(y)
+
+    def draw(self, x: Tensor, generator: Generator) -> Observation:
+        """Draws y ~ q(y | x) with fresh parameters and fresh noise.
+
+        Arguments:
+            x: Images, (B, *shape), on the generator's device.
+            generator: The source of all randomness.
+        """
+        operator = self.draw_operator(len(x), generator)
+        std = self.noise.draw(len(x), generator)
+        y = self.apply(x, operator)
+        noise = torch.randn(y.shape, generator=generator, device=y.device)
+        y = y + self.observed(y, operator) * expand(std, y) * noise
+        return Observation(y, operator, std)
+
+    def lift(self, observation: Observation) -> Tensor:
+        """Brings y back on the grid of x, (B, *shape)."""
+        return self.adjoint(observation.y, observation.operator)
+
+    def precision(self, observation: Observation) -> Tensor:
+        """Returns 1 / σ_y² where the lifted y is x itself plus noise and 0 elsewhere.
+
+        Returns:
+            Inverse variances that broadcast against (B, *shape). 0 everywhere is always right: it
+            says that y measures no entry of x by itself.
+        """
+        return expand(torch.zeros_like(observation.std), observation.y)
+
+    def maps(self, observation: Observation) -> list[Tensor]:
+        """Returns what the network should see of the operator, each (B, C', *S)."""
+        return []
+
+    def embed(self, observation: Observation) -> Tensor:
+        """Returns what the network sees: lifted y, the operator's maps and σ_y, (B, C', *S)."""
+        lifted = self.lift(observation)
+        std = constant_map(observation.std, lifted)
+        return torch.cat([lifted, *self.maps(observation), std], dim=1)
+
+    @property
+    def embed_channels(self) -> int:
+        """The number C' of channels of the embedding."""
+        x = torch.zeros(1, *self.shape)
+        return self.embed(self.draw(x, Generator().manual_seed(0))).shape[1]
+
+    def residual_chi2(self, observation: Observation, x: Tensor) -> Tensor:
+        """Returns mean((A x - y)² / σ_y²) over the measured entries, (B,).
+
+        If x ~ p(x | y) under the true prior, (x, y) has the joint law of clean image and
+        observation, so the residual has exactly the noise's law and this is 1 in expectation.
+        """
+        return self._square_sum(observation, x) / self._count(observation)
+
+    def log_likelihood(self, observation: Observation, x: Tensor) -> Tensor:
+        """Returns log q(y | x) of the measured entries, given the operator, (B,)."""
+        log_2pi_var = math.log(2 * math.pi) + 2 * observation.std.log()
+        return -(self._square_sum(observation, x) + self._count(observation) * log_2pi_var) / 2
+
+    def _square_sum(self, observation: Observation, x: Tensor) -> Tensor:
+        y, operator, std = observation
+        residual = self.observed(y, operator) * (self.apply(x, operator) - y) / expand(std, y)
+        return residual.square().flatten(1).sum(dim=1)
+
+    def _count(self, observation: Observation) -> Tensor:
+        return self.observed(observation.y, observation.operator).flatten(1).sum(dim=1)
+
+
+def constant_map(level: Tensor, like: Tensor) -> Tensor:
+    """Spreads one value per sample, (B,), over the grid of a batch (B, C, *S): (B, 1, *S)."""
+    return expand(level, like).expand(-1, 1, *like.shape[2:])

@@ -1,0 +1,82 @@
+"""Gaussian blur: y = k_σ * x + σ_y ε, separable, with reflected borders."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.base import Corruption, Observation, constant_map, full_precision
+from diffem.corruption.noise import GaussianNoise, Level, check_level, draw_level
+from diffem.error import UserError, check_count
+
+
+class Blur(Corruption):
+    """Blurs each axis by a truncated Gaussian kernel of the sample's own width.
+
+    Each axis is one matrix K(σ) of the kernel's weights with the border's reflection folded in,
+    so that y = K x Kᵀ in 2-D and the adjoint is exact: Kᵀ y K.
+
+    Arguments:
+        shape: The shape of x, (C, *S).
+        noise: The noise after the blur.
+        sigma: The kernel's standard deviation in pixels, > 0, or a range (low, high).
+        kernel_size: The kernel's length in pixels, odd and less than twice the shortest side.
+
+    Raises:
+        UserError: If sigma is not positive, or the kernel is even, too small or too large.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], noise: GaussianNoise, *, sigma: Level, kernel_size: int
+    ) -> None:
+        super().__init__(shape, noise)
+        if len(self.shape) < 2:
+            raise UserError(
+                f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "
+                "use corruption=projection, mask or noise for vectors"
+            )
+        largest = 2 * min(self.shape[1:]) - 1
+        check_count("corruption.kernel_size", kernel_size)
+        if kernel_size % 2 == 0 or not 1 <= kernel_size <= largest:
+            raise UserError(
+                f"corruption.kernel_size must be odd and in [1, {largest}] for images of shape "
+                f"{self.shape}, got {kernel_size}"
+            )
+        self.bounds = check_level("corruption.sigma", sigma)
+        self.radius = kernel_size // 2
+
+    def draw_operator(self, n: int, generator: Generator) -> Tensor:
+        return draw_level(self.bounds, n, generator)[:, None]
+
+    def matrix(self, sigma: Tensor, length: int) -> Tensor:
+        """Returns the blur of an axis as matrices K, (B, L, L), for widths sigma, (B,)."""
+        offset = torch.arange(-self.radius, self.radius + 1, device=sigma.device)
+        weight = torch.exp(-((offset / sigma[:, None]) ** 2) / 2)
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        row = torch.arange(length, device=sigma.device)[:, None].expand(-1, len(offset))
+        column = (row + offset).abs()  # reflect at the first pixel …
+        column = (length - 1) - (length - 1 - column).abs()  # … and at the last
+        matrix = weight.new_zeros(len(sigma), length, length)
+        # One index pair can stand twice (a kernel that is reflected onto itself): accumulate.
+        index = (torch.arange(len(sigma), device=sigma.device)[:, None, None], row, column)
+        return matrix.index_put(index, weight[:, None].expand(-1, length, -1), accumulate=True)
+
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        return self._along_axes(x, operator, transpose=False)
+
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        return self._along_axes(y, operator, transpose=True)
+
+    def lift(self, observation: Observation) -> Tensor:
+        return observation.y
+
+    def maps(self, observation: Observation) -> list[Tensor]:
+        return [constant_map(observation.operator[:, 0], observation.y)]
+
+    @full_precision
+    def _along_axes(self, x: Tensor, operator: Tensor, *, transpose: bool) -> Tensor:
+        for axis in range(2, x.ndim):
+            matrix = self.matrix(operator[:, 0].to(x.dtype), x.shape[axis])
+            equation = "bji,b...j->b...i" if transpose else "bij,b...j->b...i"
+            x = torch.einsum(equation, matrix, x.movedim(axis, -1)).movedim(-1, axis)
+        return x

@@ -1,0 +1,49 @@
+"""Downsampling: y = average pooling of x by a factor, plus σ_y ε."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from diffem.corruption.base import Corruption, Observation
+from diffem.corruption.noise import GaussianNoise
+from diffem.error import UserError, check_count
+
+
+class Downsample(Corruption):
+    """Averages blocks of factor × factor pixels.
+
+    Arguments:
+        shape: The shape of x, (C, *S).
+        noise: The noise after the pooling.
+        factor: The side of a block in pixels; it divides every side of x.
+
+    Raises:
+        UserError: If the factor does not divide every side.
+    """
+
+    def __init__(self, shape: Sequence[int], noise: GaussianNoise, factor: int) -> None:
+        super().__init__(shape, noise)
+        sides = self.shape[1:]
+        check_count("corruption.factor", factor)
+        if not sides or any(side % factor for side in sides):
+            raise UserError(
+                f"corruption.factor must divide every side of the images, whose shape is "
+                f"{self.shape}, got {factor}"
+            )
+        self.factor = factor
+
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        for axis in range(2, x.ndim):
+            x = x.unflatten(axis, (-1, self.factor)).mean(dim=axis + 1)
+        return x
+
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        return self._repeat(y) / self.factor ** (y.ndim - 2)
+
+    def lift(self, observation: Observation) -> Tensor:
+        return self._repeat(observation.y)
+
+    def _repeat(self, y: Tensor) -> Tensor:
+        for axis in range(2, y.ndim):
+            y = y.repeat_interleave(self.factor, dim=axis)
+        return y

@@ -1,0 +1,18 @@
+"""Noise alone: y = x + σ_y ε."""
+
+from torch import Tensor
+
+from diffem.corruption.base import Corruption, Observation, expand
+
+
+class Identity(Corruption):
+    """Leaves x as it is, so that only the noise corrupts it (denoising)."""
+
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        return y
+
+    def precision(self, observation: Observation) -> Tensor:
+        return expand(observation.std**-2, observation.y)

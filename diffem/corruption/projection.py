@@ -1,0 +1,50 @@
+"""Random projection: y = A x + σ_y ε,  A of random unit rows, for vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.base import Corruption, Observation, full_precision
+from diffem.corruption.noise import GaussianNoise
+from diffem.error import UserError, check_count
+
+
+class Projection(Corruption):
+    """Measures a vector along directions that are uniform on the sphere, new for each sample.
+
+    Arguments:
+        shape: The shape of x, (D,).
+        noise: The noise on the measurements.
+        rows: The number of directions, in [1, D].
+
+    Raises:
+        UserError: If x is not a vector or rows is outside [1, D].
+    """
+
+    def __init__(self, shape: Sequence[int], noise: GaussianNoise, rows: int) -> None:
+        super().__init__(shape, noise)
+        if len(self.shape) != 1:
+            raise UserError(
+                f"corruption=projection needs vectors of shape (D,), got {self.shape}; "
+                "use dataset=manifold, or another corruption for images"
+            )
+        if check_count("corruption.rows", rows) > self.shape[0]:
+            raise UserError(f"corruption.rows must be in [1, {self.shape[0]}], got {rows}")
+        self.rows = rows
+
+    def draw_operator(self, n: int, generator: Generator) -> Tensor:
+        size = (n, self.rows, *self.shape)
+        a = torch.randn(size, generator=generator, device=generator.device)
+        return a / a.norm(dim=-1, keepdim=True)
+
+    @full_precision
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        return torch.einsum("bmd,bd->bm", operator.to(x.dtype), x)
+
+    @full_precision
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        return torch.einsum("bmd,bm->bd", operator.to(y.dtype), y)
+
+    def maps(self, observation: Observation) -> list[Tensor]:
+        return [observation.y, observation.operator.flatten(1)]

@@ -1,0 +1,54 @@
+"""Datasets: clean images of a benchmark, from which observations are drawn."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffem.error import UserError
+
+
+class Splits(NamedTuple):
+    """A benchmark's clean images."""
+
+    train: Tensor
+    """Images behind the training observations, (N, *shape), float32 in [-1, 1]."""
+    heldout: Tensor
+    """Images behind the held-out observations, (N', *shape), which are never trained on."""
+
+
+class ImageDataset(Protocol):
+    """Anything that gives clean images."""
+
+    def load(self) -> Splits:
+        """Returns the images of both splits."""
+        ...
+
+
+def checked(splits: Splits, shape: Sequence[int]) -> Splits:
+    """Returns splits that are fit to be trained on.
+
+    Raises:
+        UserError: If a split is empty, of another shape than `dataset.shape`, or holds values
+            that are not finite.
+    """
+    for name, x in zip(splits._fields, splits, strict=True):
+        if len(x) == 0:
+            raise UserError(f"dataset: the {name} split is empty; it needs at least one image")
+        if tuple(x.shape[1:]) != tuple(shape):
+            raise UserError(
+                f"dataset.shape is {list(shape)}, but the {name} images have shape "
+                f"{list(x.shape[1:])}; set dataset.shape to the images' own shape"
+            )
+        if not torch.isfinite(x).all():
+            bad = int((~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()[0])
+            raise UserError(
+                f"dataset: {name} image {bad} holds NaN or infinity; remove or repair it"
+            )
+    return splits
+
+
+def limited(x: Tensor, limit: int | None) -> Tensor:
+    """Returns the first images up to a limit; None for all."""
+    return x if limit is None else x[:limit]

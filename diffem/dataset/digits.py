@@ -1,0 +1,36 @@
+"""Digits: 1,797 handwritten digits of 8 × 8 pixels, inside scikit-learn."""
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.datasets import load_digits
+
+from diffem.dataset.base import Splits, checked
+from diffem.error import UserError, check_count
+from diffem.random import generator
+
+
+class Digits:
+    """The UCI test set of optical digits (Alpaydin & Kaynak 1998), in a fixed random order.
+
+    Arguments:
+        shape: (1, 8, 8).
+        train: The number of training images; the rest is held out.
+
+    Raises:
+        UserError: If train leaves no held-out image.
+    """
+
+    def __init__(self, shape: Sequence[int], train: int) -> None:
+        self.shape = shape
+        self.train = check_count("dataset.train", train)
+        if train >= 1797:
+            raise UserError(f"dataset.train must be in [1, 1796] for the digits, got {train}")
+
+    def load(self) -> Splits:
+        """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""
+        pixels, _ = load_digits(return_X_y=True)
+        x = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+        # scikit-learn's order is by writer: mix it, the same way for every seed.
+        x = x[torch.randperm(len(x), generator=generator("digits"))]
+        return checked(Splits(x[: self.train], x[self.train :]), self.shape)

@@ -1,0 +1,73 @@
+"""Denoiser: d_θ(x_t, t, y) ≈ E[x | x_t, y], preconditioned.
+
+Karras et al. (2022, arXiv 2206.00364) precondition a network by the noise level σ of its input.
+Here the input is first fused with what y measures directly: where y = x + σ_y ε for an entry,
+(x_t, y) is worth a single measurement x̄ of that entry,
+
+    1/σ² = α_t²/σ_t² + 1/σ_y²,   x̄ = σ² (α_t x_t / σ_t² + y / σ_y²),
+
+and EDM's preconditioning follows with this σ, entry by entry. Where y measures nothing directly
+(missing pixels, blur, no observation at all) this is EDM's own.
+"""
+
+import torch
+from azula.denoise import Denoiser as AzulaDenoiser
+from azula.denoise import DiracPosterior
+from azula.noise import Schedule
+from torch import Tensor, nn
+
+from diffem.corruption.base import expand
+from diffem.denoiser.condition import Condition
+
+
+class Denoiser(AzulaDenoiser):
+    """Preconditioned denoiser of p(x | x_t, y), or of p(x | x_t) without a condition.
+
+        d_θ = c_skip x̄ + c_out b_θ(c_in x̄, log(σ_t / α_t), embedding of y)
+
+    Arguments:
+        backbone: The network b_θ.
+        schedule: The noise schedule α_t, σ_t.
+    """
+
+    def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.schedule = schedule
+
+    def forward(  # type: ignore[override]
+        self, x_t: Tensor, t: Tensor, condition: Condition | None = None
+    ) -> DiracPosterior:
+        """Returns the denoised images as the mean of a Dirac posterior.
+
+        Arguments:
+            x_t: Noisy images, (B, *shape).
+            t: Times in [0, 1], (B,) or ().
+            condition: The observation's condition.
+        """
+        alpha_t, sigma_t = self.schedule(t)
+        noise_level = torch.log(sigma_t / alpha_t)
+        x = x_t / expand(alpha_t, x_t)
+        precision = expand((alpha_t / sigma_t) ** 2, x_t)
+        if condition is not None:
+            fused = precision + condition.precision
+            x = (precision * x + condition.precision * condition.estimate) / fused
+            precision = fused
+        var = 1 / precision
+        c_in = torch.rsqrt(1 + var)  # EDM, Table 1, σ_data = 1
+        embedding = None if condition is None else condition.embedding
+        output = self.backbone(c_in * x, noise_level, cond=embedding).to(x_t.dtype)
+        return DiracPosterior(mean=c_in**2 * x + var.sqrt() * c_in * output)
+
+    def loss(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Returns the mean of (α_t²/σ_t² + 1) (d_θ(x_t, t, y) - x)² over batch and entries.
+
+        Arguments:
+            x: Images, (B, *shape); x_t is drawn from the global generators.
+            t: Times in [0, 1], (B,).
+            condition: The condition of fresh observations of x.
+        """
+        alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
+        x_t = alpha_t * x + sigma_t * torch.randn_like(x)
+        weight = (alpha_t / sigma_t) ** 2 + 1
+        return (weight * (self(x_t, t, condition).mean - x).square()).mean()

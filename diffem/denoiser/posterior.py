@@ -1,0 +1,56 @@
+"""Posterior sampling: x ~ p_θ(x | y), the E-step's draw, and x ~ p_θ(x), the prior's."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from azula.sample import Sampler
+from torch import Tensor
+
+from diffem.corruption import Corruption, Observation
+from diffem.denoiser.condition import condition_on
+from diffem.denoiser.denoiser import Denoiser
+from diffem.random import Key, seeded
+
+SamplerFactory = Callable[..., Sampler]
+"""One of azula's samplers with its steps set; called with the denoiser."""
+Device = torch.device | str
+Posterior = Callable[[Observation], Tensor]
+"""Draws x ~ p(x | y), (B, *shape), from the global generators, one for each observation."""
+
+
+def posterior(denoiser: Denoiser, corruption: Corruption, sampler: SamplerFactory) -> Posterior:
+    """Returns the posterior sampler that a conditional denoiser defines."""
+
+    def draw(observation: Observation) -> Tensor:
+        process = sampler(denoiser=denoiser, silent=True)
+        x_1 = process.init(observation.y.shape[:1] + corruption.shape, device=observation.y.device)
+        return process(x_1, condition=condition_on(corruption, observation))
+
+    return draw
+
+
+def reconstruct(
+    draw: Posterior, observation: Observation, *, size: int, key: Sequence[Key], device: Device
+) -> Tensor:
+    """Draws one reconstruction of each observation of a chunk, on the CPU, (B, *shape).
+
+    The batch is padded to a constant size by repetition, because a batch's size changes a sample's
+    last bits; the noise depends on the key alone.
+
+    Arguments:
+        draw: The posterior.
+        observation: The chunk's observations, 1 <= B <= size.
+        size: The constant batch size.
+        key: The key of the noise.
+        device: Where to sample.
+    """
+    n = len(observation.y)
+    padded = observation.select(torch.arange(size) % n).to(device)
+    with seeded(*key, device=device):
+        return draw(padded)[:n].float().cpu()
+
+
+def sample_prior(denoiser: Denoiser, shape: Sequence[int], sampler: SamplerFactory) -> Tensor:
+    """Draws x ~ p_θ(x), (B, *S), from an unconditional denoiser and the global generators."""
+    process = sampler(denoiser=denoiser, silent=True)
+    return process(process.init(tuple(shape), device=next(denoiser.parameters()).device))

@@ -1,0 +1,25 @@
+"""The EM loop: store, init, module, datamodule, callback."""
+
+from diffem.em.augment import Augment
+from diffem.em.callback import EMRounds, Round
+from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.module import DenoiserModule, MStep
+from diffem.em.observe import Observed, observe
+from diffem.em.schedule import Cosine, Linear
+from diffem.em.settings import EMSettings
+from diffem.em.store import ReconstructionStore
+
+__all__ = [
+    "Augment",
+    "Cosine",
+    "DenoiserModule",
+    "EMRounds",
+    "EMSettings",
+    "Linear",
+    "MStep",
+    "Observed",
+    "ReconstructionDataModule",
+    "ReconstructionStore",
+    "Round",
+    "observe",
+]

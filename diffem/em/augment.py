@@ -1,0 +1,48 @@
+"""Augmentation of reconstructions before they are corrupted afresh: flip, hue, saturation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# NTSC's YIQ: luma, and a chroma plane in which a rotation changes the hue.
+YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+class Augment:
+    """Draws one flip, one hue and one saturation for each image.
+
+    ỹ is drawn from the augmented image, so that both carry the same augmentation.
+
+    Arguments:
+        flip: Whether to mirror the last axis of half of the images.
+        hue: The largest turn of the hue, as a fraction of the full circle; RGB images only.
+        saturation: The largest relative change of the saturation; RGB images only.
+    """
+
+    def __init__(self, *, flip: bool = True, hue: float = 0.0, saturation: float = 0.0) -> None:
+        self.flip = flip
+        self.hue = hue
+        self.saturation = saturation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns augmented images, (B, C, *S), drawn from the global generators."""
+        if self.flip:
+            mirrored = torch.rand(len(x), device=x.device) < 0.5
+            x = torch.where(mirrored.view(-1, *(1,) * (x.ndim - 1)), x.flip(-1), x)
+        if (self.hue or self.saturation) and x.shape[1] == 3:
+            x = self._recolour(x)
+        return x
+
+    def _recolour(self, x: Tensor) -> Tensor:
+        u = 2 * torch.rand(2, len(x), device=x.device) - 1
+        angle, gain = 2 * math.pi * self.hue * u[0], 1 + self.saturation * u[1]
+        turn = torch.zeros(len(x), 3, 3, device=x.device)
+        turn[:, 0, 0] = 1
+        turn[:, 1, 1] = turn[:, 2, 2] = gain * angle.cos()
+        turn[:, 1, 2], turn[:, 2, 1] = -gain * angle.sin(), gain * angle.sin()
+        yiq = torch.tensor(YIQ, device=x.device)
+        matrix = torch.linalg.inv(yiq) @ turn @ yiq
+        with torch.autocast(x.device.type, enabled=False):
+            # Greys are fixed points of the matrix, so the range [-1, 1] needs no shift.
+            return torch.einsum("bij,bj...->bi...", matrix, x)

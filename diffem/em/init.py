@@ -1,0 +1,136 @@
+"""Round 0: reconstructions before any network is trained.
+
+An init has one method, `prepare`, which returns a posterior p_0(x | y): a function that draws one
+x̂ for each of a batch of observations from the global generators.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from diffem.corruption import Observation
+from diffem.denoiser import Posterior, SamplerFactory, posterior
+from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.gaussian import fit_gaussian
+from diffem.em.module import DenoiserModule
+from diffem.em.progress import phase
+from diffem.error import UserError, check_count
+from diffem.random import seeded
+
+
+class Init(Protocol):
+    """Makes the posterior of round 0."""
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+    ) -> Posterior:
+        """Returns p_0(x | y).
+
+        Arguments:
+            module: The module that is about to be trained, on its device.
+            data: The observations.
+            sampler: The E-step's sampler.
+        """
+        ...
+
+
+class Gaussian:
+    """A Gaussian fitted to the observations by EM, and its exact posterior.
+
+    Arguments:
+        rank: The rank of the low-rank part of the covariance.
+        iterations: The number of EM iterations.
+        samples: The largest number of observations to fit to.
+    """
+
+    def __init__(self, rank: int, iterations: int, samples: int) -> None:
+        self.rank = check_count("init.rank", rank)
+        self.iterations = check_count("init.iterations", iterations)
+        self.samples = check_count("init.samples", samples, minimum=2)
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+    ) -> Posterior:
+        """Returns the posterior of the fitted Gaussian."""
+        assert module.corruption is not None
+        observation = data.observed.observation.select(slice(self.samples)).to(module.device)
+        with (
+            phase("Gaussian EM", self.iterations, "iterations") as advance,
+            seeded(module.seed, "init", device=module.device),
+        ):
+            return fit_gaussian(
+                module.corruption,
+                observation,
+                rank=self.rank,
+                iterations=self.iterations,
+                advance=advance,
+            )
+
+
+class FromObservation:
+    """The observation itself, brought back on the grid of x."""
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+    ) -> Posterior:
+        """Returns the point mass at the lifted observation."""
+        assert module.corruption is not None
+        return module.corruption.lift
+
+
+class FromClean:
+    """A few clean images, drawn with replacement: round 0 ignores the observations.
+
+    Arguments:
+        count: The number of clean images that the method may see, the first of the training set.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = check_count("init.count", count)
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+    ) -> Posterior:
+        """Returns the uniform distribution over the clean images."""
+        clean = data.observed.truth[: self.count].to(module.device)
+
+        def draw(observation: Observation) -> torch.Tensor:
+            index = torch.randint(len(clean), observation.y.shape[:1], device=clean.device)
+            return clean[index]
+
+        return draw
+
+
+class FromCheckpoint:
+    """Another run's posterior; training goes on from its weights.
+
+    Arguments:
+        path: The other run's directory, or one of its checkpoint files.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+    ) -> Posterior:
+        """Returns the other run's posterior and puts its weights into the module.
+
+        Raises:
+            UserError: If there is no checkpoint, or it is of another network.
+        """
+        file = self.path / "checkpoints" / "last.ckpt" if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise UserError(f"init.path: no checkpoint at {file}; give a run directory or a .ckpt")
+        state = torch.load(file, map_location=module.device, weights_only=True)["state_dict"]
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"init.path: {file} is of another network; use the network, dataset and "
+                "corruption that it was trained with"
+            ) from error
+        module.ema.restore(module.denoiser)
+        assert module.corruption is not None
+        return posterior(module.ema.denoiser, module.corruption, sampler)

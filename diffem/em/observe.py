@@ -1,0 +1,40 @@
+"""Observing: clean benchmark images become observations, once, before anything is trained."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffem.corruption import Corruption, Observation
+from diffem.random import generator
+
+CHUNK = 1024  # draws depend on it: changing it changes the observations of a seed
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Observations and, for benchmarks, the truth behind them."""
+
+    observation: Observation
+    """The observations y_i, (N, …); all that the method may see."""
+    truth: Tensor
+    """The clean images, (N, *shape); only metrics may see them (and methods that say so)."""
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+
+def observe(x: Tensor, corruption: Corruption, *, seed: int, split: str) -> Observed:
+    """Draws one observation of each clean image.
+
+    Arguments:
+        x: Clean images, (N, *shape).
+        corruption: The channel.
+        seed: The run's seed.
+        split: The name of the split, which keys the draw.
+    """
+    draws = [
+        corruption.draw(part, generator(seed, "observe", split, c))
+        for c, part in enumerate(x.split(CHUNK))
+    ]
+    return Observed(Observation(*(torch.cat(fields) for fields in zip(*draws, strict=True))), x)

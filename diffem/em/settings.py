@@ -1,0 +1,45 @@
+"""Settings of the EM loop, checked before anything else is done."""
+
+from dataclasses import dataclass
+
+from diffem.error import UserError, check_count
+
+
+@dataclass(frozen=True)
+class EMSettings:
+    """How long the EM loop runs, and in which pieces.
+
+    Raises:
+        UserError: If a number is not a whole number of at least 1, or not exactly one of
+            steps_per_round and epochs_per_round is given.
+    """
+
+    rounds: int
+    """The number K of rounds."""
+    steps_per_round: int | None
+    """Optimiser steps of an M-step, or None."""
+    epochs_per_round: int | None
+    """Passes of an M-step over the reconstructions, or None."""
+    steps_per_epoch: int
+    """Optimiser steps of a Lightning epoch, the spacing of checkpoints."""
+    batch_size: int
+    """The global batch size, over all devices."""
+    chunk_size: int
+    """The number of observations that are sampled together in the E-step."""
+
+    def __post_init__(self) -> None:
+        if (self.steps_per_round is None) == (self.epochs_per_round is None):
+            raise UserError(
+                "give one of em.steps_per_round and em.epochs_per_round and set the other to "
+                f"null, got {self.steps_per_round} and {self.epochs_per_round}"
+            )
+        for name, value in vars(self).items():
+            if value is not None:
+                check_count(f"em.{name}", value)
+
+    def steps(self, size: int) -> int:
+        """Returns the optimiser steps of an M-step over a number of reconstructions."""
+        if self.steps_per_round is not None:
+            return self.steps_per_round
+        assert self.epochs_per_round is not None
+        return self.epochs_per_round * -(-size // self.batch_size)

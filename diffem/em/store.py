@@ -1,0 +1,187 @@
+"""Reconstruction store: the datasets D_k on disk, whole or absent.
+
+    reconstructions/round_003/chunk_00017.npy …   fixed-size chunks, the last one shorter
+    reconstructions/round_003/manifest.json       the commit: checksums, weights' and config's hash
+
+A chunk is written under a temporary name in the same folder, synced and renamed; a round exists
+once its manifest does. Any process may write any chunk, in any order.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffem.error import UserError
+
+
+class Batch(NamedTuple):
+    """A training batch of reconstructions."""
+
+    x: Tensor
+    """Reconstructions, (B, *shape), float32."""
+    round: int
+    """The round k that they come from."""
+
+
+class Reconstructions(Dataset[Batch]):
+    """One committed round, memory-mapped; batches are fetched whole.
+
+    Arguments:
+        arrays: The round's chunks in order, each (chunk_size, *shape) but the last.
+        round: The round k.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], round: int) -> None:
+        self.arrays = arrays
+        self.round = round
+        self.chunk_size = len(arrays[0])
+
+    def __len__(self) -> int:
+        return sum(len(array) for array in self.arrays)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Returns the batch of the reconstructions at the indices, in their order."""
+        index = np.asarray(indices)
+        x = np.empty((len(index), *self.arrays[0].shape[1:]), dtype=np.float32)
+        chunk = index // self.chunk_size
+        for c in np.unique(chunk):
+            x[chunk == c] = self.arrays[c][index[chunk == c] - c * self.chunk_size]
+        return Batch(torch.from_numpy(x), self.round)
+
+
+class ReconstructionStore:
+    """The rounds of one run.
+
+    Arguments:
+        path: The folder that holds a folder for each round.
+        size: The number N of reconstructions in a round.
+        chunk_size: The number of reconstructions in a chunk.
+        config_hash: A hash of the run's configuration, kept in every manifest.
+    """
+
+    def __init__(self, path: Path, *, size: int, chunk_size: int, config_hash: str) -> None:
+        self.path = path
+        self.size = size
+        self.chunk_size = chunk_size
+        self.config_hash = config_hash
+
+    @property
+    def chunks(self) -> range:
+        """The numbers of a round's chunks."""
+        return range(-(-self.size // self.chunk_size))
+
+    def rows(self, chunk: int) -> slice:
+        """Returns the rows of a chunk among the N."""
+        return slice(chunk * self.chunk_size, min(self.size, (chunk + 1) * self.chunk_size))
+
+    def folder(self, round: int) -> Path:
+        """Returns the folder of a round."""
+        return self.path / f"round_{round:03d}"
+
+    def missing(self, round: int) -> list[int]:
+        """Returns the chunks that no process has written yet."""
+        return [c for c in self.chunks if not self._chunk(round, c).exists()]
+
+    def write(self, round: int, chunk: int, x: Tensor) -> None:
+        """Writes a chunk, whole or not at all.
+
+        Raises:
+            ValueError: If the number of rows is not the chunk's.
+            FloatingPointError: If a value is not finite.
+        """
+        rows = self.rows(chunk)
+        if len(x) != rows.stop - rows.start:
+            raise ValueError(
+                f"chunk {chunk} of round {round} has {rows.stop - rows.start} rows, got {len(x)}"
+            )
+        if not torch.isfinite(x).all():
+            raise FloatingPointError(
+                f"round {round}, chunk {chunk}: the reconstructions hold values that are not "
+                "finite; lower m_step.optimizer.lr or raise sampler.steps, and start the run again"
+            )
+        path = self._chunk(round, chunk)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        with temporary.open("wb") as file:
+            npy.write_array(file, x.float().cpu().numpy(), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+
+    def commit(self, round: int, weights_hash: str) -> None:
+        """Makes a round of which every chunk is written, by writing its manifest.
+
+        Raises:
+            ValueError: If a chunk is missing.
+        """
+        if missing := self.missing(round):
+            raise ValueError(f"round {round} cannot be committed: chunks {missing} are missing")
+        checksums = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (self._chunk(round, c) for c in self.chunks)
+        }
+        manifest = {
+            "round": round,
+            "size": self.size,
+            "chunk_size": self.chunk_size,
+            "weights_sha256": weights_hash,
+            "config_sha256": self.config_hash,
+            "chunks": checksums,
+        }
+        temporary = self._manifest(round).with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, self._manifest(round))
+
+    def committed(self, round: int) -> bool:
+        """Returns whether a round is whole."""
+        return self._manifest(round).exists()
+
+    def digest(self, round: int) -> str:
+        """Returns a hash over a committed round's chunks."""
+        chunks = json.loads(self._manifest(round).read_text())["chunks"]
+        return hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest()
+
+    def open(self, round: int) -> Reconstructions:
+        """Opens a committed round, read-only.
+
+        Raises:
+            UserError: If the round is not committed.
+        """
+        if not self.committed(round):
+            folder = self.folder(round)
+            raise UserError(f"{folder} is not a finished round; run train.py to its end")
+        paths = [self._chunk(round, c) for c in self.chunks]
+        return Reconstructions(
+            [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths], round
+        )
+
+    def _chunk(self, round: int, chunk: int) -> Path:
+        return self.folder(round) / f"chunk_{chunk:05d}.npy"
+
+    def _manifest(self, round: int) -> Path:
+        return self.folder(round) / "manifest.json"
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Renames a synced file into its place and syncs the folder, so that the name is durable."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,51 @@
+"""Quality of reconstructions: PSNR and SSIM against the truth, χ² against the observation."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from diffem.corruption import Corruption, Observation
+
+DATA_RANGE = 2.0  # images in [-1, 1]
+
+
+def psnr(x: Tensor, truth: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio of each image in dB, (B,), with data range 2."""
+    mse = (x - truth).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(DATA_RANGE**2 / mse)
+
+
+def ssim(x: Tensor, truth: Tensor) -> Tensor | None:
+    """Returns the structural similarity of each image, (B,); None for signals and vectors.
+
+    The Gaussian window has σ = 1.5 and 11 pixels (Wang et al. 2004), or less where an image is
+    smaller.
+    """
+    if x.ndim != 4 or min(x.shape[2:]) < 3:
+        return None
+    radius = min(5, (min(x.shape[2:]) - 1) // 2)
+    sigma = 1.5 if radius == 5 else radius / 3.5  # torchmetrics: radius = int(3.5 σ + 0.5)
+    value = structural_similarity_index_measure(
+        x, truth, sigma=sigma, data_range=DATA_RANGE, reduction="none"
+    )
+    assert isinstance(value, Tensor)
+    return value
+
+
+def scores(
+    x: Tensor, truth: Tensor, corruption: Corruption, observation: Observation
+) -> dict[str, Tensor]:
+    """Returns PSNR (dB), SSIM (where it is defined) and χ² per measured entry, each (B,).
+
+    Arguments:
+        x: One reconstruction of each observation, (B, *shape).
+        truth: The clean images, (B, *shape).
+        corruption: The channel.
+        observation: The observations, (B, …).
+    """
+    similarity = ssim(x, truth)
+    return {
+        "psnr": psnr(x, truth),
+        "residual_chi2": corruption.residual_chi2(observation, x),
+        **({} if similarity is None else {"ssim": similarity}),
+    }

@@ -1,0 +1,51 @@
+"""Multilayer perceptron for vectors."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from diffem.network.embedding import NoiseEmbedding
+
+
+class MLP(nn.Module):
+    """Layer-normalised perceptron over (x, embedding of y, embedding of the noise level).
+
+    Arguments:
+        shape: The shape of x, (D,).
+        cond_channels: The number C' of features of the observation's embedding; 0 for none.
+        width: The width of the hidden layers.
+        depth: The number of hidden layers.
+        embedding: The number of features of the noise level's embedding, even.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        cond_channels: int,
+        *,
+        width: int = 256,
+        depth: int = 3,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        (dim,) = shape
+        self.embedding = NoiseEmbedding(embedding)
+        sizes = [dim + cond_channels + embedding, *[width] * depth]
+        layers: list[nn.Module] = []
+        for size_in, size_out in pairwise(sizes):
+            layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], dim))
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Returns the raw output b_θ, (B, D).
+
+        Arguments:
+            x: Scaled noisy vectors, (B, D).
+            c: Log noise levels, (B,) or ().
+            cond: The observation's embedding, (B, C').
+        """
+        embedding = self.embedding(c).expand(len(x), -1)
+        parts = [x, embedding] if cond is None else [x, cond, embedding]
+        return self.layers(torch.cat(parts, dim=1))

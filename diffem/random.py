@@ -1,0 +1,32 @@
+"""Derived seeds: every draw depends on a key such as (seed, "e-step", round, chunk) alone."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+Key = int | str
+
+
+def derive_seed(*key: Key) -> int:
+    """Hashes a key to a seed in [0, 2^63), the same in every process and on every machine."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*key: Key, device: torch.device | str = "cpu") -> torch.Generator:
+    """Returns a generator on a device, seeded by a key."""
+    return torch.Generator(device).manual_seed(derive_seed(*key))
+
+
+@contextmanager
+def seeded(*key: Key, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Opens a scope in which the global generators are seeded by a key, and restores them after.
+
+    azula's samplers, dropout and torch.distributions draw from the global generators.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*key))
+        yield

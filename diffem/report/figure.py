@@ -1,0 +1,103 @@
+"""Figures: panels of reconstructions, curves over rounds, samples of the prior."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+matplotlib.use("Agg", force=False)
+
+COLUMNS = ("observation", "reconstruction", "mean of samples", "std", "truth")
+
+
+def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
+    """Saves observation | reconstruction | mean of several samples | per-pixel std | truth.
+
+    Arguments:
+        path: The PNG file.
+        title: The figure's title.
+        columns: The five columns, each (n, *shape); images and signals are shown one a row,
+            vectors as a scatter of their first two entries.
+    """
+    if columns[0].ndim == 2:
+        _save_scatter(path, title, columns)
+        return
+    rows = len(columns[0])
+    figure = Figure(figsize=(1.25 * len(COLUMNS), 1.1 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, len(COLUMNS), squeeze=False)
+    largest = max(float(columns[3].max()), 1e-3)
+    for i in range(rows):
+        for j, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
+            spread = name == "std"
+            limits = (0.0, largest) if spread else (-1.0, 1.0)
+            _show(axes[i, j], column[i].mean(dim=0, keepdim=True) if spread else column[i], limits)
+            if i == 0:
+                axes[i, j].set_title(f"{name} ≤ {largest:.2f}" if spread else name, fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def save_curves(path: Path, rounds: Sequence[dict[str, float | None]]) -> None:
+    """Saves the metrics over rounds, one axis each.
+
+    Arguments:
+        path: The PNG file.
+        rounds: The rows of `summary.json`'s `rounds`.
+    """
+    names = ("psnr", "psnr_mean", "ssim", "residual_chi2", "loss")
+    names = [name for name in names if any(row.get(name) is not None for row in rounds)]
+    figure = Figure(figsize=(2.6 * len(names), 2.4), layout="constrained")
+    labels = {"psnr": "PSNR (dB)", "psnr_mean": "PSNR of mean (dB)", "ssim": "SSIM"}
+    labels |= {"residual_chi2": "residual χ²", "loss": "M-step loss"}
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        points = [(row["round"], row[name]) for row in rounds if row.get(name) is not None]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        axis.set(xlabel="round", title=labels[name])
+        if name == "residual_chi2":
+            axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    figure.savefig(path, dpi=150)
+
+
+def save_samples(path: Path, title: str, x: Tensor) -> None:
+    """Saves samples side by side.
+
+    Arguments:
+        path: The PNG file.
+        title: The figure's title.
+        x: Samples, (n, *shape).
+    """
+    figure = Figure(figsize=(5, 5.3), layout="constrained")
+    if x.ndim == 2:
+        axis = figure.subplots()
+        axis.scatter(x[:, 0], x[:, 1], s=2)
+    else:
+        side = int(np.ceil(np.sqrt(len(x))))
+        for axis, image in zip(figure.subplots(side, side, squeeze=False).flat, x, strict=False):
+            _show(axis, image, (-1.0, 1.0))
+    for axis in figure.axes:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
+    low, high = limits
+    image = ((x - low) / (high - low)).clamp(0, 1)
+    image = image if image.ndim == 2 else image.movedim(0, -1).squeeze(-1)
+    axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+
+
+def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
+    figure = Figure(figsize=(3 * len(COLUMNS), 3), layout="constrained")
+    for axis, name, x in zip(figure.subplots(1, len(COLUMNS)), COLUMNS, columns, strict=True):
+        x = torch.as_tensor(x)
+        axis.scatter(x[:, 0], x[:, 1], s=2)
+        axis.set_title(name, fontsize=8)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=150)

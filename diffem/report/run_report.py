@@ -1,0 +1,240 @@
+"""The report of a run: metrics of each round, figures, `summary.json` and the closing table."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from diffem.corruption import Corruption, Observation
+from diffem.denoiser import Posterior, reconstruct
+from diffem.em.callback import Round
+from diffem.em.gaussian import GaussianPosterior
+from diffem.em.logger import log_round
+from diffem.em.module import DenoiserModule
+from diffem.em.observe import Observed
+from diffem.em.progress import phase
+from diffem.em.store import ReconstructionStore
+from diffem.error import check_count
+from diffem.metric import frechet_pixels, psnr, scores
+from diffem.report.figure import save_curves, save_panel, save_samples
+
+SHOWN = 8  # images in a panel
+PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is evaluated."""
+
+    samples: int
+    """The number of samples whose mean is scored as `psnr_mean`."""
+    subset: int
+    """The number of training observations that `psnr_mean` is taken over in each round."""
+    heldout: int
+    """The largest number of held-out observations to evaluate at the end."""
+    prior: int
+    """The number of samples drawn from the prior."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "subset", "heldout", "prior"):
+            check_count(f"metric.{name}", getattr(self, name), minimum=2)
+
+
+@dataclass
+class RunReport:
+    """Collects what a run did and writes it down.
+
+    Attributes:
+        run_dir: The run's directory.
+        about: What heads the summary: dataset, corruption, method, seed, devices.
+        sizes: How much is evaluated.
+        train: The training observations.
+        heldout: The held-out observations.
+        corruption: The channel.
+        store: The rounds' reconstructions.
+    """
+
+    run_dir: Path
+    about: Mapping[str, Any]
+    sizes: Sizes
+    train: Observed
+    heldout: Observed
+    corruption: Corruption
+    store: ReconstructionStore
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+    gaussian: GaussianPosterior | None = None
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        folder = self.run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def on_round(self, module: DenoiserModule, round: Round) -> None:
+        """Scores a committed round, draws its panel and logs both.
+
+        Arguments:
+            module: The module, on its device and in its trainer.
+            round: The round.
+        """
+        k, draw, device = round.number, round.draw, module.device
+        if isinstance(draw, GaussianPosterior):
+            self.gaussian = draw
+        n = min(self.sizes.subset, len(self.train))
+        first = self.store.open(k)
+        observation = self.train.observation.select(slice(n))
+        with phase(f"round {k}  evaluation", self.sizes.samples - 1, "samples") as advance:
+            samples = torch.stack(
+                [
+                    first.__getitems__(range(n)).x,
+                    *self._samples(
+                        draw, observation, (k,), self.sizes.samples - 1, device, advance
+                    ),
+                ]
+            )
+        metrics = self._score_store(k)
+        metrics["psnr_mean"] = float(psnr(samples.mean(dim=0), self.train.truth[:n]).mean())
+        metrics |= {
+            "e_step_seconds": round.e_step_seconds,
+            "m_step_seconds": round.m_step_seconds,
+            "loss": round.loss,
+        }
+        self.rounds.append({"round": k, **metrics})
+        panel = self.figures / f"round_{k:03d}.png"
+        self._panel(panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, self.train)
+        log_round(module.trainer, k, metrics, panel)
+
+    def finish(
+        self, draw: Posterior, prior: Callable[[int], Tensor] | None, device: torch.device
+    ) -> None:
+        """Evaluates on the held-out observations, and writes and prints the summary.
+
+        Arguments:
+            draw: The final posterior.
+            prior: Draws n samples from the prior, (n, *shape); None if there is none.
+            device: Where to sample.
+        """
+        n = min(self.sizes.heldout, len(self.heldout))
+        truth = self.heldout.truth[:n]
+        observation = self.heldout.observation.select(slice(n))
+        with phase("held-out  evaluation", self.sizes.samples, "samples") as advance:
+            samples = self._samples(
+                draw, observation, ("heldout",), self.sizes.samples, device, advance
+            )
+        stacked = torch.stack(samples)
+        score = scores(stacked[0], truth, self.corruption, observation)
+        final: dict[str, Any] = {name: float(value.mean()) for name, value in score.items()}
+        final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
+        final["gaussian_psnr_mean"] = None
+        if self.gaussian is not None:
+            mean = self.gaussian.mean(observation)
+            final["gaussian_psnr_mean"] = float(psnr(mean, truth).mean())
+        self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
+        final["prior"] = None if prior is None else self._score_prior(prior)
+        save_curves(self.figures / "curves.png", self.rounds)
+        self._write(final)
+        self._print(final)
+
+    def _samples(
+        self,
+        draw: Posterior,
+        observation: Observation,
+        key: Sequence[int | str],
+        count: int,
+        device: torch.device,
+        advance: Callable[[], None],
+    ) -> list[Tensor]:
+        """Draws samples of each observation, chunk by chunk, without touching any other draw."""
+        size = min(self.store.chunk_size, len(observation.y))
+        samples = []
+        for s in range(count):
+            chunks = [
+                reconstruct(
+                    draw,
+                    observation.select(slice(start, start + size)),
+                    size=size,
+                    key=(self.about["seed"], "evaluation", *key, s, start),
+                    device=device,
+                )
+                for start in range(0, len(observation.y), size)
+            ]
+            samples.append(torch.cat(chunks))
+            advance()
+        return samples
+
+    def _score_store(self, k: int) -> dict[str, Any]:
+        """Returns the mean scores of a round's reconstructions, chunk by chunk."""
+        data, total = self.store.open(k), {}
+        for chunk in self.store.chunks:
+            rows = self.store.rows(chunk)
+            x = data.__getitems__(range(rows.start, rows.stop)).x
+            observation = self.train.observation.select(rows)
+            for name, value in scores(
+                x, self.train.truth[rows], self.corruption, observation
+            ).items():
+                total[name] = total.get(name, 0.0) + float(value.double().sum())
+        return {name: value / len(data) for name, value in total.items()}
+
+    def _score_prior(self, prior: Callable[[int], Tensor]) -> dict[str, float]:
+        """Returns the prior's distance from the held-out images, and that of as many true ones."""
+        x = prior(self.sizes.prior)
+        save_samples(self.figures / "prior.png", "samples of the prior", x[:64])
+        truth = self.train.truth[: len(x)]
+        return {
+            "samples": len(x),
+            "frechet_pixels": frechet_pixels(x, self.heldout.truth),
+            "frechet_pixels_truth": frechet_pixels(truth, self.heldout.truth),
+        }
+
+    def _panel(self, path: Path, title: str, samples: Tensor, observed: Observed) -> None:
+        observation = observed.observation.select(slice(SHOWN if samples.ndim > 3 else None))
+        lifted = self.corruption.lift(observation)[: samples.shape[1]]
+        n = len(lifted)
+        columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
+        save_panel(path, title, (*columns, observed.truth[:n]))
+
+    def _write(self, final: dict[str, Any]) -> None:
+        versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+        summary = {
+            **self.about,
+            "versions": versions,
+            "wall_seconds": round(time.perf_counter() - self.start, 1),
+            "rounds": self.rounds,
+            "final": final,
+        }
+        (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+    def _print(self, final: dict[str, Any]) -> None:
+        console = Console()
+        title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(self.about)
+        table = Table(title=title)
+        for name in ("round", "PSNR", "of mean", "SSIM", "χ²", "E-step s", "M-step s"):
+            table.add_column(name, justify="right")
+        keys = ("psnr", "psnr_mean", "ssim", "residual_chi2", "e_step_seconds", "m_step_seconds")
+        digits = (2, 2, 3, 3, 1, 1)
+        for name, row in [(str(r["round"]), r) for r in self.rounds] + [("held-out", final)]:
+            values = (row.get(key) for key in keys)
+            pairs = zip(values, digits, strict=True)
+            table.add_row(name, *("–" if v is None else f"{v:.{d}f}" for v, d in pairs))
+        console.print(table)
+        if final["gaussian_psnr_mean"] is not None:
+            floor = final["gaussian_psnr_mean"]
+            console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
+        if final["prior"] is not None:
+            console.print(
+                "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
+                "{frechet_pixels_truth:.3f})".format_map(final["prior"])
+            )
+        for name in ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints"):
+            console.print(f"wrote {self.run_dir / name}", soft_wrap=True)

@@ -1,0 +1,187 @@
+"""Law 2, first half: where the exact denoiser is known, the samples have the exact posterior."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from azula.denoise import DiracPosterior, KarrasDenoiser
+from azula.noise import VESchedule, VPSchedule
+from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABSampler
+from torch import Tensor, nn
+
+from diffem.corruption import GaussianNoise, Identity, Mask, Observation, Projection
+from diffem.denoiser import (
+    BetaMixture,
+    Condition,
+    Denoiser,
+    condition_on,
+    posterior,
+    reconstruct,
+    sample_prior,
+)
+from diffem.error import UserError
+from diffem.random import generator, seeded
+
+SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
+
+
+class Zero(nn.Module):
+    """The backbone that makes the denoiser exact for x ~ N(0, I), seen through a mask or noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.weight * x
+
+
+class Linear(nn.Module):
+    """Any backbone that uses its condition."""
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        shift = 0 if cond is None else cond.mean()
+        return torch.tanh(x) * c.mean() + shift
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, VPSchedule()], ids=["VE", "VP"])
+def test_without_a_condition_it_is_edm(schedule: VESchedule) -> None:
+    x_t, t = torch.randn(4, 2, 3, 3), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    ours = Denoiser(Linear(), schedule)(x_t, t).mean
+    reference = KarrasDenoiser(Linear(), schedule)(x_t, t, cond=None).mean
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_edm_s() -> None:
+    x, t = torch.randn(64, 5), torch.rand(64)
+    with seeded(1):
+        ours = Denoiser(Linear(), SCHEDULE).loss(x, t)
+    with seeded(1):
+        reference = KarrasDenoiser(Linear(), SCHEDULE).loss(x, t, cond=None)
+    torch.testing.assert_close(ours, reference)
+
+
+def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
+    """E[x | x_t, y] of x ~ N(0, 1), x_t = x + σ_t z, y = x + σ_y ε where m = 1."""
+    corruption = Mask((1, 4, 4), GaussianNoise((0.1, 0.5)), rho=0.5)
+    x = torch.randn(8, 1, 4, 4, generator=generator(0))
+    observation = corruption.draw(x, generator(1))
+    t = torch.linspace(0.2, 0.9, 8)
+    sigma_t = SCHEDULE(t)[1].view(-1, 1, 1, 1)
+    x_t = x + sigma_t * torch.randn(x.shape, generator=generator(2))
+    m, var_y = observation.operator, observation.std.view(-1, 1, 1, 1) ** 2
+    expected = (x_t / sigma_t**2 + m * observation.y / var_y) / (1 + sigma_t**-2 + m / var_y)
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, condition_on(corruption, observation)).mean
+    torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
+
+
+SAMPLERS = {
+    # The bias of the discretisation, measured once with 10 × the samples and rounded up.
+    "ddpm": (partial(DDPMSampler, steps=512), 0.02),
+    "ddim": (partial(DDIMSampler, steps=256, eta=0.0), 0.02),
+    "heun": (partial(HeunSampler, steps=64), 0.01),
+    "multistep": (partial(xEABSampler, steps=128), 0.01),
+    "pc": (partial(PCSampler, steps=512, delta=0.01), 0.05),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
+    """x ~ N(0, I), y = m (x + σ_y ε): x | y has mean m y / (1 + σ_y²) and variance 1 - m / (1 + σ_y²)."""
+    sampler, bias = SAMPLERS[name]
+    n, std = 4000, 0.5
+    corruption = Mask((1, 2, 2), GaussianNoise(std), rho=0.5)
+    y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]])
+    m = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    observation = Observation(y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std))
+    draw = posterior(Denoiser(Zero(), SCHEDULE), corruption, sampler)
+    with seeded(3):
+        x = draw(observation).flatten(1)
+    mean = (m * y / (1 + std**2)).flatten()
+    var = (1 - m / (1 + std**2)).flatten()
+    # Monte Carlo: 4.5 standard errors of a mean and of a variance, plus the sampler's bias.
+    assert ((x.mean(dim=0) - mean).abs() < 4.5 * (var / n).sqrt() + bias).all()
+    assert ((x.var(dim=0) / var - 1).abs() < 4.5 * math.sqrt(2 / n) + bias).all()
+    off_diagonal = torch.corrcoef(x.mT) - torch.eye(4)
+    assert off_diagonal.abs().max() < 4.5 / math.sqrt(n)
+
+
+class ExactProjection(nn.Module):
+    """E[x | x_t, y] of x ~ N(μ, Σ) under a projection, by solving the normal equations."""
+
+    def __init__(self, mean: Tensor, cov: Tensor, rows: int) -> None:
+        super().__init__()
+        self.schedule = SCHEDULE
+        self.mean, self.precision, self.rows = mean, torch.linalg.inv(cov), rows
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> DiracPosterior:
+        dim = len(self.mean)
+        _, y, a, std = condition.embedding.split([dim, self.rows, self.rows * dim, 1], dim=1)
+        a = a.unflatten(1, (self.rows, dim))
+        sigma_t = SCHEDULE(t)[1]
+        system = self.precision + torch.eye(dim) / sigma_t**2 + a.mT @ a / std[:, :, None] ** 2
+        right = self.precision @ self.mean + x_t / sigma_t**2
+        right = right + torch.einsum("bmd,bm->bd", a, y) / std**2
+        return DiracPosterior(torch.linalg.solve(system, right))
+
+
+def test_samples_have_the_exact_posterior_under_a_projection() -> None:
+    n, dim, std = 4000, 3, 0.3
+    root = torch.randn(dim, dim, generator=generator(4))
+    mean, cov = torch.randn(dim, generator=generator(5)), root @ root.mT + 0.1 * torch.eye(dim)
+    corruption = Projection((dim,), GaussianNoise(std), rows=2)
+    one = corruption.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
+    observation = Observation(*(field.expand(n, *field.shape[1:]) for field in one))
+    exact = ExactProjection(mean, cov, rows=2)
+    draw = posterior(exact, corruption, partial(HeunSampler, steps=64))  # type: ignore[arg-type]
+    with seeded(8):
+        x = draw(observation)
+    a = one.operator[0]
+    gain = cov @ a.mT @ torch.linalg.inv(a @ cov @ a.mT + std**2 * torch.eye(2))
+    expected_mean = mean + gain @ (one.y[0] - a @ mean)
+    expected_cov = cov - gain @ a @ cov
+    # Monte Carlo: 4.5 standard errors in the posterior's own units, plus Heun's bias of 0.01.
+    whiten = torch.linalg.inv(torch.linalg.cholesky(expected_cov))
+    z = (x - expected_mean) @ whiten.mT
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
+    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+
+
+def test_prior_samples_of_a_standard_normal() -> None:
+    n = 4000
+    with seeded(9):
+        x = sample_prior(Denoiser(Zero(), SCHEDULE), (n, 2), partial(HeunSampler, steps=64))
+    assert x.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
+    assert (x.var(dim=0) - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+
+
+def test_a_sample_depends_on_the_key_and_not_on_its_neighbours() -> None:
+    corruption = Identity((1, 4, 4), GaussianNoise(0.5))
+    observation = corruption.draw(torch.randn(6, 1, 4, 4), generator(10))
+    draw = posterior(Denoiser(Zero(), SCHEDULE), corruption, partial(DDPMSampler, steps=8))
+    options = {"size": 8, "device": "cpu"}
+    whole = reconstruct(draw, observation, key=("k",), **options)  # type: ignore[arg-type]
+    torch.manual_seed(123)
+    short = reconstruct(draw, observation.select(slice(2)), key=("k",), **options)  # type: ignore[arg-type]
+    other = reconstruct(draw, observation, key=("l",), **options)  # type: ignore[arg-type]
+    assert whole.shape == (6, 1, 4, 4)
+    assert torch.equal(whole[:2], short)
+    assert not torch.equal(whole, other)
+
+
+def test_beta_mixture_has_its_moments() -> None:
+    n = 20000
+    with seeded(11):
+        t = BetaMixture([(2, 5), (5, 2)]).sample(n)
+    # Beta(a, b): mean a / (a + b), variance ab / ((a + b)² (a + b + 1)); the mixture adds the
+    # spread of the means, (3 / 14)².
+    var = 10 / (49 * 8) + (3 / 14) ** 2
+    assert abs(t.mean() - 0.5) < 4 * math.sqrt(var / n)
+    assert abs(t.var() / var - 1) < 4 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("components", [[], [[1]], [[0, 1]]])
+def test_bad_beta_mixture(components: list[list[float]]) -> None:
+    with pytest.raises(UserError, match="must be pairs"):
+        BetaMixture(components)

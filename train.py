@@ -1,0 +1,126 @@
+"""Learns a posterior sampler and a prior from corrupted images: python train.py [GROUP=CHOICE …].
+
+Reads top to bottom: compose, fit by EM, fit the prior, evaluate, report.
+"""
+
+from collections.abc import Callable, Sequence
+
+import hydra
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffem import command
+from diffem.corruption import Corruption
+from diffem.denoiser import Denoiser, posterior, sample_prior
+from diffem.em import (
+    DenoiserModule,
+    EMRounds,
+    EMSettings,
+    ReconstructionDataModule,
+    ReconstructionStore,
+    observe,
+)
+from diffem.em.progress import MStepProgress, console
+from diffem.random import seeded
+from diffem.report import RunReport, Sizes
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Runs one experiment in its run directory."""
+    command.check_devices(cfg)
+    settings: EMSettings = instantiate(cfg.em)
+    sizes: Sizes = instantiate(cfg.metric)
+    corruption: Corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
+    clean = instantiate(cfg.dataset, _convert_="all").load()
+    train = observe(clean.train, corruption, seed=cfg.seed, split="train")
+    heldout = observe(clean.heldout, corruption, seed=cfg.seed, split="heldout")
+    steps = settings.steps(len(train))
+    module = build_module(cfg, corruption, steps)
+    sampler, init = instantiate(cfg.sampler), instantiate(cfg.init)
+
+    run_dir = command.open_run(cfg)
+    store = ReconstructionStore(
+        run_dir / "reconstructions",
+        size=len(train),
+        chunk_size=settings.chunk_size,
+        config_hash=command.config_hash(cfg),
+    )
+    data = ReconstructionDataModule(train, store, settings, steps=steps, seed=cfg.seed)
+    data.supervised = cfg.method.supervised
+    if data.supervised:
+        console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
+    report = RunReport(
+        run_dir, command.about(cfg), sizes, train, heldout, corruption=corruption, store=store
+    )
+    em = EMRounds(init, sampler, rounds=settings.rounds, on_round=report.on_round)
+    trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
+    trainer.fit(module, datamodule=data)
+
+    draw_prior = None if cfg.prior is None else fit_prior(cfg, data)
+    if trainer.is_global_zero:
+        device = trainer.strategy.root_device
+        module.to(device)
+        with module.averaged() as denoiser:
+            report.finish(posterior(denoiser, corruption, sampler), draw_prior, device)
+
+
+def build_module(cfg: DictConfig, corruption: Corruption | None, steps: int) -> DenoiserModule:
+    """Returns the module of the posterior, or of the prior where there is no corruption."""
+    name = "prior" if corruption is None else "posterior"
+    with seeded(cfg.seed, "weights", name):
+        network = instantiate(
+            cfg.network,
+            shape=cfg.dataset.shape,
+            cond_channels=corruption.embed_channels if corruption else 0,
+            _convert_="all",
+        )
+    denoiser = Denoiser(network, instantiate(cfg.schedule))
+    m_step = instantiate(cfg.m_step, steps=steps, _convert_="all")
+    return DenoiserModule(denoiser, corruption, m_step, seed=cfg.seed)
+
+
+def build_trainer(
+    cfg: DictConfig, checkpoint: str, callbacks: Sequence[Callback], *, epochs: int
+) -> Trainer:
+    """Returns a trainer that writes `checkpoints/CHECKPOINT.ckpt` after each epoch."""
+    save = ModelCheckpoint(
+        f"{cfg.run_dir}/checkpoints", checkpoint, enable_version_counter=False, save_top_k=1
+    )
+    return instantiate(
+        cfg.trainer,
+        max_epochs=epochs,
+        logger=[instantiate(logger) for logger in cfg.logger.values()],
+        callbacks=[MStepProgress(), *callbacks, save],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the datamodule's own sampler shares the batches out
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
+def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> Callable[[int], Tensor]:
+    """Trains an unconditional denoiser on the last reconstructions; returns its sampler."""
+    settings: EMSettings = instantiate(cfg.em)
+    module = build_module(cfg, None, cfg.prior.steps)
+    last = ReconstructionDataModule(
+        data.observed, data.store, settings, steps=cfg.prior.steps, seed=cfg.seed
+    )
+    last.round = data.round
+    trainer = build_trainer(cfg, "prior", [], epochs=last.epochs)
+    trainer.fit(module, datamodule=last)
+
+    def draw(n: int) -> Tensor:
+        device = module.to(trainer.strategy.root_device).device
+        with module.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
+            shape = (n, *cfg.dataset.shape)
+            return sample_prior(denoiser, shape, instantiate(cfg.sampler)).float().cpu()
+
+    return draw
+
+
+if __name__ == "__main__":
+    command.run_command(main)
