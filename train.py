@@ -24,8 +24,10 @@ from diffem.em import (
     observe,
 )
 from diffem.em.progress import MStepProgress, console
+from diffem.error import check_count
+from diffem.metric import Sizes
 from diffem.random import seeded
-from diffem.report import RunReport, Sizes
+from diffem.report import RunReport
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -34,6 +36,9 @@ def main(cfg: DictConfig) -> None:
     command.check_devices(cfg)
     settings: EMSettings = instantiate(cfg.em)
     sizes: Sizes = instantiate(cfg.metric)
+    check_count("sampler.steps", cfg.sampler.steps)
+    if cfg.prior is not None:
+        check_count("prior.steps", cfg.prior.steps)
     corruption: Corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
     clean = instantiate(cfg.dataset, _convert_="all").load()
     train = observe(clean.train, corruption, seed=cfg.seed, split="train")

@@ -31,6 +31,7 @@ def run_command(main: Callable[[], None]) -> None:
     # Batches are fetched whole from memory maps: worker processes would only slow them down.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     try:
         main()

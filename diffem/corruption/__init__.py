@@ -7,6 +7,7 @@ from diffem.corruption.identity import Identity
 from diffem.corruption.mask import Mask
 from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.projection import Projection
+from diffem.corruption.spectrum import Spectrum
 
 __all__ = [
     "Blur",
@@ -17,4 +18,5 @@ __all__ = [
     "Mask",
     "Observation",
     "Projection",
+    "Spectrum",
 ]

@@ -10,12 +10,13 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.spectrum import Spectrum
 
 
 class Observation(NamedTuple):
@@ -42,11 +43,14 @@ def expand(level: Tensor, like: Tensor) -> Tensor:
     return level.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+T = TypeVar("T")
+
+
+def full_precision(method: Callable[..., T]) -> Callable[..., T]:
     """Keeps a method's matrix products out of autocast, which would round them to bfloat16."""
 
     @functools.wraps(method)
-    def exact(self: "Corruption", x: Tensor, *args: Tensor, **kwargs: bool) -> Tensor:
+    def exact(self: "Corruption", x: Tensor, *args: Tensor, **kwargs: bool) -> T:
         with torch.autocast(x.device.type, enabled=False):
             return method(self, x, *args, **kwargs)
 
@@ -102,14 +106,9 @@ class Corruption(ABC):
         """Brings y back on the grid of x, (B, *shape)."""
         return self.adjoint(observation.y, observation.operator)
 
-    def precision(self, observation: Observation) -> Tensor:
-        """Returns 1 / σ_y² where the lifted y is x itself plus noise and 0 elsewhere.
-
-        Returns:
-            Inverse variances that broadcast against (B, *shape). 0 everywhere is always right: it
-            says that y measures no entry of x by itself.
-        """
-        return expand(torch.zeros_like(observation.std), observation.y)
+    def spectrum(self, operator: Tensor) -> Spectrum | None:
+        """Returns AᵀA = V diag(s²) Vᵀ for each sample, or None where it is not at hand."""
+        return None
 
     def maps(self, observation: Observation) -> list[Tensor]:
         """Returns what the network should see of the operator, each (B, C', *S)."""

@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption.base import Corruption, Observation, constant_map, full_precision
 from diffem.corruption.noise import GaussianNoise, Level, check_level, draw_level
+from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError, check_count
 
 
@@ -66,6 +67,20 @@ class Blur(Corruption):
 
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         return self._along_axes(y, operator, transpose=True)
+
+    @full_precision
+    def spectrum(self, operator: Tensor) -> Spectrum:
+        sigma = operator[:, 0]
+        if self.bounds[0] == self.bounds[1]:
+            sigma = sigma[:1]  # one width for all samples: decompose it once
+        axes, square = [], torch.ones(len(sigma), 1, device=sigma.device)
+        for axis, side in enumerate(self.shape[1:], start=2):
+            matrix = self.matrix(sigma, side)
+            value, v = torch.linalg.eigh(matrix.mT @ matrix)
+            axes.append((axis, v))
+            value = value.clamp(min=0).reshape(-1, *(1,) * (axis - 1), side)
+            square = square[..., None] * value
+        return Spectrum(tuple(axes), square)
 
     def lift(self, observation: Observation) -> Tensor:
         return observation.y

@@ -1,11 +1,14 @@
 """Downsampling: y = average pooling of x by a factor, plus σ_y ε."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from diffem.corruption.base import Corruption, Observation
 from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError, check_count
 
 
@@ -42,6 +45,21 @@ class Downsample(Corruption):
 
     def lift(self, observation: Observation) -> Tensor:
         return self._repeat(observation.y)
+
+    def spectrum(self, operator: Tensor) -> Spectrum:
+        # Along an axis, blocks of f pixels: their mean is the first of f orthonormal cosines,
+        # divided by √f, and the others average to nothing.
+        f = self.factor
+        n = torch.arange(f, device=operator.device)
+        cosines = torch.cos(math.pi * (2 * n[:, None] + 1) * n / (2 * f)) * math.sqrt(2 / f)
+        cosines[:, 0] /= math.sqrt(2)
+        axes, square = [], torch.ones((), device=operator.device)
+        for axis, side in enumerate(self.shape[1:], start=2):
+            v = torch.kron(torch.eye(side // f, device=operator.device), cosines)
+            axes.append((axis, v[None]))
+            measured = (torch.arange(side, device=operator.device) % f == 0) / f
+            square = square[..., None] * measured
+        return Spectrum(tuple(axes), square)
 
     def _repeat(self, y: Tensor) -> Tensor:
         for axis in range(2, y.ndim):

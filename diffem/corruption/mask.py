@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.base import Corruption, Observation, expand
+from diffem.corruption.base import Corruption, Observation
 from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.spectrum import Spectrum
 from diffem.error import check_fraction
 
 
@@ -41,8 +42,8 @@ class Mask(Corruption):
     def observed(self, y: Tensor, operator: Tensor) -> Tensor:
         return operator.expand_as(y)
 
-    def precision(self, observation: Observation) -> Tensor:
-        return observation.operator / expand(observation.std**2, observation.y)
+    def spectrum(self, operator: Tensor) -> Spectrum:
+        return Spectrum((), operator)
 
     def maps(self, observation: Observation) -> list[Tensor]:
         return [observation.operator]

@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption.base import Corruption, Observation, full_precision
 from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError, check_count
 
 
@@ -45,6 +46,11 @@ class Projection(Corruption):
     @full_precision
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         return torch.einsum("bmd,bm->bd", operator.to(y.dtype), y)
+
+    @full_precision
+    def spectrum(self, operator: Tensor) -> Spectrum:
+        square, v = torch.linalg.eigh(operator.mT @ operator)
+        return Spectrum(((1, v),), square.clamp(min=0))
 
     def maps(self, observation: Observation) -> list[Tensor]:
         return [observation.y, observation.operator.flatten(1)]

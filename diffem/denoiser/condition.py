@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from diffem.corruption import Corruption, Observation
+from diffem.corruption import Corruption, Observation, Spectrum
+from diffem.corruption.base import expand
 
 
 class Condition(NamedTuple):
@@ -12,16 +14,25 @@ class Condition(NamedTuple):
 
     embedding: Tensor
     """What the network sees, (B, C', *S)."""
-    estimate: Tensor
-    """Entries of x that y measures one by one, (B, *shape); any value where it does not."""
+    spectrum: Spectrum
+    """The basis in which y measures the coefficients z = Vᵀ x one by one."""
     precision: Tensor
-    """Their inverse variance 1 / σ_y², (B, *shape); 0 where y does not measure the entry."""
+    """The inverse variance s² / σ_y² of each measured coefficient, against (B, *shape)."""
+    information: Tensor
+    """Precision times measured value, Vᵀ Aᵀ y / σ_y², against (B, *shape)."""
 
 
 def condition_on(corruption: Corruption, observation: Observation) -> Condition:
-    """Returns the condition that an observation gives."""
-    return Condition(
-        embedding=corruption.embed(observation),
-        estimate=corruption.lift(observation),
-        precision=corruption.precision(observation),
-    )
+    """Returns the condition that an observation gives.
+
+    Where the operator's spectrum is not at hand, y reaches the denoiser by its embedding alone.
+    """
+    y, operator, std = observation
+    embedding = corruption.embed(observation)
+    spectrum = corruption.spectrum(operator)
+    if spectrum is None:
+        zero = torch.zeros((), device=y.device)
+        return Condition(embedding, Spectrum((), zero), zero, zero)
+    back = corruption.adjoint(y, operator)
+    var = expand(std**2, back)
+    return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(back) / var)

@@ -1,13 +1,14 @@
 """Denoiser: d_θ(x_t, t, y) ≈ E[x | x_t, y], preconditioned.
 
 Karras et al. (2022, arXiv 2206.00364) precondition a network by the noise level σ of its input.
-Here the input is first fused with what y measures directly: where y = x + σ_y ε for an entry,
-(x_t, y) is worth a single measurement x̄ of that entry,
+Here the input is first fused with what y measures. In the basis V of AᵀA = V diag(s²) Vᵀ, both
+x_t and y measure each coefficient of z = Vᵀ x by itself, and together they are worth a single
+measurement z̄ of variance σ²:
 
-    1/σ² = α_t²/σ_t² + 1/σ_y²,   x̄ = σ² (α_t x_t / σ_t² + y / σ_y²),
+    1/σ² = α_t²/σ_t² + s²/σ_y²,   z̄ = σ² Vᵀ (α_t x_t / σ_t² + Aᵀ y / σ_y²)
 
-and EDM's preconditioning follows with this σ, entry by entry. Where y measures nothing directly
-(missing pixels, blur, no observation at all) this is EDM's own.
+EDM's preconditioning follows with this σ, coefficient by coefficient. Where y measures nothing
+(missing pixels, no spectrum, no observation at all) it is EDM's own.
 """
 
 import torch
@@ -16,6 +17,7 @@ from azula.denoise import DiracPosterior
 from azula.noise import Schedule
 from torch import Tensor, nn
 
+from diffem.corruption import Spectrum
 from diffem.corruption.base import expand
 from diffem.denoiser.condition import Condition
 
@@ -23,7 +25,7 @@ from diffem.denoiser.condition import Condition
 class Denoiser(AzulaDenoiser):
     """Preconditioned denoiser of p(x | x_t, y), or of p(x | x_t) without a condition.
 
-        d_θ = c_skip x̄ + c_out b_θ(c_in x̄, log(σ_t / α_t), embedding of y)
+        d_θ = V [c_skip z̄ + c_out Vᵀ b_θ(V c_in z̄, log(σ_t / α_t), embedding of y)]
 
     Arguments:
         backbone: The network b_θ.
@@ -47,17 +49,19 @@ class Denoiser(AzulaDenoiser):
         """
         alpha_t, sigma_t = self.schedule(t)
         noise_level = torch.log(sigma_t / alpha_t)
-        x = x_t / expand(alpha_t, x_t)
+        z = x_t / expand(alpha_t, x_t)
         precision = expand((alpha_t / sigma_t) ** 2, x_t)
+        spectrum, embedding = Spectrum((), precision), None
         if condition is not None:
+            spectrum, embedding = condition.spectrum, condition.embedding
             fused = precision + condition.precision
-            x = (precision * x + condition.precision * condition.estimate) / fused
+            z = (precision * spectrum.analyse(z) + condition.information) / fused
             precision = fused
         var = 1 / precision
         c_in = torch.rsqrt(1 + var)  # EDM, Table 1, σ_data = 1
-        embedding = None if condition is None else condition.embedding
-        output = self.backbone(c_in * x, noise_level, cond=embedding).to(x_t.dtype)
-        return DiracPosterior(mean=c_in**2 * x + var.sqrt() * c_in * output)
+        output = self.backbone(spectrum.synthesise(c_in * z), noise_level, cond=embedding)
+        output = spectrum.analyse(output.to(x_t.dtype))
+        return DiracPosterior(spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output))
 
     def loss(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns the mean of (α_t²/σ_t² + 1) (d_θ(x_t, t, y) - x)² over batch and entries.

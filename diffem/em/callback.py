@@ -100,7 +100,8 @@ class EMRounds(Callback):
         """Reconstructs every observation once; processes share the chunks and poll the store."""
         module, data = _parts(trainer)
         store, k, start = data.store, data.round + 1, time.perf_counter()
-        chunks = store.chunks[trainer.global_rank :: trainer.world_size]
+        rank, world_size = trainer.global_rank, trainer.world_size
+        chunks = [c for c in store.missing(k) if c % world_size == rank]
         with phase(f"round {k}  E-step", len(chunks), "chunks") as advance:
             for chunk in chunks:
                 observation = data.observed.observation.select(store.rows(chunk))

@@ -23,7 +23,7 @@ class EMA(nn.Module):
     def __init__(self, denoiser: Denoiser, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -40,6 +40,7 @@ class EMA(nn.Module):
         """Opens a scope for sampling with the averaged weights, without gradients."""
         with torch.no_grad():
             yield self.denoiser.eval()
+        self.denoiser.train()  # Lightning warns of modules that start a fit in eval mode
 
     def restore(self, denoiser: Denoiser) -> None:
         """Sets a denoiser's weights to the average."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from diffem.corruption import Corruption, Observation
 from diffem.corruption.base import expand
 
-
 VARIANCE_FLOOR = 1e-6  # a pixel that never varies keeps Σ invertible
 
 
@@ -89,9 +88,9 @@ def fit_gaussian(
 ) -> GaussianPosterior:
     """Fits N(μ, diag(D) + V Vᵀ) to observations by EM, from N(0, I).
 
-    E-step: one exact posterior sample for each observation. M-step: their mean, and the leading
-    principal components and residual variances of their covariance. Draws from the global
-    generators.
+    E-step: the exact posterior mean of each observation and one exact pair of posterior samples
+    about it. M-step: their mean, and the leading principal components and residual variances of
+    their covariance. Draws from the global generators.
 
     Arguments:
         corruption: The channel.
@@ -105,9 +104,13 @@ def fit_gaussian(
     mean = torch.zeros(dim, dtype=torch.float64, device=device)
     cov = DPLRCovariance(torch.ones_like(mean), mean.new_zeros(dim, 1))
     for _ in range(iterations):
-        x = GaussianPosterior(mean, cov, corruption)(observation).flatten(1).double()
-        mean = x.mean(dim=0)
-        cov = _covariance(x, rank)
+        draw = GaussianPosterior(mean, cov, corruption)
+        x, centre = draw(observation), draw.mean(observation)
+        # A sample and its mirror image: the mean is exact, or Monte Carlo errors would add up
+        # over the iterations in directions that no observation corrects.
+        pair = torch.cat([x, 2 * centre - x]).flatten(1).double()
+        mean = pair.mean(dim=0)
+        cov = _covariance(pair, rank)
         advance()
     return GaussianPosterior(mean, cov, corruption)
 

@@ -107,10 +107,17 @@ class FromCheckpoint:
 
     Arguments:
         path: The other run's directory, or one of its checkpoint files.
+
+    Raises:
+        UserError: If there is no checkpoint.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path)
+        self.file = Path(path) / "checkpoints" / "last.ckpt" if Path(path).is_dir() else Path(path)
+        if not self.file.is_file():
+            raise UserError(
+                f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"
+            )
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
@@ -118,17 +125,14 @@ class FromCheckpoint:
         """Returns the other run's posterior and puts its weights into the module.
 
         Raises:
-            UserError: If there is no checkpoint, or it is of another network.
+            UserError: If the checkpoint is of another network.
         """
-        file = self.path / "checkpoints" / "last.ckpt" if self.path.is_dir() else self.path
-        if not file.is_file():
-            raise UserError(f"init.path: no checkpoint at {file}; give a run directory or a .ckpt")
-        state = torch.load(file, map_location=module.device, weights_only=True)["state_dict"]
+        state = torch.load(self.file, map_location=module.device, weights_only=True)["state_dict"]
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(
-                f"init.path: {file} is of another network; use the network, dataset and "
+                f"init.path: {self.file} is of another network; use the network, dataset and "
                 "corruption that it was trained with"
             ) from error
         module.ema.restore(module.denoiser)

@@ -2,5 +2,6 @@
 
 from diffem.metric.distribution import frechet_pixels
 from diffem.metric.reconstruction import psnr, scores, ssim
+from diffem.metric.sizes import Sizes
 
-__all__ = ["frechet_pixels", "psnr", "scores", "ssim"]
+__all__ = ["Sizes", "frechet_pixels", "psnr", "scores", "ssim"]

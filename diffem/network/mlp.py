@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from diffem.error import UserError
 from diffem.network.embedding import NoiseEmbedding
 
 
@@ -18,6 +19,9 @@ class MLP(nn.Module):
         width: The width of the hidden layers.
         depth: The number of hidden layers.
         embedding: The number of features of the noise level's embedding, even.
+
+    Raises:
+        UserError: If x is not a vector.
     """
 
     def __init__(
@@ -30,6 +34,11 @@ class MLP(nn.Module):
         embedding: int = 64,
     ) -> None:
         super().__init__()
+        if len(shape) != 1:
+            raise UserError(
+                f"network=mlp needs vectors of shape (D,), got {tuple(shape)}; "
+                "use network=unet for images and signals"
+            )
         (dim,) = shape
         self.embedding = NoiseEmbedding(embedding)
         sizes = [dim + cond_channels + embedding, *[width] * depth]

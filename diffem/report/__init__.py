@@ -1,5 +1,5 @@
 """The report of a run: figures, summary and closing table."""
 
-from diffem.report.run_report import RunReport, Sizes
+from diffem.report.run_report import RunReport
 
-__all__ = ["RunReport", "Sizes"]
+__all__ = ["RunReport"]

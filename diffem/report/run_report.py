@@ -1,6 +1,7 @@
 """The report of a run: metrics of each round, figures, `summary.json` and the closing table."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,30 +24,11 @@ from diffem.em.module import DenoiserModule
 from diffem.em.observe import Observed
 from diffem.em.progress import phase
 from diffem.em.store import ReconstructionStore
-from diffem.error import check_count
-from diffem.metric import frechet_pixels, psnr, scores
+from diffem.metric import Sizes, frechet_pixels, psnr, scores
 from diffem.report.figure import save_curves, save_panel, save_samples
 
 SHOWN = 8  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is evaluated."""
-
-    samples: int
-    """The number of samples whose mean is scored as `psnr_mean`."""
-    subset: int
-    """The number of training observations that `psnr_mean` is taken over in each round."""
-    heldout: int
-    """The largest number of held-out observations to evaluate at the end."""
-    prior: int
-    """The number of samples drawn from the prior."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "subset", "heldout", "prior"):
-            check_count(f"metric.{name}", getattr(self, name), minimum=2)
 
 
 @dataclass
@@ -156,7 +138,9 @@ class RunReport:
         advance: Callable[[], None],
     ) -> list[Tensor]:
         """Draws samples of each observation, chunk by chunk, without touching any other draw."""
-        size = min(self.store.chunk_size, len(observation.y))
+        # Equal chunks: the padding of a short one would be work for nothing.
+        n = len(observation.y)
+        size = math.ceil(n / math.ceil(n / self.store.chunk_size))
         samples = []
         for s in range(count):
             chunks = [
@@ -167,7 +151,7 @@ class RunReport:
                     key=(self.about["seed"], "evaluation", *key, s, start),
                     device=device,
                 )
-                for start in range(0, len(observation.y), size)
+                for start in range(0, n, size)
             ]
             samples.append(torch.cat(chunks))
             advance()

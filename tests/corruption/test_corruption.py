@@ -118,6 +118,12 @@ def test_autocast_changes_nothing(corruption: Corruption) -> None:
         cast = corruption.draw(x, seeded(11))
         embedding = corruption.embed(cast)
         chi2 = corruption.residual_chi2(cast, x)
+        spectrum = corruption.spectrum(cast.operator)
+        assert spectrum is not None
+        coefficients = spectrum.analyse(x)
+    exact_spectrum = corruption.spectrum(exact.operator)
+    assert exact_spectrum is not None
+    assert torch.equal(coefficients, exact_spectrum.analyse(x))
     assert all(torch.equal(a, b) for a, b in zip(exact, cast, strict=True))
     assert torch.equal(embedding, corruption.embed(exact))
     assert torch.equal(chi2, corruption.residual_chi2(exact, x))
@@ -130,19 +136,23 @@ def test_embedding_is_on_the_grid_and_holds_the_noise_level(corruption: Corrupti
     torch.testing.assert_close(embedding[:, -1], torch.full_like(embedding[:, -1], STD))
 
 
-def test_precision_describes_the_lifted_observation(corruption: Corruption) -> None:
-    """Where the precision is not 0, the lifted y is x plus noise of that precision."""
-    n = 4000
-    x = torch.randn(n, *corruption.shape, generator=seeded(14))
-    observation = corruption.draw(x, seeded(15))
-    precision = corruption.precision(observation).expand_as(x)
-    error = (corruption.lift(observation) - x)[precision > 0] * precision[precision > 0].sqrt()
-    if error.numel() == 0:
-        assert not isinstance(corruption, Mask | Identity)
-        return
-    bound = 4 / math.sqrt(error.numel())
-    assert abs(error.mean()) < bound
-    assert abs(error.var() - 1) < bound * math.sqrt(2)
+def test_spectrum_is_that_of_the_operator(corruption: Corruption) -> None:
+    """AᵀA x = V diag(s²) Vᵀ x, and V is orthonormal."""
+    gen = seeded(14)
+    x = torch.randn(4, *corruption.shape, generator=gen, dtype=torch.float64)
+    operator = corruption.draw_operator(4, gen).double()
+    spectrum = corruption.spectrum(operator)
+    assert spectrum is not None
+    expected = corruption.adjoint(corruption.apply(x, operator), operator)
+    z = spectrum.analyse(x)
+    # The kernels, and the cosines, are computed in float32.
+    torch.testing.assert_close(
+        spectrum.synthesise(spectrum.square * z), expected, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(spectrum.synthesise(z), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        z.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-5, atol=0
+    )
 
 
 def test_noise_level_drawn_per_sample() -> None:

@@ -81,7 +81,10 @@ def test_idx_holds_nan(tmp_path: Path) -> None:
     [
         (b"", "is not an idx file"),
         (b"not an idx file at all", "is not an idx file"),
-        (bytes([0, 0, 8, 3]) + np.array([2, 4, 5], ">u4").tobytes() + b"\0" * 39, "holds 39 bytes"),
+        (
+            bytes([0, 0, 8, 3]) + np.array([2, 4, 5], ">u4").tobytes() + b"\0" * 39,
+            "holds 39 bytes",
+        ),
     ],
 )
 def test_idx_is_damaged(tmp_path: Path, images: np.ndarray, data: bytes, sentence: str) -> None:
@@ -140,5 +143,5 @@ def test_hub_images_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.filterwarnings("ignore")
 def test_hub_images_have_no_such_column(folder: Path) -> None:
     hub = HubImages(str(folder), [3, 8, 8], column="img", splits=["train", "test"])
-    with pytest.raises(UserError, match="dataset.column must be one of"):
+    with pytest.raises(UserError, match=r"dataset\.column must be one of"):
         hub.load()

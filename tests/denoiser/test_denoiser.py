@@ -10,7 +10,7 @@ from azula.noise import VESchedule, VPSchedule
 from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABSampler
 from torch import Tensor, nn
 
-from diffem.corruption import GaussianNoise, Identity, Mask, Observation, Projection
+from diffem.corruption import Blur, GaussianNoise, Identity, Mask, Observation, Projection
 from diffem.denoiser import (
     BetaMixture,
     Condition,
@@ -76,6 +76,30 @@ def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_fused_denoiser_is_exact_for_any_linear_channel() -> None:
+    """E[x | x_t, y] of x ~ N(0, I) under a blur, by solving the normal equations."""
+    corruption = Blur((1, 3, 4), GaussianNoise((0.1, 0.5)), sigma=(0.5, 1.5), kernel_size=3)
+    n, dim = 8, 12
+    x = torch.randn(n, 1, 3, 4, generator=generator(0))
+    observation = corruption.draw(x, generator(1))
+    t = torch.linspace(0.2, 0.9, n)
+    var_t = (SCHEDULE(t)[1] ** 2).view(-1, 1, 1)
+    x_t = x + var_t.sqrt().view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator(2))
+    unit = torch.eye(dim).view(dim, 1, 1, 3, 4)
+    a = torch.stack(
+        [corruption.apply(e.expand(n, -1, -1, -1), observation.operator).flatten(1) for e in unit],
+        dim=2,
+    )
+    var_y = (observation.std**2).view(-1, 1, 1)
+    system = torch.eye(dim) * (1 + 1 / var_t) + a.mT @ a / var_y
+    right = (
+        x_t.flatten(1)[:, :, None] / var_t + a.mT @ observation.y.flatten(1)[:, :, None] / var_y
+    )
+    expected = torch.linalg.solve(system.double(), right.double()).view_as(x).float()
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, condition_on(corruption, observation)).mean
+    torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)
+
+
 SAMPLERS = {
     # The bias of the discretisation, measured once with 10 × the samples and rounded up.
     "ddpm": (partial(DDPMSampler, steps=512), 0.02),
@@ -88,13 +112,15 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
-    """x ~ N(0, I), y = m (x + σ_y ε): x | y has mean m y / (1 + σ_y²) and variance 1 - m / (1 + σ_y²)."""
+    """x ~ N(0, I), y = m (x + σ_y ε): mean m y / (1 + σ_y²), variance 1 - m / (1 + σ_y²)."""
     sampler, bias = SAMPLERS[name]
     n, std = 4000, 0.5
     corruption = Mask((1, 2, 2), GaussianNoise(std), rho=0.5)
     y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]])
     m = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
-    observation = Observation(y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std))
+    observation = Observation(
+        y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std)
+    )
     draw = posterior(Denoiser(Zero(), SCHEDULE), corruption, sampler)
     with seeded(3):
         x = draw(observation).flatten(1)

@@ -11,7 +11,10 @@ from diffem.network.unet import AttentionBlock
 NETWORKS = {
     "mlp": ((5,), lambda shape, cond: MLP(shape, cond, width=32, depth=2, embedding=16)),
     "unet": ((3, 8, 8), lambda shape, cond: UNet(shape, cond, channels=[16, 32], blocks=[1, 1])),
-    "odd sides": ((1, 7, 9), lambda shape, cond: UNet(shape, cond, channels=[16, 32], blocks=[1, 1])),
+    "odd sides": (
+        (1, 7, 9),
+        lambda shape, cond: UNet(shape, cond, channels=[16, 32], blocks=[1, 1]),
+    ),
     "signals": ((2, 12), lambda shape, cond: UNet(shape, cond, channels=[16, 32], blocks=[1, 1])),
     "attention": (
         (1, 8, 8),

@@ -1,0 +1,37 @@
+"""Runs train.py as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+SHORT = (  # seconds instead of minutes, on one or two processes
+    "dataset.train=200",
+    "em.rounds=2",
+    "em.steps_per_round=6",
+    "em.chunk_size=60",
+    "sampler.steps=4",
+    "network.channels=[16]",
+    "network.blocks=[1]",
+    "init.iterations=3",
+    "metric.samples=3",
+    "metric.subset=16",
+    "metric.heldout=20",
+    "metric.prior=16",
+    "prior.steps=6",
+    "trainer.log_every_n_steps=2",
+)
+
+
+def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Returns the finished command."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

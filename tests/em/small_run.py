@@ -1,0 +1,100 @@
+"""A small EM run on real digits, in seconds."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from azula.noise import VESchedule
+from azula.sample import DDIMSampler
+from lightning import Trainer
+from torch import Tensor
+
+from diffem.corruption import GaussianNoise, Mask
+from diffem.dataset import Digits
+from diffem.denoiser import BetaMixture, Denoiser
+from diffem.em import (
+    Cosine,
+    DenoiserModule,
+    EMRounds,
+    EMSettings,
+    MStep,
+    ReconstructionDataModule,
+    ReconstructionStore,
+    Round,
+    observe,
+)
+from diffem.em.init import Gaussian, Init
+from diffem.network import UNet
+from diffem.random import seeded
+
+SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
+
+
+class SmallRun:
+    """The parts of a run of two rounds; `fit` runs it.
+
+    Attributes:
+        rounds: What the callback told of each round.
+        batches: The round of each batch that was trained on, and the datamodule's.
+    """
+
+    def __init__(self, path: Path, *, seed: int = 0, rounds: int = ROUNDS) -> None:
+        corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
+        x = Digits([1, 8, 8], train=SIZE).load().train
+        self.observed = observe(x, corruption, seed=seed, split="train")
+        self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
+        with seeded(seed, "weights"):
+            network = UNet((1, 8, 8), corruption.embed_channels, channels=[16], blocks=[1])
+        m_step = MStep(
+            times=BetaMixture([(2, 2)]),
+            optimizer=partial(torch.optim.Adam, lr=1e-3),
+            schedule=Cosine(warmup=0.1, final=0.1),
+            steps=STEPS,
+            ema_decay=0.5,
+        )
+        denoiser = Denoiser(network, VESchedule(0.02, 20.0))
+        self.module = DenoiserModule(denoiser, corruption, m_step, seed=seed)
+        self.settings = EMSettings(
+            rounds=rounds,
+            steps_per_round=STEPS,
+            epochs_per_round=None,
+            steps_per_epoch=3,
+            batch_size=8,
+            chunk_size=CHUNK,
+        )
+        self.sampler = partial(DDIMSampler, steps=4)
+        self.rounds: list[Round] = []
+        self.supervised = False
+
+    def with_truth(self, truth: Tensor) -> "SmallRun":
+        """Replaces the truth after the observations were drawn."""
+        self.observed = replace(self.observed, truth=truth)
+        return self
+
+    def fit(self, init: Init | None = None) -> "SmallRun":
+        """Runs the EM loop on one CPU process."""
+        self.data = ReconstructionDataModule(
+            self.observed, self.store, self.settings, steps=STEPS, seed=self.module.seed
+        )
+        self.data.supervised = self.supervised
+        em = EMRounds(
+            init or Gaussian(rank=64, iterations=2, samples=SIZE),
+            self.sampler,
+            rounds=self.settings.rounds,
+            on_round=lambda _, round: self.rounds.append(round),
+        )
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=self.settings.rounds * self.data.epochs,
+            callbacks=[em],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(self.module, datamodule=self.data)
+        return self

@@ -1,0 +1,135 @@
+"""Laws 1, 3 and 5 on a small EM run."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
+
+from diffem.denoiser import posterior, reconstruct
+from diffem.em.init import FromClean, FromObservation
+from diffem.em.store import Batch
+from diffem.error import UserError
+
+
+def test_law_1_the_truth_does_not_leak(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "a").fit()
+    noise = torch.randn(SIZE, 1, 8, 8)
+    blind = SmallRun(tmp_path / "b").with_truth(noise).fit()
+    assert run.module.weights_hash() == blind.module.weights_hash()
+    assert run.store.digest(ROUNDS) == blind.store.digest(ROUNDS)
+
+
+def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
+    """The supervised bound does use the truth, and the same test sees it."""
+    hashes = []
+    for name, noise in (("a", 0.0), ("b", 1.0)):
+        run = SmallRun(tmp_path / name)
+        run.with_truth(run.observed.truth + noise * torch.randn(SIZE, 1, 8, 8))
+        run.supervised = True
+        hashes.append(run.fit().module.weights_hash())
+    assert hashes[0] != hashes[1]
+
+
+def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "a").fit()
+    with run.module.averaged() as denoiser:
+        draw = posterior(denoiser, run.module.corruption, run.sampler)  # type: ignore[arg-type]
+        rows = run.store.rows(3)
+        torch.manual_seed(99)  # nothing outside the key matters
+        x = reconstruct(
+            draw,
+            run.observed.observation.select(rows),
+            size=CHUNK,
+            key=(0, "e-step", ROUNDS, 3),
+            device="cpu",
+        )
+    assert rows == slice(96, 100)  # the last chunk, padded and not dropped
+    assert torch.equal(x, run.store.open(ROUNDS).__getitems__(range(96, 100)).x)
+
+
+def test_law_3_missing_chunks_are_made_again_the_same(tmp_path: Path) -> None:
+    whole = SmallRun(tmp_path / "a").fit()
+    half = SmallRun(tmp_path / "b")
+    for chunk in (0, 2):  # as a killed E-step of round 0 leaves them
+        rows = half.store.rows(chunk)
+        half.store.write(0, chunk, whole.store.open(0).__getitems__(range(100)[rows]).x)
+    half.fit()
+    assert half.store.digest(0) == whole.store.digest(0)
+    assert half.module.weights_hash() == whole.module.weights_hash()
+
+
+def test_the_seed_decides_the_run(tmp_path: Path) -> None:
+    first, again, other = (
+        SmallRun(tmp_path / name, seed=seed).fit() for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first.module.weights_hash() == again.module.weights_hash()
+    assert first.module.weights_hash() != other.module.weights_hash()
+
+
+def test_law_5_every_batch_is_of_the_current_round(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    step = small_run.module.training_step
+
+    def record(batch: Batch) -> torch.Tensor:
+        seen.append((batch.round, small_run.data.round, len(batch.x)))
+        return step(batch)
+
+    monkeypatch.setattr(small_run.module, "training_step", record)
+    small_run.fit()
+    assert seen == [(k, k, 8) for k in range(ROUNDS) for _ in range(STEPS)]
+
+
+def test_law_5_a_stale_batch_is_refused(small_run: SmallRun) -> None:
+    small_run.fit()
+    small_run.module._trainer = SimpleNamespace(datamodule=SimpleNamespace(round=2))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="a batch of round 1 reached round 2"):
+        small_run.module.training_step(Batch(torch.zeros(2, 1, 8, 8), 1))
+
+
+def test_rounds_are_told_and_committed(small_run: SmallRun) -> None:
+    small_run.fit()
+    assert [round.number for round in small_run.rounds] == [0, 1, 2]
+    assert all(small_run.store.committed(k) for k in range(ROUNDS + 1))
+    first, second, _ = small_run.rounds
+    assert first.m_step_seconds == 0 and first.loss is None
+    assert second.m_step_seconds > 0 and second.loss is not None and second.loss > 0
+
+
+def test_each_round_starts_from_the_average_with_a_fresh_optimiser(small_run: SmallRun) -> None:
+    small_run.fit()
+    module = small_run.module
+    for weight, average in zip(
+        module.denoiser.parameters(), module.ema.denoiser.parameters(), strict=True
+    ):
+        assert torch.equal(weight, average)
+    optimizer = module.trainer.strategy.optimizers[0]
+    assert not optimizer.state  # Adam has taken no step since the last restart
+    assert int(module.ema.updates) == ROUNDS * STEPS
+
+
+def test_init_from_the_observation(small_run: SmallRun) -> None:
+    small_run.fit(FromObservation())
+    assert torch.equal(
+        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.observed.observation.y
+    )
+
+
+def test_init_from_few_clean_images(small_run: SmallRun) -> None:
+    small_run.fit(FromClean(count=3))
+    x = small_run.store.open(0).__getitems__(range(SIZE)).x.flatten(1)
+    clean = small_run.observed.truth[:3].flatten(1)
+    assert len(x.unique(dim=0)) == 3
+    assert torch.cdist(x, clean).min(dim=1).values.max() == 0
+
+
+def test_a_batch_that_devices_cannot_share(small_run: SmallRun) -> None:
+    small_run.fit()
+    small_run.data.trainer = SimpleNamespace(world_size=3)  # type: ignore[assignment]
+    with pytest.raises(
+        UserError, match=r"em\.batch_size must be a multiple of the number of devices, 3"
+    ):
+        small_run.data.setup("fit")

@@ -1,0 +1,97 @@
+"""Law 6: a round is whole or absent."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffem.em.store import ReconstructionStore
+from diffem.error import UserError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReconstructionStore:
+    return ReconstructionStore(tmp_path / "r", size=10, chunk_size=4, config_hash="c")
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(10, 1, 3, 3)
+
+
+def write_all(store: ReconstructionStore, round: int, x: torch.Tensor) -> None:
+    for chunk in store.chunks:
+        store.write(round, chunk, x[store.rows(chunk)])
+
+
+def test_chunks_cover_every_row_once(store: ReconstructionStore) -> None:
+    rows = [row for chunk in store.chunks for row in range(10)[store.rows(chunk)]]
+    assert rows == list(range(10))
+    assert [len(range(10)[store.rows(c)]) for c in store.chunks] == [4, 4, 2]
+
+
+def test_a_round_exists_once_it_is_committed(store: ReconstructionStore, x: torch.Tensor) -> None:
+    assert store.missing(1) == [0, 1, 2]
+    store.write(1, 1, x[4:8])
+    assert store.missing(1) == [0, 2]
+    with pytest.raises(ValueError, match=r"chunks \[0, 2\] are missing"):
+        store.commit(1, "w")
+    with pytest.raises(UserError, match="not a finished round"):
+        store.open(1)
+    write_all(store, 1, x)
+    assert not store.committed(1)
+    store.commit(1, "w")
+    assert store.committed(1) and not store.committed(2)
+
+
+def test_batches_are_fetched_in_order(store: ReconstructionStore, x: torch.Tensor) -> None:
+    write_all(store, 3, x)
+    store.commit(3, "w")
+    data = store.open(3)
+    batch = data.__getitems__([9, 0, 4, 4, 7])
+    assert len(data) == 10 and batch.round == 3
+    assert torch.equal(batch.x, x[[9, 0, 4, 4, 7]])
+
+
+def test_manifest_holds_checksums_and_hashes(store: ReconstructionStore, x: torch.Tensor) -> None:
+    write_all(store, 0, x)
+    store.commit(0, "weights")
+    manifest = json.loads((store.folder(0) / "manifest.json").read_text())
+    assert manifest["weights_sha256"] == "weights" and manifest["config_sha256"] == "c"
+    assert sorted(manifest["chunks"]) == [f"chunk_{c:05d}.npy" for c in range(3)]
+    digest = store.digest(0)
+    write_all(store, 1, x + 1e-6)
+    store.commit(1, "weights")
+    assert store.digest(1) != digest
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_never_get_in(
+    store: ReconstructionStore, x: torch.Tensor, value: float
+) -> None:
+    x[5, 0, 1, 1] = value
+    with pytest.raises(FloatingPointError, match="round 1, chunk 1"):
+        store.write(1, 1, x[4:8])
+    assert store.missing(1) == [0, 1, 2]
+
+
+def test_a_chunk_of_another_length_is_refused(store: ReconstructionStore, x: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="has 4 rows, got 3"):
+        store.write(1, 0, x[:3])
+
+
+def test_a_failed_write_leaves_the_old_chunk(
+    store: ReconstructionStore, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(1, 0, x[:4])
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("diffem.em.store.os.fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        store.write(1, 0, x[4:8])
+    np.testing.assert_array_equal(np.load(store.folder(1) / "chunk_00000.npy"), x[:4].numpy())

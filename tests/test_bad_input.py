@@ -1,0 +1,90 @@
+"""A user's mistake is told in one sentence, and nothing is written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command import ROOT
+
+from diffem.command import run_command
+
+BAD = [
+    (
+        ["corruption=fog"],
+        "corruption=fog is not a choice; corruption can be: blur, downsample, mask",
+    ),
+    (["em.foo=1"], "em.foo is not a key of the config; allowed: em.rounds"),
+    (["foo.bar=1"], "foo.bar is not a key of the config; allowed: dataset, corruption"),
+    (
+        ["corruption=blur", "corruption.rho=0.5"],
+        "allowed: corruption.sigma, corruption.kernel_size",
+    ),
+    (["corruption.rho=1.0"], "corruption.rho must be a number in [0, 1), got 1.0"),
+    (["corruption=blur", "corruption.kernel_size=4"], "corruption.kernel_size must be odd"),
+    (["corruption.noise.std=-1"], "corruption.noise.std must be a positive number"),
+    (["em.rounds=0"], "em.rounds must be a whole number of at least 1, got 0"),
+    (["em.rounds=many"], "em.rounds must be a whole number of at least 1, got 'many'"),
+    (["sampler.steps=0"], "sampler.steps must be a whole number of at least 1, got 0"),
+    (["prior.steps=0"], "prior.steps must be a whole number of at least 1, got 0"),
+    (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be at most"),
+    (["trainer.accelerator=abacus"], "abacus"),
+    (["-m", "seed=0,1", "trainer.devices=2"], "-m runs its jobs on one device each"),
+    (
+        ["dataset=fashion_mnist", "dataset.path=/nowhere"],
+        "dataset.path: /nowhere has no train-images",
+    ),
+    (["dataset.shape=[1,9,9]"], "dataset.shape is [1, 9, 9], but the train images have shape"),
+    (["dataset.train=5000"], "dataset.train must be in [1, 1796]"),
+    (["init=checkpoint"], "init.path must be given: init.path=VALUE"),
+    (["init=checkpoint", "init.path=/nowhere"], "init.path: no checkpoint at /nowhere"),
+    (["network=mlp"], "use network=unet for images"),
+    (["dataset=manifold", "corruption=projection"], "use network=mlp for vectors"),
+    (["network.channels=[20,40]"], "network.channels must be multiples of 16"),
+    (["run_dir"], "run_dir"),
+]
+
+
+def tell(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs the command in this process and returns its exit code."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    import train
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(train.main)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), BAD, ids=[" ".join(b[0]) for b in BAD])
+def test_bad_input(
+    overrides: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = tell([f"run_dir={tmp_path / 'run'}", *overrides], monkeypatch)
+    error = capsys.readouterr().err
+    assert code == 1
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert sentence in error
+    assert not list(tmp_path.rglob("*.*"))  # no file was written
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tell([f"run_dir={tmp_path / 'run'}", "trainer.accelerator=gpu"], monkeypatch)
+    error = capsys.readouterr().err
+    assert code == 1 and error.startswith("error: ") and "\n" not in error.strip()
+
+
+def test_a_folder_with_other_files_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert tell([f"run_dir={tmp_path}"], monkeypatch) == 1
+    assert "holds other files; choose an empty or new run_dir" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.rglob("*")] == ["thesis.tex"]

@@ -1,0 +1,207 @@
+"""The command as a user runs it: what it writes, on one and two processes, in sweeps, to W&B."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import SHORT, train
+from wandb_file import history, step_metrics
+
+COLUMNS = {
+    "round",
+    "psnr",
+    "ssim",
+    "psnr_mean",
+    "residual_chi2",
+    "e_step_seconds",
+    "m_step_seconds",
+}
+
+
+def read_summary(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One short run with W&B offline, which most tests look at."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    done = train(
+        *SHORT, f"run_dir={run_dir}", "logger=wandb", WANDB_MODE="offline", WANDB_SILENT="true"
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints"):
+        assert f"wrote {run_dir / name}" in done.stdout
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    return run_dir
+
+
+def test_summary(run_dir: Path) -> None:
+    summary = read_summary(run_dir)
+    assert summary["dataset"] == "digits" and summary["corruption"] == "mask"
+    assert summary["method"] == "diffem" and summary["seed"] == 0
+    assert summary["devices"]["devices"] == 1 and summary["wall_seconds"] > 0
+    assert {"torch", "lightning", "azula"} <= summary["versions"].keys()
+    assert [row["round"] for row in summary["rounds"]] == [0, 1, 2]
+    assert all(COLUMNS <= row.keys() for row in summary["rounds"])
+    final = summary["final"]
+    assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
+    assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
+
+
+def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
+    """PSNR and χ² of the summary, computed again from the files alone."""
+    from diffem.corruption import GaussianNoise, Mask
+    from diffem.dataset import Digits
+    from diffem.em import observe
+
+    chunks = sorted((run_dir / "reconstructions" / "round_000").glob("*.npy"))
+    x = np.concatenate([np.load(chunk) for chunk in chunks])
+    truth = Digits([1, 8, 8], train=200).load().train
+    assert x.shape == tuple(truth.shape)
+    mse = ((x - truth.numpy()) ** 2).mean(axis=(1, 2, 3))
+    row = read_summary(run_dir)["rounds"][0]
+    assert row["psnr"] == pytest.approx(float((10 * np.log10(4 / mse)).mean()), abs=1e-4)
+    observed = observe(truth, Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5), seed=0, split="train")
+    y, mask = observed.observation.y.numpy(), observed.observation.operator.numpy()
+    chi2 = ((mask * (x - y) / 0.05) ** 2).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))
+    assert row["residual_chi2"] == pytest.approx(float(chi2.mean()), rel=1e-4)
+
+
+def test_files(run_dir: Path) -> None:
+    assert {p.name for p in (run_dir / ".hydra").iterdir()} == {
+        "config.yaml",
+        "hydra.yaml",
+        "overrides.yaml",
+    }
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "prior.ckpt"}
+    figures = {p.name for p in (run_dir / "figures").iterdir()}
+    assert {"round_000.png", "round_002.png", "heldout.png", "curves.png", "prior.png"} <= figures
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines if "round" in line] == [0, 1, 2]
+    assert [line["step"] for line in lines if "m_step/loss" in line] == [1, 3, 5, 7, 9, 11]
+
+
+def test_wandb_offline_holds_rounds_steps_and_panels(run_dir: Path) -> None:
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    defined, rows = step_metrics(file), history(file)
+    assert defined["round/*"] == "round" and defined["m_step/*"] == "step"
+    rounds = [row for row in rows if "round/psnr" in row]
+    assert [row["round"] for row in rounds] == [0, 1, 2]
+    summary = read_summary(run_dir)["rounds"]
+    assert [row["round/psnr"] for row in rounds] == pytest.approx([row["psnr"] for row in summary])
+    panels = [row["round/panel"] for row in rounds]
+    assert all(panel["_type"] == "image-file" for panel in panels)
+    assert all((file.parent / "files" / panel["path"]).is_file() for panel in panels)
+    assert [row["step"] for row in rows if "m_step/loss" in row] == [1, 3, 5, 7, 9, 11]
+
+
+def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None:
+    def state() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in run_dir.rglob("*")}
+
+    before = state()
+    other = train(*SHORT, f"run_dir={run_dir}", "corruption.rho=0.4")
+    assert other.returncode == 1
+    assert "already holds a run of another config (corruption.rho differ)" in other.stderr
+    same = train(*SHORT, f"run_dir={run_dir}")
+    assert same.returncode == 1 and "already holds a run of this config" in same.stderr
+    assert state() == before
+
+
+def test_init_goes_on_from_another_run(run_dir: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    done = train(
+        *SHORT,
+        f"run_dir={again}",
+        "init=checkpoint",
+        f"init.path={run_dir}",
+        "prior=null",
+        "~init.iterations",
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = read_summary(run_dir), read_summary(again)
+    assert second["final"]["prior"] is None and second["final"]["gaussian_psnr_mean"] is None
+    # Its round 0 is drawn by the other run's last posterior: as good, but for the noise of 200
+    # images' PSNR (a standard deviation of about 2 dB each).
+    assert second["rounds"][0]["psnr"] == pytest.approx(
+        first["rounds"][-1]["psnr"], abs=4 * 2 / 200**0.5
+    )
+
+
+def test_two_processes_reconstruct_every_observation_once(tmp_path: Path) -> None:
+    """Law 3: with the weights held still, one and two processes write the same bytes."""
+    digests = []
+    for devices in (1, 2):
+        run_dir = tmp_path / str(devices)
+        done = train(
+            *SHORT, f"run_dir={run_dir}", "corruption=blur", "m_step.optimizer.lr=0.0",
+            "prior=null", "trainer.accelerator=cpu", f"trainer.devices={devices}",
+            OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        manifests = [
+            json.loads(
+                (run_dir / "reconstructions" / f"round_{k:03d}" / "manifest.json").read_text()
+            )
+            for k in range(3)
+        ]
+        digests.append([(m["weights_sha256"], m["chunks"]) for m in manifests])
+        rows = [np.load(p) for p in (run_dir / "reconstructions/round_002").glob("*.npy")]
+        assert sum(len(r) for r in rows) == 200 and not list(run_dir.rglob("*.tmp*"))
+    assert digests[0] == digests[1]
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    done = train(
+        *SHORT, f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", "trainer.devices=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_summary(tmp_path / "run")["devices"]["devices"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert done.stdout.count("summary.json") == 1  # the second process is silent
+    odd = train(
+        *SHORT,
+        f"run_dir={tmp_path / 'odd'}",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "em.batch_size=9",
+    )
+    assert odd.returncode == 1
+    assert (
+        "error: em.batch_size must be a multiple of the number of devices, 2, got 9" in odd.stderr
+    )
+    assert "Traceback" not in odd.stderr
+
+
+def test_a_sweep_makes_a_run_for_each_job(tmp_path: Path) -> None:
+    done = train(
+        "-m", "corruption=mask,blur", "seed=0,1", "experiment=digits_mask", *SHORT, "em.rounds=1",
+        f"run_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = [read_summary(tmp_path / str(job)) for job in range(4)]
+    assert [(s["corruption"], s["seed"]) for s in made] == [
+        ("mask", 0), ("mask", 1), ("blur", 0), ("blur", 1)
+    ]  # fmt: skip
+    assert len({s["rounds"][1]["psnr"] for s in made}) == 4
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=supervised",),
+        ("corruption=downsample", "sampler=multistep", "init=observation"),
+        ("corruption=noise", "sampler=heun", "init=clean", "logger=csv"),
+        ("sampler=pc", "logger=tensorboard", "em.steps_per_round=null", "em.epochs_per_round=1"),
+    ],
+    ids=lambda o: " ".join(o),
+)
+def test_choices_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    dropped = {"init.iterations=3"} if any(o.startswith("init=") for o in overrides) else set()
+    kept = [o for o in SHORT if o not in dropped]
+    done = train(*kept, *overrides, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert ("LEARNS FROM CLEAN IMAGES" in done.stderr) == ("method=supervised" in overrides)
+    assert len(read_summary(tmp_path / "run")["rounds"]) == 3
