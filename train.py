@@ -33,6 +33,12 @@ from diffem.report import RunReport
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Runs one experiment in its run directory."""
+    with command.mistakes_told():
+        run(cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
     command.check_devices(cfg)
     settings: EMSettings = instantiate(cfg.em)
     sizes: Sizes = instantiate(cfg.metric)

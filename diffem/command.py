@@ -7,24 +7,28 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffem.error import UserError
 
+CONF = Path(__file__).parent.parent / "conf"
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 FREE_KEYS = ("run_dir", "logger", "trainer")  # what may differ between runs of one experiment
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's main; a user's mistake becomes one sentence and exit code 1."""
+    """Runs a command's Hydra main; a user's mistake becomes one sentence and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through, to be told here
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -33,14 +37,23 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    try:
+    with mistakes_told():
         main()
-    except InstantiationException as error:
-        _fail(_told_by_cause(error))
-    except (UserError, FloatingPointError, MisconfigurationException) as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(_told_by_hydra(error))
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Opens a scope in which a user's mistake ends the process with one sentence.
+
+    The jobs of a sweep pass their mistakes on: Hydra runs the other jobs, and then raises.
+    """
+    try:
+        yield
+    except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def open_run(cfg: DictConfig) -> Path:
@@ -86,21 +99,31 @@ def about(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_devices(cfg: DictConfig) -> None:
-    """Refuses what would start the wrong processes.
+    """Refuses devices that this machine does not have.
 
     Raises:
-        UserError: If there are more CPU processes than two a core, or a sweep has several devices.
+        UserError: If there are fewer GPUs, or fewer than half as many CPU cores, as devices; or
+            if a sweep has several devices.
     """
-    devices = cfg.trainer.devices
-    if not isinstance(devices, int) or devices <= 1:
-        return
-    cores = os.cpu_count() or 1
-    if cfg.trainer.accelerator == "cpu" and devices > 2 * cores:
+    accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if accelerator not in ACCELERATORS:
         raise UserError(
-            f"trainer.devices must be at most {2 * cores}, two processes for each of this "
-            f"machine's {cores} CPU cores, got {devices}"
+            f"trainer.accelerator must be one of {', '.join(ACCELERATORS)}, got {accelerator}"
         )
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if accelerator in ("gpu", "cuda") and gpus == 0:
+        raise UserError(
+            f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
+            "trainer.accelerator=cpu or auto"
+        )
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")
+    if isinstance(devices, int) and not 1 <= devices <= limit:
+        raise UserError(
+            f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), "
+            f"got {devices}"
+        )
+    if devices != 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
             f"-m runs its jobs on one device each, got trainer.devices={devices}; start the runs "
             "one by one to use several devices"
@@ -125,25 +148,23 @@ def _differing(old: Any, new: DictConfig) -> list[str]:  # noqa: ANN401
     return [k for k in keys if k.split(".")[0] not in FREE_KEYS]
 
 
-def _told_by_cause(error: InstantiationException) -> str:
-    cause = error.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
-    key = re.search(r"full_key: (\S+)", str(error))
-    target = re.search(r"'([\w.]+)'", str(error))
-    where = key.group(1) if key else "the config"
-    return f"{where}: {target.group(1) if target else 'the target'} cannot be built: {cause}"
-
-
-def _told_by_hydra(error: Exception) -> str:
-    text = str(error)
+def _sentence(error: Exception) -> str:
+    """Returns what an error says to a user."""
+    text, cause = str(error), error.__cause__
+    if isinstance(error, UserError | FloatingPointError):
+        return text
+    if isinstance(error, InstantiationException):
+        if isinstance(cause, UserError):
+            return str(cause)
+        key = re.search(r"full_key: (\S+)", text)
+        where = key.group(1) if key else "the config"
+        return f"{where} cannot be built: {' '.join(str(cause).split())}"
     if choice := re.search(r"Could not find '(\w+)/(.+?)'", text):
         group, name = choice.groups()
         known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))
         return f"{group}={name} is not a choice; {group} can be: {known}"
     if key := re.search(r"Could not override '([\w.@/]+)'", text):
-        name = key.group(1)
-        return f"{name} is not a key of the config; allowed: {_siblings(name)}"
+        return f"{key.group(1)} is not a key of the config; allowed: {_siblings(key.group(1))}"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing.group(1)} must be given: {missing.group(1)}=VALUE"
     return " ".join(text.split())
@@ -151,20 +172,11 @@ def _told_by_hydra(error: Exception) -> str:
 
 def _siblings(key: str) -> str:
     """Returns the keys that stand beside a key under the choices on the command line."""
-    from hydra import compose
-
-    groups = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    choices = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[c for c in choices if (CONF / c.split("=")[0]).is_dir()])
     parent = key.rpartition(".")[0]
-    try:
-        cfg = compose("train", overrides=groups)
-    except HydraException:
-        cfg = compose("train")
     while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
         parent = parent.rpartition(".")[0]
     node = OmegaConf.select(cfg, parent) if parent else cfg
     return ", ".join(f"{parent}.{k}" if parent else str(k) for k in node if k != "_target_")
-
-
-def _fail(sentence: str) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)

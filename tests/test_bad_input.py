@@ -1,13 +1,12 @@
 """A user's mistake is told in one sentence, and nothing is written."""
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command import ROOT
-
-from diffem.command import run_command
 
 BAD = [
     (
@@ -27,9 +26,8 @@ BAD = [
     (["em.rounds=many"], "em.rounds must be a whole number of at least 1, got 'many'"),
     (["sampler.steps=0"], "sampler.steps must be a whole number of at least 1, got 0"),
     (["prior.steps=0"], "prior.steps must be a whole number of at least 1, got 0"),
-    (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be at most"),
+    (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be in [1, "),
     (["trainer.accelerator=abacus"], "abacus"),
-    (["-m", "seed=0,1", "trainer.devices=2"], "-m runs its jobs on one device each"),
     (
         ["dataset=fashion_mnist", "dataset.path=/nowhere"],
         "dataset.path: /nowhere has no train-images",
@@ -47,12 +45,9 @@ BAD = [
 
 def tell(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """Runs the command in this process and returns its exit code."""
-    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
-    import train
-
     with pytest.raises(SystemExit) as stop:
-        run_command(train.main)
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     return stop.value.code
 
 
@@ -78,7 +73,17 @@ def test_a_gpu_that_is_not_there(
 ) -> None:
     code = tell([f"run_dir={tmp_path / 'run'}", "trainer.accelerator=gpu"], monkeypatch)
     error = capsys.readouterr().err
-    assert code == 1 and error.startswith("error: ") and "\n" not in error.strip()
+    assert code == 1 and error.startswith("error: trainer.accelerator=gpu, but torch finds no GPU")
+    assert error.count("\n") == 1
+
+
+def test_a_sweep_on_several_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["-m", "seed=0,1", "trainer.devices=2", f"run_dir={tmp_path / 'run'}"]
+    assert tell(overrides, monkeypatch) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("error: -m runs its jobs on one device each")
 
 
 def test_a_folder_with_other_files_is_not_touched(

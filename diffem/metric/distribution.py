@@ -41,7 +41,8 @@ def frechet_pixels(x: Tensor, reference: Tensor) -> float:
         reference: Clean images, (N', *shape), N' >= 2.
     """
     features = PixelFeatures(tuple(x.shape[1:]))
-    distance = FrechetInceptionDistance(feature=features, normalize=True)
+    # The first process computes it alone: no synchronisation with the others.
+    distance = FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=False)
     distance.set_dtype(torch.float64)
     distance.update(reference, real=True)
     distance.update(x, real=False)
