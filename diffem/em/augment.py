@@ -31,7 +31,8 @@ class Augment:
             mirrored = torch.rand(len(x), device=x.device) < 0.5
             x = torch.where(mirrored.view(-1, *(1,) * (x.ndim - 1)), x.flip(-1), x)
         if (self.hue or self.saturation) and x.shape[1] == 3:
-            x = self._recolour(x)
+            with torch.autocast(x.device.type, enabled=False):
+                x = self._recolour(x)
         return x
 
     def _recolour(self, x: Tensor) -> Tensor:
@@ -43,6 +44,5 @@ class Augment:
         turn[:, 1, 2], turn[:, 2, 1] = -gain * angle.sin(), gain * angle.sin()
         yiq = torch.tensor(YIQ, device=x.device)
         matrix = torch.linalg.inv(yiq) @ turn @ yiq
-        with torch.autocast(x.device.type, enabled=False):
-            # Greys are fixed points of the matrix, so the range [-1, 1] needs no shift.
-            return torch.einsum("bij,bj...->bi...", matrix, x)
+        # Greys are fixed points of the matrix, so the range [-1, 1] needs no shift.
+        return torch.einsum("bij,bj...->bi...", matrix, x)
