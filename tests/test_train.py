@@ -5,8 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command import SHORT, train
 from wandb_file import history, step_metrics
+
+from diffem.corruption import GaussianNoise, Mask
+from diffem.dataset import Digits
+from diffem.em import observe
+from diffem.metric import ssim
 
 COLUMNS = {
     "round",
@@ -51,11 +57,7 @@ def test_summary(run_dir: Path) -> None:
 
 
 def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
-    """PSNR and χ² of the summary, computed again from the files alone."""
-    from diffem.corruption import GaussianNoise, Mask
-    from diffem.dataset import Digits
-    from diffem.em import observe
-
+    """PSNR, SSIM and χ² of the summary, computed again from the files alone."""
     chunks = sorted((run_dir / "reconstructions" / "round_000").glob("*.npy"))
     x = np.concatenate([np.load(chunk) for chunk in chunks])
     truth = Digits([1, 8, 8], train=200).load().train
@@ -63,6 +65,9 @@ def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
     mse = ((x - truth.numpy()) ** 2).mean(axis=(1, 2, 3))
     row = read_summary(run_dir)["rounds"][0]
     assert row["psnr"] == pytest.approx(float((10 * np.log10(4 / mse)).mean()), abs=1e-4)
+    similarity = ssim(torch.from_numpy(x), truth)
+    assert similarity is not None
+    assert row["ssim"] == pytest.approx(float(similarity.mean()), abs=1e-5)
     observed = observe(truth, Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5), seed=0, split="train")
     y, mask = observed.observation.y.numpy(), observed.observation.operator.numpy()
     chi2 = ((mask * (x - y) / 0.05) ** 2).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))

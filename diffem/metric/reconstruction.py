@@ -18,16 +18,17 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 def ssim(x: Tensor, truth: Tensor) -> Tensor | None:
     """Returns the structural similarity of each image, (B,); None for signals and vectors.
 
-    The Gaussian window has σ = 1.5 and 11 pixels (Wang et al. 2004), or less where an image is
-    smaller.
+    The Gaussian window has σ = 1.5 and 11 pixels (Wang et al. 2004), fewer where a side is less
+    than 6; images are continued by reflection.
     """
-    if x.ndim != 4 or min(x.shape[2:]) < 3:
+    if x.ndim != 4 or min(x.shape[2:]) < 2:
         return None
-    radius = min(5, (min(x.shape[2:]) - 1) // 2)
+    radius = min(5, min(x.shape[2:]) - 1)
     sigma = 1.5 if radius == 5 else radius / 3.5  # torchmetrics: radius = int(3.5 σ + 0.5)
-    value = structural_similarity_index_measure(
-        x, truth, sigma=sigma, data_range=DATA_RANGE, reduction="none"
-    )
+    with torch.autocast(x.device.type, enabled=False):  # its windows are convolutions
+        value = structural_similarity_index_measure(
+            x, truth, sigma=sigma, data_range=DATA_RANGE, reduction="none"
+        )
     assert isinstance(value, Tensor)
     return value
 

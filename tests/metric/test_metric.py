@@ -1,0 +1,75 @@
+"""Metrics against independent references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from scipy.ndimage import correlate1d
+
+from diffem.error import UserError
+from diffem.metric import Sizes, frechet_pixels, psnr, ssim
+from diffem.random import generator
+
+
+def test_psnr_has_data_range_2() -> None:
+    x = torch.zeros(2, 1, 4, 4)
+    truth = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 2.0)])
+    torch.testing.assert_close(psnr(x, truth), torch.tensor([20.0, 0.0]))  # 10 log10(4 / mse)
+
+
+def reference_ssim(x: np.ndarray, y: np.ndarray, sigma: float, radius: int) -> float:
+    """Wang et al. (2004), equation 13, for images in [-1, 1]."""
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    window /= window.sum()
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        rows = correlate1d(image, window, axis=0, mode="mirror")
+        return correlate1d(rows, window, axis=1, mode="mirror")
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(value.mean())
+
+
+@pytest.mark.parametrize(("side", "sigma", "radius"), [(32, 1.5, 5), (8, 1.5, 5), (4, 3 / 3.5, 3)])
+def test_ssim(side: int, sigma: float, radius: int) -> None:
+    x = torch.rand(1, 1, side, side, generator=generator(0)) * 2 - 1
+    y = (x + 0.3 * torch.randn(x.shape, generator=generator(1))).clamp(-1, 1)
+    expected = reference_ssim(x[0, 0].double().numpy(), y[0, 0].double().numpy(), sigma, radius)
+    with torch.autocast("cpu", torch.bfloat16):  # as within a run
+        value = ssim(x, y)
+    assert value is not None
+    assert float(value[0]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_is_for_images() -> None:
+    assert ssim(torch.zeros(2, 5), torch.zeros(2, 5)) is None
+    assert ssim(torch.zeros(2, 1, 9), torch.zeros(2, 1, 9)) is None
+
+
+def test_frechet_distance_of_pixels() -> None:
+    x = torch.randn(300, 1, 2, 3, generator=generator(2))
+    y = 1.5 * torch.randn(400, 1, 2, 3, generator=generator(3)) + 0.2
+    a, b = x.flatten(1).double().numpy(), y.flatten(1).double().numpy()
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    cross = np.trace(ca + cb - 2 * np.real(sqrtm(ca @ cb)))
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + cross
+    assert frechet_pixels(x, y) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_frechet_distance_pools_large_images() -> None:
+    x = torch.randn(50, 3, 32, 32, generator=generator(4))
+    pooled = torch.nn.functional.avg_pool2d(x, 4)
+    y = torch.randn(50, 3, 32, 32, generator=generator(5))
+    expected = frechet_pixels(pooled, torch.nn.functional.avg_pool2d(y, 4))
+    assert frechet_pixels(x, y) == pytest.approx(expected, rel=1e-6)
+    assert math.isfinite(expected)
+
+
+def test_bad_sizes() -> None:
+    with pytest.raises(UserError, match=r"metric\.samples must be a whole number of at least 2"):
+        Sizes(samples=1, subset=4, heldout=4, prior=4)
