@@ -102,6 +102,15 @@ def test_wandb_offline_holds_rounds_steps_and_panels(run_dir: Path) -> None:
     assert [row["step"] for row in rows if "m_step/loss" in row] == [1, 3, 5, 7, 9, 11]
 
 
+def test_wandb_without_an_account_stays_offline(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
+    done = train(
+        *SHORT, f"run_dir={tmp_path / 'run'}", "logger=wandb", "prior=null", **environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/run-*.wandb"))) == 1
+
+
 def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None:
     def state() -> dict[str, int]:
         return {str(p): p.stat().st_mtime_ns for p in run_dir.rglob("*")}

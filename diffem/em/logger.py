@@ -65,8 +65,10 @@ class RoundWandbLogger(WandbLogger):
     """
 
     def __init__(self, project: str, save_dir: str, name: str) -> None:
-        offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
-        super().__init__(project=project, save_dir=save_dir, name=name, offline=offline)
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and not wandb.login(prompt=False):
+            mode = "offline"
+        super().__init__(project=project, save_dir=save_dir, name=name, mode=mode)
         self._define()
 
     @rank_zero_only
