@@ -3,7 +3,8 @@
 Reads top to bottom: compose, fit by EM, fit the prior, evaluate, report.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import hydra
 from hydra.utils import instantiate
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from diffem import command
 from diffem.corruption import Corruption
-from diffem.denoiser import Denoiser, posterior, sample_prior
+from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
     DenoiserModule,
     EMRounds,
@@ -50,8 +51,12 @@ def run(cfg: DictConfig) -> None:
     train = observe(clean.train, corruption, seed=cfg.seed, split="train")
     heldout = observe(clean.heldout, corruption, seed=cfg.seed, split="heldout")
     steps = settings.steps(len(train))
-    module = build_module(cfg, corruption, steps)
-    sampler, init = instantiate(cfg.sampler), instantiate(cfg.init)
+    channel = corruption if cfg.method.conditional else None
+    module = build_module(cfg, channel, "m_step", steps=steps)
+    make_posterior: PosteriorFactory = instantiate(
+        cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
+    )
+    init = instantiate(cfg.init)
 
     run_dir = command.open_run(cfg)
     store = ReconstructionStore(
@@ -64,34 +69,35 @@ def run(cfg: DictConfig) -> None:
     data.supervised = cfg.method.supervised
     if data.supervised:
         console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
-    report = RunReport(
-        run_dir, command.about(cfg), sizes, train, heldout, corruption=corruption, store=store
-    )
-    em = EMRounds(init, sampler, rounds=settings.rounds, on_round=report.on_round)
+    report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
+    em = EMRounds(init, make_posterior, rounds=settings.rounds, on_round=report.on_round)
     trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
     trainer.fit(module, datamodule=data)
 
-    draw_prior = None if cfg.prior is None else fit_prior(cfg, data)
+    prior = None
+    if cfg.prior is not None:  # an unconditional denoiser is one already
+        prior = module if channel is None else fit_prior(cfg, data)
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
-        module.to(device)
-        with module.averaged() as denoiser:
-            report.finish(posterior(denoiser, corruption, sampler), draw_prior, device)
+        with module.to(device).averaged() as denoiser:
+            draw_prior = None if prior is None else partial(sample, cfg, prior)
+            report.finish(make_posterior(denoiser, corruption), draw_prior, device)
 
 
-def build_module(cfg: DictConfig, corruption: Corruption | None, steps: int) -> DenoiserModule:
-    """Returns the module of the posterior, or of the prior where there is no corruption."""
-    name = "prior" if corruption is None else "posterior"
-    with seeded(cfg.seed, "weights", name):
+def build_module(
+    cfg: DictConfig, channel: Corruption | None, phase: str, *, steps: int
+) -> DenoiserModule:
+    """Returns the module of a denoiser that is conditioned on a channel's observations, or not."""
+    with seeded(cfg.seed, "weights", phase):
         network = instantiate(
             cfg.network,
             shape=cfg.dataset.shape,
-            cond_channels=corruption.embed_channels if corruption else 0,
+            cond_channels=channel.embed_channels if channel else 0,
             _convert_="all",
         )
     denoiser = Denoiser(network, instantiate(cfg.schedule))
     m_step = instantiate(cfg.m_step, steps=steps, _convert_="all")
-    return DenoiserModule(denoiser, corruption, m_step, seed=cfg.seed)
+    return DenoiserModule(denoiser, channel, m_step, phase=phase, seed=cfg.seed)
 
 
 def build_trainer(
@@ -113,24 +119,23 @@ def build_trainer(
     )
 
 
-def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> Callable[[int], Tensor]:
-    """Trains an unconditional denoiser on the last reconstructions; returns its sampler."""
-    settings: EMSettings = instantiate(cfg.em)
-    module = build_module(cfg, None, cfg.prior.steps)
+def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> DenoiserModule:
+    """Trains an unconditional denoiser on the last reconstructions."""
+    module = build_module(cfg, None, "prior", steps=cfg.prior.steps)
     last = ReconstructionDataModule(
-        data.observed, data.store, settings, steps=cfg.prior.steps, seed=cfg.seed
+        data.observed, data.store, instantiate(cfg.em), steps=cfg.prior.steps, seed=cfg.seed
     )
     last.round = data.round
-    trainer = build_trainer(cfg, "prior", [], epochs=last.epochs)
-    trainer.fit(module, datamodule=last)
+    build_trainer(cfg, "prior", [], epochs=last.epochs).fit(module, datamodule=last)
+    return module
 
-    def draw(n: int) -> Tensor:
-        device = module.to(trainer.strategy.root_device).device
-        with module.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
-            shape = (n, *cfg.dataset.shape)
-            return sample_prior(denoiser, shape, instantiate(cfg.sampler)).float().cpu()
 
-    return draw
+def sample(cfg: DictConfig, prior: DenoiserModule, n: int) -> Tensor:
+    """Returns n samples of the prior, (n, *shape), on the CPU."""
+    device = prior.to(prior.trainer.strategy.root_device).device
+    with prior.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
+        shape = (n, *cfg.dataset.shape)
+        return sample_prior(denoiser, shape, instantiate(cfg.sampler)).float().cpu()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from diffem.denoiser.condition import Condition, condition_on
 from diffem.denoiser.denoiser import Denoiser
 from diffem.denoiser.posterior import (
     Posterior,
+    PosteriorFactory,
     SamplerFactory,
-    posterior,
+    conditional,
     reconstruct,
     sample_prior,
 )
@@ -16,9 +17,10 @@ __all__ = [
     "Condition",
     "Denoiser",
     "Posterior",
+    "PosteriorFactory",
     "SamplerFactory",
     "condition_on",
-    "posterior",
+    "conditional",
     "reconstruct",
     "sample_prior",
 ]

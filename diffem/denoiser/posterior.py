@@ -1,9 +1,10 @@
 """Posterior sampling: x ~ p_θ(x | y), the E-step's draw, and x ~ p_θ(x), the prior's."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from azula.sample import Sampler
 from torch import Tensor
 
 from diffem.corruption import Corruption, Observation
@@ -11,15 +12,25 @@ from diffem.denoiser.condition import condition_on
 from diffem.denoiser.denoiser import Denoiser
 from diffem.random import Key, seeded
 
-SamplerFactory = Callable[..., Sampler]
-"""One of azula's samplers with its steps set; called with the denoiser."""
+SamplerFactory = partial[Any]
+"""One of azula's samplers, its steps among the keywords; called with the denoiser."""
 Device = torch.device | str
 Posterior = Callable[[Observation], Tensor]
 """Draws x ~ p(x | y), (B, *shape), from the global generators, one for each observation."""
+PosteriorFactory = Callable[[Denoiser, Corruption], Posterior]
+"""Makes the posterior that a method samples in its E-step."""
 
 
-def posterior(denoiser: Denoiser, corruption: Corruption, sampler: SamplerFactory) -> Posterior:
-    """Returns the posterior sampler that a conditional denoiser defines."""
+def conditional(
+    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory
+) -> Posterior:
+    """Returns the posterior that a conditional denoiser defines: DiffEM's.
+
+    Arguments:
+        denoiser: A denoiser that was trained on observations of the channel.
+        corruption: The channel.
+        sampler: The sampler.
+    """
 
     def draw(observation: Observation) -> Tensor:
         process = sampler(denoiser=denoiser, silent=True)

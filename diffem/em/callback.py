@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from diffem.denoiser import Posterior, SamplerFactory, posterior, reconstruct
+from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
@@ -45,7 +45,7 @@ class EMRounds(Callback):
 
     Arguments:
         init: The init.
-        sampler: The E-step's sampler.
+        posterior: Makes the E-step's posterior from the denoiser and the channel.
         rounds: The number K of rounds.
         on_round: Called on the first process with each committed round.
     """
@@ -53,13 +53,13 @@ class EMRounds(Callback):
     def __init__(
         self,
         init: Init,
-        sampler: SamplerFactory,
+        posterior: PosteriorFactory,
         *,
         rounds: int,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
         self.init = init
-        self.sampler = sampler
+        self.posterior = posterior
         self.rounds = rounds
         self.on_round = on_round
         self._m_step_start = 0.0
@@ -70,7 +70,7 @@ class EMRounds(Callback):
         module, data = _parts(trainer)
         if data.round < 0:
             with module.averaged():
-                self.e_step(trainer, self.init.prepare(module, data, self.sampler))
+                self.e_step(trainer, self.init.prepare(module, data, self.posterior))
 
     def on_train_batch_end(
         self,
@@ -90,9 +90,8 @@ class EMRounds(Callback):
         data.epoch += 1
         if data.epoch < data.epochs:
             return
-        assert module.corruption is not None
         with module.averaged() as denoiser:
-            self.e_step(trainer, posterior(denoiser, module.corruption, self.sampler))
+            self.e_step(trainer, self.posterior(denoiser, data.observed.corruption))
         data.epoch = 0
         module.restart()
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from diffem.corruption import Observation
-from diffem.denoiser import Posterior, SamplerFactory, posterior
+from diffem.denoiser import Posterior, PosteriorFactory
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.gaussian import fit_gaussian
 from diffem.em.module import DenoiserModule
@@ -23,14 +23,14 @@ class Init(Protocol):
     """Makes the posterior of round 0."""
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns p_0(x | y).
 
         Arguments:
             module: The module that is about to be trained, on its device.
             data: The observations.
-            sampler: The E-step's sampler.
+            posterior: Makes the E-step's posterior from the denoiser and the channel.
         """
         ...
 
@@ -50,17 +50,16 @@ class Gaussian:
         self.samples = check_count("init.samples", samples, minimum=2)
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns the posterior of the fitted Gaussian."""
-        assert module.corruption is not None
         observation = data.observed.observation.select(slice(self.samples)).to(module.device)
         with (
             phase("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
             return fit_gaussian(
-                module.corruption,
+                data.observed.corruption,
                 observation,
                 rank=self.rank,
                 iterations=self.iterations,
@@ -72,11 +71,10 @@ class FromObservation:
     """The observation itself, brought back on the grid of x."""
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns the point mass at the lifted observation."""
-        assert module.corruption is not None
-        return module.corruption.lift
+        return data.observed.corruption.lift
 
 
 class FromClean:
@@ -90,7 +88,7 @@ class FromClean:
         self.count = check_count("init.count", count)
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns the uniform distribution over the clean images."""
         clean = data.observed.truth[: self.count].to(module.device)
@@ -120,7 +118,7 @@ class FromCheckpoint:
             )
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, sampler: SamplerFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns the other run's posterior and puts its weights into the module.
 
@@ -136,5 +134,4 @@ class FromCheckpoint:
                 "corruption that it was trained with"
             ) from error
         module.ema.restore(module.denoiser)
-        assert module.corruption is not None
-        return posterior(module.ema.denoiser, module.corruption, sampler)
+        return posterior(module.ema.denoiser, data.observed.corruption)

@@ -46,24 +46,31 @@ class MStep:
 
 
 class DenoiserModule(LightningModule):
-    """Trains a denoiser of p(x | x_t, y), or of p(x | x_t) where there is no corruption.
+    """Trains a denoiser of p(x | x_t, y), or of p(x | x_t) without a condition.
 
     Arguments:
         denoiser: The denoiser d_θ.
-        corruption: The channel that draws ỹ afresh at every step; None trains the prior.
+        corruption: The channel that draws ỹ afresh at every step; None for no condition.
         m_step: How to optimise.
+        phase: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
     """
 
     def __init__(
-        self, denoiser: Denoiser, corruption: Corruption | None, m_step: MStep, *, seed: int
+        self,
+        denoiser: Denoiser,
+        corruption: Corruption | None,
+        m_step: MStep,
+        *,
+        phase: str,
+        seed: int,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.corruption = corruption
         self.m_step = m_step
         self.seed = seed
-        self.phase = "m_step" if corruption else "prior"
+        self.phase = phase
         self.ema = EMA(denoiser, m_step.ema_decay)
 
     def training_step(self, batch: Batch) -> Tensor:

@@ -19,6 +19,8 @@ class Observed:
     """The observations y_i, (N, …); all that the method may see."""
     truth: Tensor
     """The clean images, (N, *shape); only metrics may see them (and methods that say so)."""
+    corruption: Corruption
+    """The channel that the observations went through."""
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -37,4 +39,5 @@ def observe(x: Tensor, corruption: Corruption, *, seed: int, split: str) -> Obse
         corruption.draw(part, generator(seed, "observe", split, c))
         for c, part in enumerate(x.split(CHUNK))
     ]
-    return Observed(Observation(*(torch.cat(fields) for fields in zip(*draws, strict=True))), x)
+    fields = (torch.cat(field) for field in zip(*draws, strict=True))
+    return Observed(Observation(*fields), x, corruption)

@@ -76,7 +76,7 @@ class MStepProgress(Callback):
         """Opens the bar at a round's first epoch."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self._phase is None:
-            prior = trainer.lightning_module.corruption is None
+            prior = trainer.lightning_module.phase == "prior"
             name = "prior" if prior else f"round {data.round + 1}  M-step"
             self._phase = phase(name, data.steps, "steps")
             self._advance = self._phase.__enter__()

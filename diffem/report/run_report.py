@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from diffem.corruption import Corruption, Observation
+from diffem.corruption import Observation
 from diffem.denoiser import Posterior, reconstruct
 from diffem.em.callback import Round
 from diffem.em.gaussian import GaussianPosterior
@@ -41,7 +41,6 @@ class RunReport:
         sizes: How much is evaluated.
         train: The training observations.
         heldout: The held-out observations.
-        corruption: The channel.
         store: The rounds' reconstructions.
     """
 
@@ -50,7 +49,6 @@ class RunReport:
     sizes: Sizes
     train: Observed
     heldout: Observed
-    corruption: Corruption
     store: ReconstructionStore
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
@@ -115,7 +113,7 @@ class RunReport:
                 draw, observation, ("heldout",), self.sizes.samples, device, advance
             )
         stacked = torch.stack(samples)
-        score = scores(stacked[0], truth, self.corruption, observation)
+        score = scores(stacked[0], truth, self.train.corruption, observation)
         final: dict[str, Any] = {name: float(value.mean()) for name, value in score.items()}
         final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
         final["gaussian_psnr_mean"] = None
@@ -165,7 +163,7 @@ class RunReport:
             x = data.__getitems__(range(rows.start, rows.stop)).x
             observation = self.train.observation.select(rows)
             for name, value in scores(
-                x, self.train.truth[rows], self.corruption, observation
+                x, self.train.truth[rows], self.train.corruption, observation
             ).items():
                 total[name] = total.get(name, 0.0) + float(value.double().sum())
         return {name: value / len(data) for name, value in total.items()}
@@ -183,7 +181,7 @@ class RunReport:
 
     def _panel(self, path: Path, title: str, samples: Tensor, observed: Observed) -> None:
         observation = observed.observation.select(slice(SHOWN if samples.ndim > 3 else None))
-        lifted = self.corruption.lift(observation)[: samples.shape[1]]
+        lifted = self.train.corruption.lift(observation)[: samples.shape[1]]
         n = len(lifted)
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
         save_panel(path, title, (*columns, observed.truth[:n]))

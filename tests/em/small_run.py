@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffem.corruption import GaussianNoise, Mask
 from diffem.dataset import Digits
-from diffem.denoiser import BetaMixture, Denoiser
+from diffem.denoiser import BetaMixture, Denoiser, PosteriorFactory, conditional
 from diffem.em import (
     Cosine,
     DenoiserModule,
@@ -32,20 +32,28 @@ SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
 
 
 class SmallRun:
-    """The parts of a run of two rounds; `fit` runs it.
+    """The parts of a run of two rounds, of DiffEM or of a rival; `fit` runs it.
 
     Attributes:
         rounds: What the callback told of each round.
         batches: The round of each batch that was trained on, and the datamodule's.
     """
 
-    def __init__(self, path: Path, *, seed: int = 0, rounds: int = ROUNDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        seed: int = 0,
+        rounds: int = ROUNDS,
+        rival: PosteriorFactory | None = None,
+    ) -> None:
         corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
         x = Digits([1, 8, 8], train=SIZE).load().train
         self.observed = observe(x, corruption, seed=seed, split="train")
         self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
         with seeded(seed, "weights"):
-            network = UNet((1, 8, 8), corruption.embed_channels, channels=[16], blocks=[1])
+            seen = 0 if rival else corruption.embed_channels
+            network = UNet((1, 8, 8), seen, channels=[16], blocks=[1])
         m_step = MStep(
             times=BetaMixture([(2, 2)]),
             optimizer=partial(torch.optim.Adam, lr=1e-3),
@@ -54,7 +62,9 @@ class SmallRun:
             ema_decay=0.5,
         )
         denoiser = Denoiser(network, VESchedule(0.02, 20.0))
-        self.module = DenoiserModule(denoiser, corruption, m_step, seed=seed)
+        self.module = DenoiserModule(
+            denoiser, None if rival else corruption, m_step, phase="m_step", seed=seed
+        )
         self.settings = EMSettings(
             rounds=rounds,
             steps_per_round=STEPS,
@@ -64,6 +74,7 @@ class SmallRun:
             chunk_size=CHUNK,
         )
         self.sampler = partial(DDIMSampler, steps=4)
+        self.posterior = rival or partial(conditional, sampler=self.sampler)
         self.rounds: list[Round] = []
         self.supervised = False
 
@@ -80,7 +91,7 @@ class SmallRun:
         self.data.supervised = self.supervised
         em = EMRounds(
             init or Gaussian(rank=64, iterations=2, samples=SIZE),
-            self.sampler,
+            self.posterior,
             rounds=self.settings.rounds,
             on_round=lambda _, round: self.rounds.append(round),
         )

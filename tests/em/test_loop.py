@@ -1,13 +1,17 @@
 """Laws 1, 3 and 5 on a small EM run."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from azula.sample import DDIMSampler
 from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
 
-from diffem.denoiser import posterior, reconstruct
+from diffem.denoiser import conditional, reconstruct
+from diffem.denoiser.gibbs import split_gibbs
+from diffem.denoiser.guidance import diffpir, dps, mmps, pigdm
 from diffem.em.init import FromClean, FromObservation
 from diffem.em.store import Batch
 from diffem.error import UserError
@@ -35,7 +39,7 @@ def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
 def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "a").fit()
     with run.module.averaged() as denoiser:
-        draw = posterior(denoiser, run.module.corruption, run.sampler)  # type: ignore[arg-type]
+        draw = conditional(denoiser, run.module.corruption, sampler=run.sampler)  # type: ignore[arg-type]
         rows = run.store.rows(3)
         torch.manual_seed(99)  # nothing outside the key matters
         x = reconstruct(
@@ -124,6 +128,28 @@ def test_init_from_few_clean_images(small_run: SmallRun) -> None:
     clean = small_run.observed.truth[:3].flatten(1)
     assert len(x.unique(dim=0)) == 3
     assert torch.cdist(x, clean).min(dim=1).values.max() == 0
+
+
+STEPS_OF = partial(DDIMSampler, steps=4)
+RIVALS = {
+    "em_mmps": partial(mmps, sampler=STEPS_OF, solver="gmres", iterations=1),
+    "em_dps": partial(dps, sampler=STEPS_OF, zeta=1.0),
+    "em_pigdm": partial(pigdm, sampler=STEPS_OF, eta=1.0),
+    "em_diffpir": partial(diffpir, sampler=STEPS_OF, lmbda=1.0, iterations=2),
+    "em_pnp": partial(split_gibbs, sampler=STEPS_OF, coupling=(3.0, 0.02), sweeps=2),
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_share_the_loop(name: str, tmp_path: Path) -> None:
+    """Their rounds obey the same laws: whole, finite, decided by the seed, blind to the truth."""
+    runs = [SmallRun(tmp_path / part, rival=RIVALS[name]) for part in ("a", "b")]
+    runs[1].with_truth(torch.randn(SIZE, 1, 8, 8))
+    for run in runs:
+        run.fit()
+    assert runs[0].store.digest(ROUNDS) == runs[1].store.digest(ROUNDS)
+    first, last = (runs[0].store.open(k).__getitems__(range(SIZE)).x for k in (0, ROUNDS))
+    assert last.shape == (SIZE, 1, 8, 8) and not torch.equal(first, last)
 
 
 def test_a_batch_that_devices_cannot_share(small_run: SmallRun) -> None:

@@ -1,0 +1,242 @@
+"""Guidance: posteriors x ~ p(x | y) of an unconditional denoiser, as DiffEM's rivals draw them.
+
+Each is a `PosteriorFactory` once its own settings and the sampler are given. Images are flattened
+around azula's guidance, whose linear solvers take the last axis as the vector.
+"""
+
+from collections.abc import Callable
+
+import torch
+from azula.denoise import Denoiser as AzulaDenoiser
+from azula.denoise import DiracPosterior
+from azula.guidance.diffpir import DiffPIRDenoiser
+from azula.guidance.mmps import MMPSDenoiser
+from azula.guidance.pgdm import PGDMSampler
+from azula.sample import DDPMSampler, Sampler
+from torch import Tensor
+
+from diffem.corruption import Corruption, Observation
+from diffem.corruption.base import expand
+from diffem.denoiser.denoiser import Denoiser
+from diffem.denoiser.posterior import Posterior, SamplerFactory
+
+
+class Flattened(AzulaDenoiser):
+    """A denoiser of vectors (B, D) made from one of images (B, *shape)."""
+
+    def __init__(self, denoiser: AzulaDenoiser, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.shape = shape
+        self.schedule = denoiser.schedule
+
+    def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:  # type: ignore[override]
+        """Returns the denoised vectors, (B, D)."""
+        mean = self.denoiser(x_t.unflatten(1, self.shape), t).mean
+        return DiracPosterior(mean=mean.flatten(1))
+
+
+class Problem:
+    """A batch of linear inverse problems y = A x + σ_y ε over vectors.
+
+    Attributes:
+        y: Measurements, (B, M).
+        var: Noise variances σ_y², (B, 1).
+    """
+
+    def __init__(self, corruption: Corruption, observation: Observation) -> None:
+        self.corruption = corruption
+        self.operator = observation.operator
+        self.y_shape = observation.y.shape[1:]
+        self.y = observation.y.flatten(1)
+        self.var = observation.std[:, None] ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns A x, (B, M)."""
+        x = x.unflatten(1, self.corruption.shape)
+        return self.corruption.apply(x, self.operator).flatten(1)
+
+    def regularised_inverse(self, y: Tensor) -> Tensor:
+        """Returns (AᵀA + σ_y²)⁻¹ Aᵀ y, (B, D): A† for a prior of unit variance.
+
+        Raises:
+            NotImplementedError: If the operator's spectrum is not at hand.
+        """
+        spectrum = self.corruption.spectrum(self.operator)
+        if spectrum is None:
+            raise NotImplementedError(f"{type(self.corruption).__name__} has no spectrum")
+        back = self.corruption.adjoint(y.unflatten(1, self.y_shape), self.operator)
+        z = spectrum.analyse(back) / (spectrum.square + expand(self.var, back))
+        return spectrum.synthesise(z).flatten(1)
+
+
+def guided(
+    denoiser: Denoiser, corruption: Corruption, build: Callable[[Flattened, Problem], Sampler]
+) -> Posterior:
+    """Returns the posterior that a guided sampling process defines.
+
+    Arguments:
+        denoiser: An unconditional denoiser.
+        corruption: The channel.
+        build: Makes the process from the flattened denoiser and the batch's problem.
+    """
+    flat = Flattened(denoiser, corruption.shape)
+
+    def draw(observation: Observation) -> Tensor:
+        process = build(flat, Problem(corruption, observation))
+        size = len(observation.y), torch.Size(corruption.shape).numel()
+        x = process(process.init(size, device=observation.y.device))
+        return x.unflatten(1, corruption.shape)
+
+    return draw
+
+
+def mmps(
+    denoiser: Denoiser,
+    corruption: Corruption,
+    *,
+    sampler: SamplerFactory,
+    solver: str,
+    iterations: int,
+) -> Posterior:
+    """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712).
+
+        E[x | x_t, y] ≈ x̂ + V Aᵀ (A V Aᵀ + σ_y²)⁻¹ (y - A x̂),   V = V[x | x_t] = σ_t²/α_t ∂x̂/∂x_t
+
+    Arguments:
+        denoiser: An unconditional denoiser.
+        corruption: The channel.
+        sampler: The sampler.
+        solver: azula's linear solver, "gmres" or "cg".
+        iterations: The number of solver iterations.
+    """
+
+    def build(flat: Flattened, problem: Problem) -> Sampler:
+        def cov_y(v: Tensor) -> Tensor:
+            return problem.var * v
+
+        guide = MMPSDenoiser(
+            flat,
+            problem.y,
+            problem.forward,
+            cov_y,  # type: ignore[arg-type]
+            solver=solver,
+            iterations=iterations,
+        )
+        return sampler(denoiser=guide, silent=True)
+
+    return guided(denoiser, corruption, build)
+
+
+def diffpir(
+    denoiser: Denoiser,
+    corruption: Corruption,
+    *,
+    sampler: SamplerFactory,
+    lmbda: float,
+    iterations: int,
+) -> Posterior:
+    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995): a proximal step on x̂ at each time.
+
+    Arguments:
+        denoiser: An unconditional denoiser.
+        corruption: The channel.
+        sampler: The sampler.
+        lmbda: The weight of the denoiser's estimate.
+        iterations: The number of conjugate-gradient iterations of the proximal step.
+    """
+
+    def build(flat: Flattened, problem: Problem) -> Sampler:
+        guide = DiffPIRDenoiser(
+            flat,
+            problem.y,
+            problem.forward,
+            var_y=problem.var,
+            lmbda=lmbda,
+            solver="cg",
+            iterations=iterations,
+        )
+        return sampler(denoiser=guide, silent=True)
+
+    return guided(denoiser, corruption, build)
+
+
+def pigdm(
+    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory, eta: float
+) -> Posterior:
+    """Pseudo-inverse guidance ΠGDM (Song et al. 2023), on DDIM steps.
+
+    Arguments:
+        denoiser: An unconditional denoiser.
+        corruption: The channel, of known spectrum.
+        sampler: The sampler, of which the number of steps is used.
+        eta: DDIM's stochasticity.
+    """
+
+    def build(flat: Flattened, problem: Problem) -> Sampler:
+        return PGDMSampler(
+            flat,
+            problem.y,
+            problem.forward,
+            problem.regularised_inverse,
+            eta=eta,
+            steps=sampler.keywords["steps"],
+            silent=True,
+        )
+
+    return guided(denoiser, corruption, build)
+
+
+class DPSSampler(DDPMSampler):
+    """Diffusion posterior sampling (Chung et al. 2023, arXiv 2209.14687), on DDPM steps.
+
+        x_s ← DDPM(x_t, x̂) - ζ ∇_{x_t} ‖y - A x̂‖
+
+    The norm is each sample's own: azula's takes one norm over the batch, which makes the step
+    depend on the batch size.
+
+    Arguments:
+        denoiser: An unconditional denoiser of vectors.
+        problem: The batch's problem.
+        zeta: The guidance strength ζ.
+        steps: The number of steps.
+    """
+
+    def __init__(self, denoiser: Flattened, problem: Problem, *, zeta: float, steps: int) -> None:
+        super().__init__(denoiser, steps=steps, silent=True)
+        self.problem = problem
+        self.zeta = zeta
+
+    @torch.no_grad()
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns x_s, (B, D), of x_t, (B, D)."""
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            x_hat = self.denoiser(x_t, t).mean
+            error = self.problem.y - self.problem.forward(x_hat)
+            (grad,) = torch.autograd.grad(error.norm(dim=1).sum(), x_t)
+        alpha_s, sigma_s = self.denoiser.schedule(s)
+        alpha_t, sigma_t = self.denoiser.schedule(t)
+        tau = 1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2  # as in azula's DDPM
+        z_t = (x_t - alpha_t * x_hat) / sigma_t
+        x_s = alpha_s * x_hat + sigma_s * (1 - tau).sqrt() * z_t
+        x_s = x_s + sigma_s * tau.sqrt() * torch.randn_like(x_t)
+        return (x_s - self.zeta * grad).detach()
+
+
+def dps(
+    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory, zeta: float
+) -> Posterior:
+    """Diffusion posterior sampling, the E-step of EMDiffusion (arXiv 2407.01014).
+
+    Arguments:
+        denoiser: An unconditional denoiser.
+        corruption: The channel.
+        sampler: The sampler, of which the number of steps is used.
+        zeta: The guidance strength.
+    """
+
+    def build(flat: Flattened, problem: Problem) -> Sampler:
+        return DPSSampler(flat, problem, zeta=zeta, steps=sampler.keywords["steps"])
+
+    return guided(denoiser, corruption, build)

@@ -1,0 +1,184 @@
+"""The rivals' posteriors where theory gives a value."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from azula.denoise import GaussianDenoiser
+from azula.linalg.covariance import DPLRCovariance
+from azula.noise import VESchedule
+from azula.sample import DDPMSampler, HeunSampler
+from torch import Tensor, nn
+
+from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Observation
+from diffem.denoiser import Denoiser
+from diffem.denoiser.gibbs import split_gibbs, time_of
+from diffem.denoiser.guidance import DPSSampler, Flattened, Problem, diffpir, dps, mmps, pigdm
+from diffem.random import generator, seeded
+
+SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
+STD = 0.3
+
+
+class Zero(nn.Module):
+    """The backbone that makes the denoiser exact for x ~ N(0, I)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.weight * x
+
+
+def dense(corruption: Corruption, observation: Observation) -> Tensor:
+    """Returns the operator of the first sample as a matrix, (M, D)."""
+    unit = torch.eye(math.prod(corruption.shape)).unflatten(1, corruption.shape)
+    operator = observation.operator[:1].expand(len(unit), *observation.operator.shape[1:])
+    return corruption.apply(unit, operator).flatten(1).mT
+
+
+def repeated(corruption: Corruption, n: int) -> Observation:
+    """Returns one observation, n times."""
+    one = corruption.draw(torch.randn(1, *corruption.shape, generator=generator(1)), generator(2))
+    return Observation(*(field.expand(n, *field.shape[1:]) for field in one))
+
+
+def whitened(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    return (x.flatten(1) - mean) @ torch.linalg.inv(torch.linalg.cholesky(cov)).mT
+
+
+def exact(a: Tensor, y: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the posterior mean and covariance of x ~ N(mean, cov) given y = a x + noise."""
+    gain = cov @ a.mT @ torch.linalg.inv(a @ cov @ a.mT + STD**2 * torch.eye(len(a)))
+    return mean + gain @ (y - a @ mean), cov - gain @ a @ cov
+
+
+CORRUPTIONS = {
+    "mask": Mask((1, 2, 3), GaussianNoise(STD), rho=0.5),
+    "blur": Blur((1, 2, 3), GaussianNoise(STD), sigma=0.6, kernel_size=3),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_mmps_is_exact_for_a_gaussian_prior(name: str) -> None:
+    corruption, n, dim = CORRUPTIONS[name], 4000, 6
+    d = 0.2 + torch.rand(dim, generator=generator(3))
+    v = torch.randn(dim, 2, generator=generator(4))
+    mean = torch.randn(dim, generator=generator(5))
+    prior = GaussianDenoiser(
+        mean.view(1, 2, 3), DPLRCovariance(d.view(1, 2, 3), v.view(1, 2, 3, 2)), SCHEDULE
+    )
+    observation = repeated(corruption, n)
+    draw = mmps(
+        prior,  # type: ignore[arg-type]
+        corruption,
+        sampler=partial(HeunSampler, steps=64),
+        solver="cg",
+        iterations=dim,
+    )
+    with seeded(6):
+        x = draw(observation)
+    a, y = dense(corruption, observation), observation.y[0].flatten()
+    z = whitened(x, *exact(a, y, mean, torch.diag(d) + v @ v.mT))
+    # Monte Carlo: 4.5 standard errors, plus Heun's bias of 0.01.
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
+    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_split_gibbs_is_exact_for_a_standard_normal(name: str) -> None:
+    corruption, n, dim = CORRUPTIONS[name], 4000, 6
+    observation = repeated(corruption, n)
+    draw = split_gibbs(
+        Denoiser(Zero(), SCHEDULE),
+        corruption,
+        sampler=partial(DDPMSampler, steps=24 * 48),
+        coupling=(3.0, 0.05),
+        sweeps=24,
+    )
+    with seeded(7):
+        x = draw(observation)
+    a, y = dense(corruption, observation), observation.y[0].flatten()
+    z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
+    # Monte Carlo: 4.5 standard errors, plus what the last coupling (0.05² beside a variance of at
+    # least STD² / 2) and the annealing leave.
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.1
+    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.1
+
+
+def test_time_of_a_noise_level() -> None:
+    denoiser = Denoiser(Zero(), SCHEDULE)
+    for rho in (0.01, 0.5, 10.0):
+        assert float(SCHEDULE(torch.tensor(time_of(denoiser, rho)))[1]) == pytest.approx(
+            rho, rel=1e-4
+        )
+
+
+def test_dps_takes_the_gradient_of_each_sample_s_own_norm() -> None:
+    corruption = CORRUPTIONS["blur"]
+    observation = repeated(corruption, 3)
+    flat = Flattened(Denoiser(Zero(), SCHEDULE), corruption.shape)
+    problem = Problem(corruption, observation)
+    t, s = torch.tensor(0.6), torch.tensor(0.55)
+    x_t = torch.randn(3, 6, generator=generator(8))
+    steps = {}
+    for zeta in (0.0, 1.0):
+        with seeded(9):
+            steps[zeta] = DPSSampler(flat, problem, zeta=zeta, steps=1).step(x_t, t, s)
+    shrink = 1 / (1 + SCHEDULE(t)[1] ** 2)  # x̂ = x_t / (1 + σ_t²) for x ~ N(0, I)
+    a = dense(corruption, observation)
+    error = problem.y - shrink * x_t @ a.mT
+    expected = shrink * (error / error.norm(dim=1, keepdim=True)) @ a  # -∇ ‖y - A x̂‖
+    torch.testing.assert_close(steps[1.0] - steps[0.0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_diffpir_solves_its_proximal_problem() -> None:
+    corruption, lmbda, dim = CORRUPTIONS["blur"], 2.0, 6
+    observation = repeated(corruption, 2)
+    taken = []
+
+    class Once(DDPMSampler):
+        def __call__(self, x: Tensor, **_: object) -> Tensor:
+            taken.append((x, self.denoiser(x, torch.tensor(0.6)).mean))
+            return x
+
+    draw = diffpir(
+        Denoiser(Zero(), SCHEDULE),
+        corruption,
+        sampler=partial(Once, steps=1),
+        lmbda=lmbda,
+        iterations=dim,
+    )
+    with seeded(10):
+        draw(observation)
+    ((x_t, mean),) = taken
+    var_t = SCHEDULE(torch.tensor(0.6))[1] ** 2
+    x_hat = x_t / (1 + var_t)
+    a = dense(corruption, observation)
+    system = a.mT @ a / STD**2 + lmbda / var_t * torch.eye(dim)
+    right = observation.y.flatten(1) @ a / STD**2 + lmbda / var_t * x_hat
+    expected = torch.linalg.solve(system, right.mT).mT
+    torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_pigdm_and_dps_reach_the_observation() -> None:
+    """x ~ N(0, I) under a mask: what is seen agrees with y, what is not keeps the prior."""
+    n = 2000
+    corruption = Mask((1, 2, 2), GaussianNoise(0.05), rho=0.5)
+    y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]]).expand(n, -1, -1, -1)
+    m = (y != 0).float()
+    observation = Observation(y, m, torch.full((n,), 0.05))
+    denoiser = Denoiser(Zero(), VESchedule(0.02, 20.0))
+    sampler = partial(DDPMSampler, steps=128)
+    for draw, bound in (
+        (pigdm(denoiser, corruption, sampler=sampler, eta=1.0), 0.05),
+        (dps(denoiser, corruption, sampler=sampler, zeta=1.0), 0.5),
+    ):
+        with seeded(11):
+            x = draw(observation)
+        seen, unseen = x[m == 1] - y[m == 1], x[m == 0]
+        assert seen.abs().mean() < bound  # without guidance: 1.2
+        assert abs(unseen.mean()) < 4 / math.sqrt(len(unseen)) + 0.02
+        assert abs(unseen.var() - 1) < 0.15
