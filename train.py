@@ -70,7 +70,7 @@ def run(cfg: DictConfig) -> None:
     if data.supervised:
         console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
     report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
-    em = EMRounds(init, make_posterior, rounds=settings.rounds, on_round=report.on_round)
+    em = EMRounds(init, make_posterior, seconds=settings.seconds, on_round=report.on_round)
     trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
     trainer.fit(module, datamodule=data)
 

@@ -46,7 +46,7 @@ class EMRounds(Callback):
     Arguments:
         init: The init.
         posterior: Makes the E-step's posterior from the denoiser and the channel.
-        rounds: The number K of rounds.
+        seconds: The time of E- and M-steps after which no further round begins; None for no limit.
         on_round: Called on the first process with each committed round.
     """
 
@@ -55,14 +55,14 @@ class EMRounds(Callback):
         init: Init,
         posterior: PosteriorFactory,
         *,
-        rounds: int,
+        seconds: float | None,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
         self.init = init
         self.posterior = posterior
-        self.rounds = rounds
+        self.seconds = seconds
         self.on_round = on_round
-        self._m_step_start = 0.0
+        self._m_step_start = self._spent = 0.0
         self._losses: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,6 +94,9 @@ class EMRounds(Callback):
             self.e_step(trainer, self.posterior(denoiser, data.observed.corruption))
         data.epoch = 0
         module.restart()
+        if self.seconds is not None:  # one decision for all processes
+            over = self._spent >= self.seconds
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def e_step(self, trainer: Trainer, draw: Posterior) -> None:
         """Reconstructs every observation once; processes share the chunks and poll the store."""
@@ -118,11 +121,12 @@ class EMRounds(Callback):
         while not store.committed(k):
             time.sleep(POLL_SECONDS)
         data.round = k
+        m_step = start - self._m_step_start if self._losses else 0.0
+        e_step = time.perf_counter() - start
+        self._spent += e_step + m_step
         if trainer.is_global_zero:
-            m_step = start - self._m_step_start if self._losses else 0.0
             loss = float(torch.stack(self._losses).mean()) if self._losses else None
-            seconds = time.perf_counter() - start
-            self.on_round(module, Round(k, draw, seconds, m_step, loss))
+            self.on_round(module, Round(k, draw, e_step, m_step, loss))
         self._losses = []
         self._m_step_start = time.perf_counter()
 

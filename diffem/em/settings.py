@@ -26,6 +26,8 @@ class EMSettings:
     """The global batch size, over all devices."""
     chunk_size: int
     """The number of observations that are sampled together in the E-step."""
+    seconds: float | None = None
+    """The time of E- and M-steps after which no further round begins; None for no limit."""
 
     def __post_init__(self) -> None:
         if (self.steps_per_round is None) == (self.epochs_per_round is None):
@@ -34,8 +36,10 @@ class EMSettings:
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
         for name, value in vars(self).items():
-            if value is not None:
+            if value is not None and name != "seconds":
                 check_count(f"em.{name}", value)
+        if self.seconds is not None and not self.seconds > 0:
+            raise UserError(f"em.seconds must be positive or null, got {self.seconds}")
 
     def steps(self, size: int) -> int:
         """Returns the optimiser steps of an M-step over a number of reconstructions."""

@@ -49,11 +49,15 @@ def save_curves(path: Path, rounds: Sequence[dict[str, float | None]]) -> None:
         path: The PNG file.
         rounds: The rows of `summary.json`'s `rounds`.
     """
-    names = ("psnr", "psnr_mean", "ssim", "residual_chi2", "loss")
+    names = ("psnr", "psnr_mean", "ssim", "sinkhorn", "residual_chi2", "loss")
     names = [name for name in names if any(row.get(name) is not None for row in rounds)]
     figure = Figure(figsize=(2.6 * len(names), 2.4), layout="constrained")
     labels = {"psnr": "PSNR (dB)", "psnr_mean": "PSNR of mean (dB)", "ssim": "SSIM"}
-    labels |= {"residual_chi2": "residual χ²", "loss": "M-step loss"}
+    labels |= {
+        "sinkhorn": "Sinkhorn divergence",
+        "residual_chi2": "residual χ²",
+        "loss": "M-step loss",
+    }
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         points = [(row["round"], row[name]) for row in rounds if row.get(name) is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)

@@ -24,7 +24,8 @@ from diffem.em.module import DenoiserModule
 from diffem.em.observe import Observed
 from diffem.em.progress import phase
 from diffem.em.store import ReconstructionStore
-from diffem.metric import Sizes, frechet_pixels, psnr, scores
+from diffem.metric import Sizes, frechet_pixels, psnr, scores, sinkhorn_divergence
+from diffem.metric.sinkhorn import POINTS
 from diffem.report.figure import save_curves, save_panel, save_samples
 
 SHOWN = 8  # images in a panel
@@ -116,6 +117,8 @@ class RunReport:
         score = scores(stacked[0], truth, self.train.corruption, observation)
         final: dict[str, Any] = {name: float(value.mean()) for name, value in score.items()}
         final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
+        if truth.ndim == 2:
+            final["sinkhorn"] = sinkhorn_divergence(stacked[0], truth)
         final["gaussian_psnr_mean"] = None
         if self.gaussian is not None:
             mean = self.gaussian.mean(observation)
@@ -166,18 +169,26 @@ class RunReport:
                 x, self.train.truth[rows], self.train.corruption, observation
             ).items():
                 total[name] = total.get(name, 0.0) + float(value.double().sum())
-        return {name: value / len(data) for name, value in total.items()}
+        means = {name: value / len(data) for name, value in total.items()}
+        if len(self.train.truth.shape) == 2:
+            first = data.__getitems__(range(min(len(data), POINTS))).x
+            means["sinkhorn"] = sinkhorn_divergence(first, self.heldout.truth)
+        return means
 
     def _score_prior(self, prior: Callable[[int], Tensor]) -> dict[str, float]:
         """Returns the prior's distance from the held-out images, and that of as many true ones."""
         x = prior(self.sizes.prior)
         save_samples(self.figures / "prior.png", "samples of the prior", x[:64])
         truth = self.train.truth[: len(x)]
-        return {
+        score = {
             "samples": len(x),
             "frechet_pixels": frechet_pixels(x, self.heldout.truth),
             "frechet_pixels_truth": frechet_pixels(truth, self.heldout.truth),
         }
+        if x.ndim == 2:
+            score["sinkhorn"] = sinkhorn_divergence(x, self.heldout.truth)
+            score["sinkhorn_truth"] = sinkhorn_divergence(truth, self.heldout.truth)
+        return score
 
     def _panel(self, path: Path, title: str, samples: Tensor, observed: Observed) -> None:
         observation = observed.observation.select(slice(SHOWN if samples.ndim > 3 else None))

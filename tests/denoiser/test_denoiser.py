@@ -8,6 +8,7 @@ import torch
 from azula.denoise import DiracPosterior, KarrasDenoiser
 from azula.noise import VESchedule, VPSchedule
 from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABSampler
+from exact import Zero
 from torch import Tensor, nn
 
 from diffem.corruption import Blur, GaussianNoise, Identity, Mask, Observation, Projection
@@ -24,17 +25,6 @@ from diffem.error import UserError
 from diffem.random import generator, seeded
 
 SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
-
-
-class Zero(nn.Module):
-    """The backbone that makes the denoiser exact for x ~ N(0, I), seen through a mask or noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.weight * x
 
 
 class Linear(nn.Module):

@@ -9,7 +9,8 @@ from azula.denoise import GaussianDenoiser
 from azula.linalg.covariance import DPLRCovariance
 from azula.noise import VESchedule
 from azula.sample import DDPMSampler, HeunSampler
-from torch import Tensor, nn
+from exact import Zero
+from torch import Tensor
 
 from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Observation
 from diffem.denoiser import Denoiser
@@ -19,17 +20,6 @@ from diffem.random import generator, seeded
 
 SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
 STD = 0.3
-
-
-class Zero(nn.Module):
-    """The backbone that makes the denoiser exact for x ~ N(0, I)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.weight * x
 
 
 def dense(corruption: Corruption, observation: Observation) -> Tensor:

@@ -92,7 +92,7 @@ class SmallRun:
         em = EMRounds(
             init or Gaussian(rank=64, iterations=2, samples=SIZE),
             self.posterior,
-            rounds=self.settings.rounds,
+            seconds=self.settings.seconds,
             on_round=lambda _, round: self.rounds.append(round),
         )
         trainer = Trainer(

@@ -1,5 +1,6 @@
 """Laws 1, 3 and 5 on a small EM run."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,12 @@ def test_rounds_are_told_and_committed(small_run: SmallRun) -> None:
     first, second, _ = small_run.rounds
     assert first.m_step_seconds == 0 and first.loss is None
     assert second.m_step_seconds > 0 and second.loss is not None and second.loss > 0
+
+
+def test_no_round_begins_after_its_time(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "a", rounds=5)
+    run.settings = replace(run.settings, seconds=1e-6)
+    assert [round.number for round in run.fit().rounds] == [0, 1]
 
 
 def test_each_round_starts_from_the_average_with_a_fresh_optimiser(small_run: SmallRun) -> None:

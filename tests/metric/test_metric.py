@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
 
 from diffem.error import UserError
-from diffem.metric import Sizes, frechet_pixels, psnr, ssim
+from diffem.metric import Sizes, frechet_pixels, psnr, sinkhorn_divergence, ssim
 from diffem.random import generator
 
 
@@ -68,6 +68,17 @@ def test_frechet_distance_pools_large_images() -> None:
     expected = frechet_pixels(pooled, torch.nn.functional.avg_pool2d(y, 4))
     assert frechet_pixels(x, y) == pytest.approx(expected, rel=1e-6)
     assert math.isfinite(expected)
+
+
+def test_sinkhorn_divergence_of_a_shift() -> None:
+    """Between a set and itself shifted by c it is |c|² exactly: the marginals fix the rest."""
+    x = torch.randn(200, 3, generator=generator(6))
+    shift = torch.tensor([0.3, -0.4, 1.2])
+    assert sinkhorn_divergence(x, x) == pytest.approx(0.0, abs=1e-9)
+    # Sinkhorn's iterations stop at marginal errors of 1e-4.
+    assert sinkhorn_divergence(x, x + shift) == pytest.approx(
+        float(shift.square().sum()), rel=1e-2
+    )
 
 
 def test_bad_sizes() -> None:
