@@ -28,7 +28,7 @@ from diffem.metric import Sizes, frechet_pixels, psnr, scores, sinkhorn_divergen
 from diffem.metric.sinkhorn import POINTS
 from diffem.report.figure import save_curves, save_panel, save_samples
 
-SHOWN = 8  # images in a panel
+SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
 
 
