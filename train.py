@@ -17,11 +17,15 @@ from diffem import command
 from diffem.corruption import Corruption
 from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
+    Blind,
     DenoiserModule,
     EMRounds,
     EMSettings,
+    Objective,
+    ObjectiveFactory,
     ReconstructionDataModule,
     ReconstructionStore,
+    Unconditional,
     observe,
 )
 from diffem.em.progress import MStepProgress, console
@@ -46,13 +50,15 @@ def run(cfg: DictConfig) -> None:
     check_count("sampler.steps", cfg.sampler.steps)
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
-    corruption: Corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
+    channel = build_channel(cfg, cfg.corruption)
+    corruption = build_channel(cfg, command.believed(cfg))
     clean = instantiate(cfg.dataset, _convert_="all").load()
-    train = observe(clean.train, corruption, seed=cfg.seed, split="train")
-    heldout = observe(clean.heldout, corruption, seed=cfg.seed, split="heldout")
+    train = observe(clean.train, channel, seed=cfg.seed, split="train", believed=corruption)
+    heldout = observe(clean.heldout, channel, seed=cfg.seed, split="heldout", believed=corruption)
     steps = settings.steps(len(train))
-    channel = corruption if cfg.method.conditional else None
-    module = build_module(cfg, channel, "m_step", steps=steps)
+    make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
+    objective = make_objective(corruption, train.observation)
+    module = build_module(cfg, objective, "m_step", steps=steps)
     make_posterior: PosteriorFactory = instantiate(
         cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
     )
@@ -70,34 +76,41 @@ def run(cfg: DictConfig) -> None:
     if data.supervised:
         console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
     report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
-    em = EMRounds(init, make_posterior, seconds=settings.seconds, on_round=report.on_round)
+    blind: Blind = instantiate(cfg.blind)
+    em = EMRounds(init, make_posterior, settings=settings, blind=blind, on_round=report.on_round)
     trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
     trainer.fit(module, datamodule=data)
 
     prior = None
-    if cfg.prior is not None:  # an unconditional denoiser is one already
-        prior = module if channel is None else fit_prior(cfg, data)
+    if cfg.prior is not None:
+        prior = module if objective.learns_prior else fit_prior(cfg, data)
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         with module.to(device).averaged() as denoiser:
             draw_prior = None if prior is None else partial(sample, cfg, prior)
-            report.finish(make_posterior(denoiser, corruption), draw_prior, device)
+            draw = make_posterior(denoiser, corruption, data.sample())
+            report.finish(draw, draw_prior, device)
+
+
+def build_channel(cfg: DictConfig, corruption: DictConfig) -> Corruption:
+    """Returns the channel of a corruption's config."""
+    return instantiate(corruption, shape=cfg.dataset.shape, _convert_="all")
 
 
 def build_module(
-    cfg: DictConfig, channel: Corruption | None, phase: str, *, steps: int
+    cfg: DictConfig, objective: Objective, phase: str, *, steps: int
 ) -> DenoiserModule:
-    """Returns the module of a denoiser that is conditioned on a channel's observations, or not."""
+    """Returns the module of the denoiser that an objective trains."""
     with seeded(cfg.seed, "weights", phase):
         network = instantiate(
             cfg.network,
             shape=cfg.dataset.shape,
-            cond_channels=channel.embed_channels if channel else 0,
+            cond_channels=objective.cond_channels,
             _convert_="all",
         )
     denoiser = Denoiser(network, instantiate(cfg.schedule))
     m_step = instantiate(cfg.m_step, steps=steps, _convert_="all")
-    return DenoiserModule(denoiser, channel, m_step, phase=phase, seed=cfg.seed)
+    return DenoiserModule(denoiser, objective, m_step, phase=phase, seed=cfg.seed)
 
 
 def build_trainer(
@@ -121,7 +134,8 @@ def build_trainer(
 
 def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> DenoiserModule:
     """Trains an unconditional denoiser on the last reconstructions."""
-    module = build_module(cfg, None, "prior", steps=cfg.prior.steps)
+    objective = Unconditional(data.observed.corruption, data.observed.observation)
+    module = build_module(cfg, objective, "prior", steps=cfg.prior.steps)
     last = ReconstructionDataModule(
         data.observed, data.store, instantiate(cfg.em), steps=cfg.prior.steps, seed=cfg.seed
     )
@@ -135,7 +149,8 @@ def sample(cfg: DictConfig, prior: DenoiserModule, n: int) -> Tensor:
     device = prior.to(prior.trainer.strategy.root_device).device
     with prior.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
         shape = (n, *cfg.dataset.shape)
-        return sample_prior(denoiser, shape, instantiate(cfg.sampler)).float().cpu()
+        learned = prior.objective.prior(denoiser, n)
+        return sample_prior(learned, shape, instantiate(cfg.sampler), device=prior.device)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError
 
@@ -96,6 +96,23 @@ def about(cfg: DictConfig) -> dict[str, Any]:
     groups = {group: chosen[group] for group in ("dataset", "corruption", "method", "init")}
     devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
     return {**groups, "seed": cfg.seed, "devices": devices}
+
+
+def believed(cfg: DictConfig) -> DictConfig:
+    """Returns the config of the channel as the method takes it to be.
+
+    Raises:
+        UserError: If `assumed` holds a key that the corruption does not have.
+    """
+    try:
+        merged = OmegaConf.merge(cfg.corruption, cfg.assumed)
+    except ConfigKeyError as error:
+        known = ", ".join(str(key) for key in cfg.corruption if key != "_target_")
+        raise UserError(
+            f"assumed.{error.full_key} is not a key of the corruption; allowed: {known}"
+        ) from error
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def check_devices(cfg: DictConfig) -> None:

@@ -106,7 +106,7 @@ def test_experiments_compose_and_build(experiment: str) -> None:
     network = instantiate(
         cfg.network,
         shape=cfg.dataset.shape,
-        cond_channels=corruption.embed_channels,
+        cond_channels=instantiate(cfg.method.condition).channels(corruption),
         _convert_="all",
     )
     for node in (cfg.em, cfg.schedule, cfg.sampler, cfg.init, cfg.metric):

@@ -15,8 +15,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.noise import GaussianNoise, Level
 from diffem.corruption.spectrum import Spectrum
+from diffem.error import UserError
 
 
 class Observation(NamedTuple):
@@ -66,11 +67,35 @@ class Corruption(ABC):
     Arguments:
         shape: The shape of x: (C, *S) for images and signals, (D,) for vectors.
         noise: The noise, which draws σ_y.
+        learn: The levels that are unknown and learned from the observations (`levels` names
+            them); the channel's own are where the search starts.
+
+    Raises:
+        UserError: If a level to learn is not one of the channel's, or is a range.
     """
 
-    def __init__(self, shape: Sequence[int], noise: GaussianNoise) -> None:
+    def __init__(
+        self, shape: Sequence[int], noise: GaussianNoise, *, learn: Sequence[str] = ()
+    ) -> None:
         self.shape = tuple(shape)
         self.noise = noise
+        self.learn = tuple(learn)
+        for name in self.learn:
+            if name not in self.levels:
+                raise UserError(
+                    f"corruption.learn can name {', '.join(self.levels)} of this corruption, "
+                    f"got {name!r}"
+                )
+            if self.levels[name].known is None:
+                raise UserError(
+                    f"{self.levels[name].name} must be one number, the start, where "
+                    f"corruption.learn names it; got {list(self.levels[name].bounds)}"
+                )
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """The channel's levels by the names that `learn` uses."""
+        return {"noise": self.noise.level}
 
     def draw_operator(self, n: int, generator: Generator) -> Tensor:
         """Draws the operator's parameters of n samples, (n, *P)."""
@@ -96,11 +121,20 @@ class Corruption(ABC):
             generator: The source of all randomness.
         """
         operator = self.draw_operator(len(x), generator)
-        std = self.noise.draw(len(x), generator)
+        std = self.noise.level.draw(len(x), generator)
         y = self.apply(x, operator)
         noise = torch.randn(y.shape, generator=generator, device=y.device)
         y = y + self.observed(y, operator) * expand(std, y) * noise
         return Observation(y, operator, std)
+
+    def believe(self, observation: Observation) -> Observation:
+        """Returns the observation with the levels that this channel takes for known.
+
+        What the channel is believed to be may differ from what made the observation. A level that
+        is a range stays each sample's own.
+        """
+        y, operator, std = observation
+        return Observation(y, operator, self.noise.level.believed(std))
 
     def lift(self, observation: Observation) -> Tensor:
         """Brings y back on the grid of x, (B, *shape)."""
@@ -114,17 +148,20 @@ class Corruption(ABC):
         """Returns what the network should see of the operator, each (B, C', *S)."""
         return []
 
-    def embed(self, observation: Observation) -> Tensor:
-        """Returns what the network sees: lifted y, the operator's maps and σ_y, (B, C', *S)."""
+    def embed(self, observation: Observation, *, maps: bool = True) -> Tensor:
+        """Returns what the network sees: lifted y, the operator's maps and σ_y, (B, C', *S).
+
+        Arguments:
+            observation: The observations.
+            maps: Whether the operator's maps are among it.
+        """
         lifted = self.lift(observation)
         std = constant_map(observation.std, lifted)
-        return torch.cat([lifted, *self.maps(observation), std], dim=1)
+        return torch.cat([lifted, *(self.maps(observation) if maps else []), std], dim=1)
 
-    @property
-    def embed_channels(self) -> int:
-        """The number C' of channels of the embedding."""
-        x = torch.zeros(1, *self.shape)
-        return self.embed(self.draw(x, Generator().manual_seed(0))).shape[1]
+    def square_error(self, observation: Observation, x: Tensor) -> Tensor:
+        """Returns mean((A x - y)²) over the measured entries, (B,)."""
+        return self.residual_chi2(observation, x) * observation.std**2
 
     def residual_chi2(self, observation: Observation, x: Tensor) -> Tensor:
         """Returns mean((A x - y)² / σ_y²) over the measured entries, (B,).

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.base import Corruption, Observation, constant_map, full_precision
-from diffem.corruption.noise import GaussianNoise, Level, check_level, draw_level
+from diffem.corruption.noise import GaussianNoise, Level
 from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError, check_count
 
@@ -22,15 +22,23 @@ class Blur(Corruption):
         noise: The noise after the blur.
         sigma: The kernel's standard deviation in pixels, > 0, or a range (low, high).
         kernel_size: The kernel's length in pixels, odd and less than twice the shortest side.
+        learn: The levels to learn, of `sigma` and `noise`.
 
     Raises:
         UserError: If sigma is not positive, or the kernel is even, too small or too large.
     """
 
     def __init__(
-        self, shape: Sequence[int], noise: GaussianNoise, *, sigma: Level, kernel_size: int
+        self,
+        shape: Sequence[int],
+        noise: GaussianNoise,
+        *,
+        sigma: float | Sequence[float],
+        kernel_size: int,
+        learn: Sequence[str] = (),
     ) -> None:
-        super().__init__(shape, noise)
+        self.sigma = Level("corruption.sigma", sigma)
+        super().__init__(shape, noise, learn=learn)
         if len(self.shape) < 2:
             raise UserError(
                 f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "
@@ -43,11 +51,18 @@ class Blur(Corruption):
                 f"corruption.kernel_size must be odd and in [1, {largest}] for images of shape "
                 f"{self.shape}, got {kernel_size}"
             )
-        self.bounds = check_level("corruption.sigma", sigma)
         self.radius = kernel_size // 2
 
+    @property
+    def levels(self) -> dict[str, Level]:
+        return {"sigma": self.sigma, **super().levels}
+
     def draw_operator(self, n: int, generator: Generator) -> Tensor:
-        return draw_level(self.bounds, n, generator)[:, None]
+        return self.sigma.draw(n, generator)[:, None]
+
+    def believe(self, observation: Observation) -> Observation:
+        y, operator, std = super().believe(observation)
+        return Observation(y, self.sigma.believed(operator), std)
 
     def matrix(self, sigma: Tensor, length: int) -> Tensor:
         """Returns the blur of an axis as matrices K, (B, L, L), for widths sigma, (B,)."""
@@ -71,7 +86,7 @@ class Blur(Corruption):
     @full_precision
     def spectrum(self, operator: Tensor) -> Spectrum:
         sigma = operator[:, 0]
-        if self.bounds[0] == self.bounds[1]:
+        if self.sigma.bounds[0] == self.sigma.bounds[1]:
             sigma = sigma[:1]  # one width for all samples: decompose it once
         axes, square = [], torch.ones(len(sigma), 1, device=sigma.device)
         for axis, side in enumerate(self.shape[1:], start=2):

@@ -19,13 +19,21 @@ class Downsample(Corruption):
         shape: The shape of x, (C, *S).
         noise: The noise after the pooling.
         factor: The side of a block in pixels; it divides every side of x.
+        learn: The levels to learn: `noise`.
 
     Raises:
         UserError: If the factor does not divide every side.
     """
 
-    def __init__(self, shape: Sequence[int], noise: GaussianNoise, factor: int) -> None:
-        super().__init__(shape, noise)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        noise: GaussianNoise,
+        *,
+        factor: int,
+        learn: Sequence[str] = (),
+    ) -> None:
+        super().__init__(shape, noise, learn=learn)
         sides = self.shape[1:]
         check_count("corruption.factor", factor)
         if not sides or any(side % factor for side in sides):

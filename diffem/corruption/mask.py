@@ -18,13 +18,21 @@ class Mask(Corruption):
         shape: The shape of x, (C, *S) or (D,).
         noise: The noise on the pixels that are left.
         rho: Fraction of pixels removed, in [0, 1).
+        learn: The levels to learn: `noise`.
 
     Raises:
         UserError: If rho is outside [0, 1).
     """
 
-    def __init__(self, shape: Sequence[int], noise: GaussianNoise, rho: float) -> None:
-        super().__init__(shape, noise)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        noise: GaussianNoise,
+        *,
+        rho: float,
+        learn: Sequence[str] = (),
+    ) -> None:
+        super().__init__(shape, noise, learn=learn)
         self.rho = check_fraction("corruption.rho", rho)
         # A vector has no channels that could share a mask.
         self.mask_shape = (1, *self.shape[1:]) if len(self.shape) > 1 else self.shape

@@ -18,13 +18,21 @@ class Projection(Corruption):
         shape: The shape of x, (D,).
         noise: The noise on the measurements.
         rows: The number of directions, in [1, D].
+        learn: The levels to learn: `noise`.
 
     Raises:
         UserError: If x is not a vector or rows is outside [1, D].
     """
 
-    def __init__(self, shape: Sequence[int], noise: GaussianNoise, rows: int) -> None:
-        super().__init__(shape, noise)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        noise: GaussianNoise,
+        *,
+        rows: int,
+        learn: Sequence[str] = (),
+    ) -> None:
+        super().__init__(shape, noise, learn=learn)
         if len(self.shape) != 1:
             raise UserError(
                 f"corruption=projection needs vectors of shape (D,), got {self.shape}; "

@@ -1,6 +1,6 @@
 """Denoisers: networks conditioned on an observation, and the samplers that they define."""
 
-from diffem.denoiser.condition import Condition, condition_on
+from diffem.denoiser.condition import Condition, Conditioning
 from diffem.denoiser.denoiser import Denoiser
 from diffem.denoiser.posterior import (
     Posterior,
@@ -15,11 +15,11 @@ from diffem.denoiser.times import BetaMixture
 __all__ = [
     "BetaMixture",
     "Condition",
+    "Conditioning",
     "Denoiser",
     "Posterior",
     "PosteriorFactory",
     "SamplerFactory",
-    "condition_on",
     "conditional",
     "reconstruct",
     "sample_prior",

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from diffem.corruption import Corruption, Observation, Spectrum
 from diffem.corruption.base import expand
@@ -21,18 +21,48 @@ class Condition(NamedTuple):
     information: Tensor
     """Precision times measured value, Vᵀ Aᵀ y / σ_y², against (B, *shape)."""
 
+    def kept(self, keep: Tensor) -> "Condition":
+        """Returns the condition of the samples where keep, (B,), is 1, and none where it is 0."""
+        weight = expand(keep, self.embedding)
+        return Condition(
+            self.embedding * weight,
+            self.spectrum,
+            self.precision * weight,
+            self.information * weight,
+        )
 
-def condition_on(corruption: Corruption, observation: Observation) -> Condition:
-    """Returns the condition that an observation gives.
 
-    Where the operator's spectrum is not at hand, y reaches the denoiser by its embedding alone.
+def unfused(embedding: Tensor) -> Condition:
+    """Returns the condition that reaches the denoiser by its embedding, (B, C', *S), alone."""
+    zero = torch.zeros((), device=embedding.device)
+    return Condition(embedding, Spectrum((), zero), zero, zero)
+
+
+class Conditioning:
+    """How an observation is made known to a denoiser.
+
+    Arguments:
+        maps: Whether the network sees the operator (the mask, the blur's width, the matrix).
+        fuse: Whether y is fused with x_t before the network, where the operator's spectrum is at
+            hand; otherwise y reaches the denoiser by its embedding alone, as in the paper.
     """
-    y, operator, std = observation
-    embedding = corruption.embed(observation)
-    spectrum = corruption.spectrum(operator)
-    if spectrum is None:
-        zero = torch.zeros((), device=y.device)
-        return Condition(embedding, Spectrum((), zero), zero, zero)
-    back = corruption.adjoint(y, operator)
-    var = expand(std**2, back)
-    return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(back) / var)
+
+    def __init__(self, *, maps: bool = True, fuse: bool = True) -> None:
+        self.maps = maps
+        self.fuse = fuse
+
+    def __call__(self, corruption: Corruption, observation: Observation) -> Condition:
+        """Returns the condition that an observation gives."""
+        y, operator, std = observation
+        embedding = corruption.embed(observation, maps=self.maps)
+        spectrum = corruption.spectrum(operator) if self.fuse else None
+        if spectrum is None:
+            return unfused(embedding)
+        back = corruption.adjoint(y, operator)
+        var = expand(std**2, back)
+        return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(back) / var)
+
+    def channels(self, corruption: Corruption) -> int:
+        """Returns the number C' of channels of the embedding."""
+        one = corruption.draw(torch.zeros(1, *corruption.shape), Generator().manual_seed(0))
+        return corruption.embed(one, maps=self.maps).shape[1]

@@ -30,12 +30,16 @@ class Denoiser(AzulaDenoiser):
     Arguments:
         backbone: The network b_θ.
         schedule: The noise schedule α_t, σ_t.
+
+    Attributes:
+        evaluations: The images that went through the network, forward or backward.
     """
 
     def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.backbone = backbone
         self.schedule = schedule
+        self.evaluations = 0
 
     def forward(  # type: ignore[override]
         self, x_t: Tensor, t: Tensor, condition: Condition | None = None
@@ -60,18 +64,34 @@ class Denoiser(AzulaDenoiser):
         var = 1 / precision
         c_in = torch.rsqrt(1 + var)  # EDM, Table 1, σ_data = 1
         output = self.backbone(spectrum.synthesise(c_in * z), noise_level, cond=embedding)
+        self._count(output)
+        if output.requires_grad:
+            output.register_hook(self._count)
         output = spectrum.analyse(output.to(x_t.dtype))
         return DiracPosterior(spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output))
 
-    def loss(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        *,
+        seen: Tensor | float = 1.0,
+        weight: Tensor | float = 1.0,
+    ) -> Tensor:
         """Returns the mean of (α_t²/σ_t² + 1) (d_θ(x_t, t, y) - x)² over batch and entries.
 
         Arguments:
             x: Images, (B, *shape); x_t is drawn from the global generators.
             t: Times in [0, 1], (B,).
             condition: The condition of fresh observations of x.
+            seen: A factor of x_t, which broadcasts against it: 0 hides an entry.
+            weight: A factor of the squared error: 0 leaves an entry out.
         """
         alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
-        x_t = alpha_t * x + sigma_t * torch.randn_like(x)
-        weight = (alpha_t / sigma_t) ** 2 + 1
-        return (weight * (self(x_t, t, condition).mean - x).square()).mean()
+        x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
+        level = (alpha_t / sigma_t) ** 2 + 1
+        return (weight * level * (self(x_t, t, condition).mean - x).square()).mean()
+
+    def _count(self, images: Tensor) -> None:
+        self.evaluations += len(images)

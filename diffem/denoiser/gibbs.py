@@ -30,6 +30,7 @@ def time_of(denoiser: Denoiser, rho: float) -> float:
 def split_gibbs(
     denoiser: Denoiser,
     corruption: Corruption,
+    x: Tensor | None = None,
     *,
     sampler: SamplerFactory,
     coupling: tuple[float, float],
@@ -40,6 +41,7 @@ def split_gibbs(
     Arguments:
         denoiser: An unconditional denoiser.
         corruption: The channel, of known spectrum.
+        x: Not used.
         sampler: The sampler, of which the number of steps is used and shared out over the sweeps;
             the prior step draws p(x | z), which takes a stochastic sampler: DDPM.
         coupling: The first and the last ρ.

@@ -11,12 +11,10 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
 from azula.guidance.diffpir import DiffPIRDenoiser
 from azula.guidance.mmps import MMPSDenoiser
-from azula.guidance.pgdm import PGDMSampler
 from azula.sample import DDPMSampler, Sampler
 from torch import Tensor
 
 from diffem.corruption import Corruption, Observation
-from diffem.corruption.base import expand
 from diffem.denoiser.denoiser import Denoiser
 from diffem.denoiser.posterior import Posterior, SamplerFactory
 
@@ -56,19 +54,6 @@ class Problem:
         x = x.unflatten(1, self.corruption.shape)
         return self.corruption.apply(x, self.operator).flatten(1)
 
-    def regularised_inverse(self, y: Tensor) -> Tensor:
-        """Returns (AᵀA + σ_y²)⁻¹ Aᵀ y, (B, D): A† for a prior of unit variance.
-
-        Raises:
-            NotImplementedError: If the operator's spectrum is not at hand.
-        """
-        spectrum = self.corruption.spectrum(self.operator)
-        if spectrum is None:
-            raise NotImplementedError(f"{type(self.corruption).__name__} has no spectrum")
-        back = self.corruption.adjoint(y.unflatten(1, self.y_shape), self.operator)
-        z = spectrum.analyse(back) / (spectrum.square + expand(self.var, back))
-        return spectrum.synthesise(z).flatten(1)
-
 
 def guided(
     denoiser: Denoiser, corruption: Corruption, build: Callable[[Flattened, Problem], Sampler]
@@ -94,6 +79,7 @@ def guided(
 def mmps(
     denoiser: Denoiser,
     corruption: Corruption,
+    x: Tensor | None = None,
     *,
     sampler: SamplerFactory,
     solver: str,
@@ -106,6 +92,7 @@ def mmps(
     Arguments:
         denoiser: An unconditional denoiser.
         corruption: The channel.
+        x: Not used.
         sampler: The sampler.
         solver: azula's linear solver, "gmres" or "cg".
         iterations: The number of solver iterations.
@@ -131,6 +118,7 @@ def mmps(
 def diffpir(
     denoiser: Denoiser,
     corruption: Corruption,
+    x: Tensor | None = None,
     *,
     sampler: SamplerFactory,
     lmbda: float,
@@ -141,6 +129,7 @@ def diffpir(
     Arguments:
         denoiser: An unconditional denoiser.
         corruption: The channel.
+        x: Not used.
         sampler: The sampler.
         lmbda: The weight of the denoiser's estimate.
         iterations: The number of conjugate-gradient iterations of the proximal step.
@@ -157,32 +146,6 @@ def diffpir(
             iterations=iterations,
         )
         return sampler(denoiser=guide, silent=True)
-
-    return guided(denoiser, corruption, build)
-
-
-def pigdm(
-    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory, eta: float
-) -> Posterior:
-    """Pseudo-inverse guidance ΠGDM (Song et al. 2023), on DDIM steps.
-
-    Arguments:
-        denoiser: An unconditional denoiser.
-        corruption: The channel, of known spectrum.
-        sampler: The sampler, of which the number of steps is used.
-        eta: DDIM's stochasticity.
-    """
-
-    def build(flat: Flattened, problem: Problem) -> Sampler:
-        return PGDMSampler(
-            flat,
-            problem.y,
-            problem.forward,
-            problem.regularised_inverse,
-            eta=eta,
-            steps=sampler.keywords["steps"],
-            silent=True,
-        )
 
     return guided(denoiser, corruption, build)
 
@@ -225,13 +188,19 @@ class DPSSampler(DDPMSampler):
 
 
 def dps(
-    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory, zeta: float
+    denoiser: Denoiser,
+    corruption: Corruption,
+    x: Tensor | None = None,
+    *,
+    sampler: SamplerFactory,
+    zeta: float,
 ) -> Posterior:
     """Diffusion posterior sampling, the E-step of EMDiffusion (arXiv 2407.01014).
 
     Arguments:
         denoiser: An unconditional denoiser.
         corruption: The channel.
+        x: Not used.
         sampler: The sampler, of which the number of steps is used.
         zeta: The guidance strength.
     """

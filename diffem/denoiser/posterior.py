@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from azula.denoise import Denoiser as AzulaDenoiser
 from torch import Tensor
 
 from diffem.corruption import Corruption, Observation
-from diffem.denoiser.condition import condition_on
+from diffem.denoiser.condition import Conditioning
 from diffem.denoiser.denoiser import Denoiser
 from diffem.random import Key, seeded
 
@@ -17,25 +18,33 @@ SamplerFactory = partial[Any]
 Device = torch.device | str
 Posterior = Callable[[Observation], Tensor]
 """Draws x ~ p(x | y), (B, *shape), from the global generators, one for each observation."""
-PosteriorFactory = Callable[[Denoiser, Corruption], Posterior]
-"""Makes the posterior that a method samples in its E-step."""
+PosteriorFactory = Callable[[Denoiser, Corruption, Tensor | None], Posterior]
+"""Makes the posterior that a method samples in its E-step: from the denoiser, the channel and some
+reconstructions of the round before, (n, *shape), to take moments of; None if there are none."""
 
 
 def conditional(
-    denoiser: Denoiser, corruption: Corruption, *, sampler: SamplerFactory
+    denoiser: Denoiser,
+    corruption: Corruption,
+    x: Tensor | None = None,
+    *,
+    sampler: SamplerFactory,
+    condition: Conditioning,
 ) -> Posterior:
     """Returns the posterior that a conditional denoiser defines: DiffEM's.
 
     Arguments:
         denoiser: A denoiser that was trained on observations of the channel.
         corruption: The channel.
+        x: Not used.
         sampler: The sampler.
+        condition: How the denoiser was told of the observations.
     """
 
     def draw(observation: Observation) -> Tensor:
         process = sampler(denoiser=denoiser, silent=True)
         x_1 = process.init(observation.y.shape[:1] + corruption.shape, device=observation.y.device)
-        return process(x_1, condition=condition_on(corruption, observation))
+        return process(x_1, condition=condition(corruption, observation))
 
     return draw
 
@@ -61,7 +70,16 @@ def reconstruct(
         return draw(padded)[:n].float().cpu()
 
 
-def sample_prior(denoiser: Denoiser, shape: Sequence[int], sampler: SamplerFactory) -> Tensor:
-    """Draws x ~ p_θ(x), (B, *S), from an unconditional denoiser and the global generators."""
+def sample_prior(
+    denoiser: AzulaDenoiser, shape: Sequence[int], sampler: SamplerFactory, *, device: Device
+) -> Tensor:
+    """Draws x ~ p_θ(x), on the CPU, from the global generators.
+
+    Arguments:
+        denoiser: A denoiser that takes no condition.
+        shape: The shape of the samples, (n, *S).
+        sampler: The sampler.
+        device: Where to sample.
+    """
     process = sampler(denoiser=denoiser, silent=True)
-    return process(process.init(tuple(shape), device=next(denoiser.parameters()).device))
+    return process(process.init(tuple(shape), device=torch.device(device))).float().cpu()

@@ -1,9 +1,11 @@
 """The EM loop: store, init, module, datamodule, callback."""
 
 from diffem.em.augment import Augment
+from diffem.em.blind import Blind
 from diffem.em.callback import EMRounds, Round
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule, MStep
+from diffem.em.objective import Objective, ObjectiveFactory, Unconditional
 from diffem.em.observe import Observed, observe
 from diffem.em.schedule import Cosine, Linear
 from diffem.em.settings import EMSettings
@@ -11,15 +13,19 @@ from diffem.em.store import ReconstructionStore
 
 __all__ = [
     "Augment",
+    "Blind",
     "Cosine",
     "DenoiserModule",
     "EMRounds",
     "EMSettings",
     "Linear",
     "MStep",
+    "Objective",
+    "ObjectiveFactory",
     "Observed",
     "ReconstructionDataModule",
     "ReconstructionStore",
     "Round",
+    "Unconditional",
     "observe",
 ]

@@ -6,7 +6,7 @@ E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
+from diffem.em.blind import Blind, Levels
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
+from diffem.em.settings import EMSettings
 from diffem.em.store import Batch
 
 POLL_SECONDS = 0.05
@@ -38,6 +40,10 @@ class Round(NamedTuple):
     """Wall time of the M-step before it; 0 for round 0."""
     loss: float | None
     """Mean loss of that M-step; None for round 0."""
+    evaluations: int
+    """Network evaluations of E- and M-steps up to here, over all processes."""
+    channel: list[Levels]
+    """The estimates of the channel's levels before its E-step, where they are learned."""
 
 
 class EMRounds(Callback):
@@ -46,7 +52,8 @@ class EMRounds(Callback):
     Arguments:
         init: The init.
         posterior: Makes the E-step's posterior from the denoiser and the channel.
-        seconds: The time of E- and M-steps after which no further round begins; None for no limit.
+        settings: The EM loop's budgets.
+        blind: How unknown levels of the channel are learned.
         on_round: Called on the first process with each committed round.
     """
 
@@ -55,19 +62,23 @@ class EMRounds(Callback):
         init: Init,
         posterior: PosteriorFactory,
         *,
-        seconds: float | None,
+        settings: EMSettings,
+        blind: Blind,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
         self.init = init
         self.posterior = posterior
-        self.seconds = seconds
+        self.settings = settings
+        self.blind = blind
         self.on_round = on_round
         self._m_step_start = self._spent = 0.0
+        self._evaluated = 0  # by reports, which are not the method's own
         self._losses: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes round 0."""
         module, data = _parts(trainer)
+        self.blind.take(data.observed.corruption)
         if data.round < 0:
             with module.averaged():
                 self.e_step(trainer, self.init.prepare(module, data, self.posterior))
@@ -91,25 +102,50 @@ class EMRounds(Callback):
         if data.epoch < data.epochs:
             return
         with module.averaged() as denoiser:
-            self.e_step(trainer, self.posterior(denoiser, data.observed.corruption))
+            draw = self.posterior(denoiser, data.observed.corruption, data.sample())
+            channel = self.learn_channel(trainer, draw)
+            self.e_step(trainer, draw, channel)
         data.epoch = 0
         module.restart()
-        if self.seconds is not None:  # one decision for all processes
-            over = self._spent >= self.seconds
-            trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
+        # One decision for all processes.
+        over = self.settings.over(self._spent, self._evaluations(trainer), data.round)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
-    def e_step(self, trainer: Trainer, draw: Posterior) -> None:
+    def learn_channel(self, trainer: Trainer, draw: Posterior) -> list[Levels]:
+        """Learns the channel's unknown levels on the first process; the others read them."""
+        module, data = _parts(trainer)
+        observed, k = data.observed, data.round + 1
+        if not observed.corruption.learn:
+            return []
+        if trainer.is_global_zero and data.store.channel(k) is None:
+            path = self.blind.fit(
+                draw,
+                observed.observation,
+                observed.corruption,
+                key=(module.seed, "channel", k),
+                device=module.device,
+            )
+            data.store.write_channel(k, path)
+        while (path := data.store.channel(k)) is None:
+            time.sleep(POLL_SECONDS)
+        self.blind.take(observed.corruption, path[-1])
+        return path
+
+    def e_step(self, trainer: Trainer, draw: Posterior, channel: Sequence[Levels] = ()) -> None:
         """Reconstructs every observation once; processes share the chunks and poll the store."""
         module, data = _parts(trainer)
         store, k, start = data.store, data.round + 1, time.perf_counter()
+        observation = data.observed.observation
         rank, world_size = trainer.global_rank, trainer.world_size
         chunks = [c for c in store.missing(k) if c % world_size == rank]
         with phase(f"round {k}  E-step", len(chunks), "chunks") as advance:
             for chunk in chunks:
-                observation = data.observed.observation.select(store.rows(chunk))
-                key = (module.seed, "e-step", k, chunk)
                 x = reconstruct(
-                    draw, observation, size=store.chunk_size, key=key, device=module.device
+                    draw,
+                    observation.select(store.rows(chunk)),
+                    size=store.chunk_size,
+                    key=(module.seed, "e-step", k, chunk),
+                    device=module.device,
                 )
                 store.write(k, chunk, x)
                 advance()
@@ -126,9 +162,16 @@ class EMRounds(Callback):
         self._spent += e_step + m_step
         if trainer.is_global_zero:
             loss = float(torch.stack(self._losses).mean()) if self._losses else None
-            self.on_round(module, Round(k, draw, e_step, m_step, loss))
+            spent = self._evaluations(trainer)
+            self.on_round(module, Round(k, draw, e_step, m_step, loss, spent, list(channel)))
+            self._evaluated += (self._evaluations(trainer) - spent) // trainer.world_size
         self._losses = []
         self._m_step_start = time.perf_counter()
+
+    def _evaluations(self, trainer: Trainer) -> int:
+        """Returns the method's network evaluations; processes share them evenly."""
+        module, _ = _parts(trainer)
+        return (module.evaluations - self._evaluated) * trainer.world_size
 
 
 def _parts(trainer: Trainer) -> tuple[DenoiserModule, ReconstructionDataModule]:

@@ -14,6 +14,8 @@ from diffem.em.store import Batch, ReconstructionStore
 from diffem.error import UserError
 from diffem.random import generator
 
+SAMPLE = 4096
+
 
 class StepSampler(Sampler[list[int]]):
     """The batches of a range of optimiser steps, a function of a key and the step alone.
@@ -71,7 +73,8 @@ class CleanImages(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Returns the batch of the images at the indices."""
-        return Batch(self.x[torch.as_tensor(indices)], self.round)
+        index = torch.as_tensor(indices)
+        return Batch(self.x[index], self.round, index)
 
 
 class ReconstructionDataModule(LightningDataModule):
@@ -114,6 +117,12 @@ class ReconstructionDataModule(LightningDataModule):
     def epochs(self) -> int:
         """The number of Lightning epochs of one round."""
         return -(-self.steps // self.steps_per_epoch)
+
+    def sample(self) -> Tensor | None:
+        """Returns reconstructions of the current round, (n, *shape), n <= 4,096; None if none."""
+        if self.round < 0:
+            return None
+        return self.store.open(self.round).__getitems__(range(min(SAMPLE, len(self.observed)))).x
 
     def setup(self, stage: str) -> None:
         """Checks that the devices share a batch evenly."""

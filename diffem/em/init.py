@@ -134,4 +134,4 @@ class FromCheckpoint:
                 "corruption that it was trained with"
             ) from error
         module.ema.restore(module.denoiser)
-        return posterior(module.ema.denoiser, data.observed.corruption)
+        return posterior(module.ema.denoiser, data.observed.corruption, data.sample())

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from diffem.corruption import Corruption
-from diffem.denoiser import BetaMixture, Denoiser, condition_on
+from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import EMA
+from diffem.em.objective import Objective
 from diffem.em.store import Batch
 from diffem.error import check_fraction
-from diffem.random import generator, seeded
+from diffem.random import seeded
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class MStep:
 
 
 class DenoiserModule(LightningModule):
-    """Trains a denoiser of p(x | x_t, y), or of p(x | x_t) without a condition.
+    """Trains a denoiser of p(x | x_t, y), or of p(x | x_t), as the objective has it.
 
     Arguments:
         denoiser: The denoiser d_θ.
-        corruption: The channel that draws ỹ afresh at every step; None for no condition.
+        objective: What to minimise.
         m_step: How to optimise.
         phase: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
@@ -59,7 +59,7 @@ class DenoiserModule(LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        corruption: Corruption | None,
+        objective: Objective,
         m_step: MStep,
         *,
         phase: str,
@@ -67,7 +67,7 @@ class DenoiserModule(LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.corruption = corruption
+        self.objective = objective
         self.m_step = m_step
         self.seed = seed
         self.phase = phase
@@ -80,14 +80,10 @@ class DenoiserModule(LightningModule):
             raise RuntimeError(f"a batch of round {batch.round} reached round {current}")
         key = (self.seed, self.phase, self.trainer.global_step, self.trainer.global_rank)
         with seeded(*key, device=self.device):
-            x, condition = batch.x, None
             if self.m_step.augment is not None:
-                x = self.m_step.augment(x)
-            if self.corruption is not None:
-                fresh = generator(*key, "channel", device=self.device)
-                condition = condition_on(self.corruption, self.corruption.draw(x, fresh))
-            t = self.m_step.times.sample(len(x), self.device)
-            loss = self.denoiser.loss(x, t, condition)
+                batch = batch._replace(x=self.m_step.augment(batch.x))
+            t = self.m_step.times.sample(len(batch.x), self.device)
+            loss = self.objective.loss(self.denoiser, batch, t, key)
         self.log(f"{self.phase}/loss", loss, prog_bar=True)
         return loss
 
@@ -113,6 +109,11 @@ class DenoiserModule(LightningModule):
         """Starts a round: weights from the EMA, a fresh optimiser and schedule."""
         self.ema.restore(self.denoiser)
         self.trainer.strategy.setup_optimizers(self.trainer)
+
+    @property
+    def evaluations(self) -> int:
+        """The images that went through the network on this process, forward or backward."""
+        return self.denoiser.evaluations + self.ema.denoiser.evaluations
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""

@@ -27,7 +27,9 @@ class EMSettings:
     chunk_size: int
     """The number of observations that are sampled together in the E-step."""
     seconds: float | None = None
-    """The time of E- and M-steps after which no further round begins; None for no limit."""
+    """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
+    evaluations: float | None = None
+    """The network evaluations to spend, as `seconds`; None for no limit."""
 
     def __post_init__(self) -> None:
         if (self.steps_per_round is None) == (self.epochs_per_round is None):
@@ -36,10 +38,12 @@ class EMSettings:
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
         for name, value in vars(self).items():
-            if value is not None and name != "seconds":
+            if value is not None and name not in ("seconds", "evaluations"):
                 check_count(f"em.{name}", value)
-        if self.seconds is not None and not self.seconds > 0:
-            raise UserError(f"em.seconds must be positive or null, got {self.seconds}")
+        for name in ("seconds", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"em.{name} must be positive or null, got {value}")
 
     def steps(self, size: int) -> int:
         """Returns the optimiser steps of an M-step over a number of reconstructions."""
@@ -47,3 +51,14 @@ class EMSettings:
             return self.steps_per_round
         assert self.epochs_per_round is not None
         return self.epochs_per_round * -(-size // self.batch_size)
+
+    def over(self, seconds: float, evaluations: float, rounds: int) -> bool:
+        """Returns whether a budget is spent: one more round, as long as the mean, would miss it.
+
+        Arguments:
+            seconds: The time of E- and M-steps so far.
+            evaluations: The network evaluations so far.
+            rounds: The number of rounds so far, >= 1.
+        """
+        spent = ((self.seconds, seconds), (self.evaluations, evaluations))
+        return any(b is not None and s * (1 + 0.5 / rounds) > b for b, s in spent)

@@ -2,6 +2,7 @@
 
     reconstructions/round_003/chunk_00017.npy …   fixed-size chunks, the last one shorter
     reconstructions/round_003/manifest.json       the commit: checksums, weights' and config's hash
+    reconstructions/round_003/channel.json        the channel's levels, where they are learned
 
 A chunk is written under a temporary name in the same folder, synced and renamed; a round exists
 once its manifest does. Any process may write any chunk, in any order.
@@ -30,6 +31,8 @@ class Batch(NamedTuple):
     """Reconstructions, (B, *shape), float32."""
     round: int
     """The round k that they come from."""
+    rows: Tensor
+    """Their rows in D_k, (B,)."""
 
 
 class Reconstructions(Dataset[Batch]):
@@ -58,7 +61,7 @@ class Reconstructions(Dataset[Batch]):
         chunk = index // self.chunk_size
         for c in np.unique(chunk):
             x[chunk == c] = self.arrays[c][index[chunk == c] - c * self.chunk_size]
-        return Batch(torch.from_numpy(x), self.round)
+        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
 
 
 class ReconstructionStore:
@@ -120,6 +123,16 @@ class ReconstructionStore:
             os.fsync(file.fileno())
         _replace(temporary, path)
 
+    def write_channel(self, round: int, path: list[dict[str, float]]) -> None:
+        """Writes how the channel's levels were learned before a round's E-step."""
+        self.folder(round).mkdir(parents=True, exist_ok=True)
+        _write_json(self._channel(round), path)
+
+    def channel(self, round: int) -> list[dict[str, float]] | None:
+        """Returns what `write_channel` wrote, or None before it did."""
+        file = self._channel(round)
+        return json.loads(file.read_text()) if file.exists() else None
+
     def commit(self, round: int, weights_hash: str) -> None:
         """Makes a round of which every chunk is written, by writing its manifest.
 
@@ -140,12 +153,7 @@ class ReconstructionStore:
             "config_sha256": self.config_hash,
             "chunks": checksums,
         }
-        temporary = self._manifest(round).with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, self._manifest(round))
+        _write_json(self._manifest(round), manifest)
 
     def committed(self, round: int) -> bool:
         """Returns whether a round is whole."""
@@ -175,6 +183,19 @@ class ReconstructionStore:
 
     def _manifest(self, round: int) -> Path:
         return self.folder(round) / "manifest.json"
+
+    def _channel(self, round: int) -> Path:
+        return self.folder(round) / "channel.json"
+
+
+def _write_json(path: Path, value: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _replace(temporary, path)
 
 
 def _replace(temporary: Path, path: Path) -> None:

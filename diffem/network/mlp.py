@@ -40,6 +40,7 @@ class MLP(nn.Module):
                 "use network=unet for images and signals"
             )
         (dim,) = shape
+        self.cond_channels = cond_channels
         self.embedding = NoiseEmbedding(embedding)
         sizes = [dim + cond_channels + embedding, *[width] * depth]
         layers: list[nn.Module] = []
@@ -53,8 +54,9 @@ class MLP(nn.Module):
         Arguments:
             x: Scaled noisy vectors, (B, D).
             c: Log noise levels, (B,) or ().
-            cond: The observation's embedding, (B, C').
+            cond: The observation's embedding, (B, C'); None, as zeros, for no observation.
         """
         embedding = self.embedding(c).expand(len(x), -1)
-        parts = [x, embedding] if cond is None else [x, cond, embedding]
-        return self.layers(torch.cat(parts, dim=1))
+        if cond is None:
+            cond = x.new_zeros(len(x), self.cond_channels)
+        return self.layers(torch.cat([x, cond, embedding], dim=1))

@@ -64,6 +64,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self._check(shape, channels, blocks, attention)
+        self.cond_channels = cond_channels
         features = max(64, 2 * channels[0])
         block = {
             "mod_features": features,
@@ -97,10 +98,11 @@ class UNet(nn.Module):
         Arguments:
             x: Scaled noisy images, (B, C, *S).
             c: Log noise levels, (B,) or ().
-            cond: The observation's embedding, (B, C', *S).
+            cond: The observation's embedding, (B, C', *S); None, as zeros, for no observation.
         """
-        if cond is not None:
-            x = torch.cat([x, cond], dim=1)
+        if self.cond_channels:
+            nothing = x.new_zeros(len(x), self.cond_channels, *x.shape[2:])
+            x = torch.cat([x, nothing if cond is None else cond], dim=1)
         mod = self.embedding(c).expand(len(x), -1)
         return self.unet(x.contiguous(memory_format=self.memory_format), mod)
 

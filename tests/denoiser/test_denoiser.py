@@ -15,8 +15,8 @@ from diffem.corruption import Blur, GaussianNoise, Identity, Mask, Observation, 
 from diffem.denoiser import (
     BetaMixture,
     Condition,
+    Conditioning,
     Denoiser,
-    condition_on,
     conditional,
     reconstruct,
     sample_prior,
@@ -44,12 +44,12 @@ def test_without_a_condition_it_is_edm(schedule: VESchedule) -> None:
 
 
 def test_loss_is_edm_s() -> None:
-    x, t = torch.randn(64, 5), torch.rand(64)
+    x, t = torch.randn(64, 5, generator=generator(0)), torch.rand(64, generator=generator(1))
     with seeded(1):
         ours = Denoiser(Linear(), SCHEDULE).loss(x, t)
     with seeded(1):
         reference = KarrasDenoiser(Linear(), SCHEDULE).loss(x, t, cond=None)
-    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=0)  # float32 sums
 
 
 def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
@@ -62,7 +62,7 @@ def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     x_t = x + sigma_t * torch.randn(x.shape, generator=generator(2))
     m, var_y = observation.operator, observation.std.view(-1, 1, 1, 1) ** 2
     expected = (x_t / sigma_t**2 + m * observation.y / var_y) / (1 + sigma_t**-2 + m / var_y)
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, condition_on(corruption, observation)).mean
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, observation)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_fused_denoiser_is_exact_for_any_linear_channel() -> None:
         x_t.flatten(1)[:, :, None] / var_t + a.mT @ observation.y.flatten(1)[:, :, None] / var_y
     )
     expected = torch.linalg.solve(system.double(), right.double()).view_as(x).float()
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, condition_on(corruption, observation)).mean
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, observation)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -111,7 +111,9 @@ def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
     observation = Observation(
         y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std)
     )
-    draw = conditional(Denoiser(Zero(), SCHEDULE), corruption, sampler=sampler)
+    draw = conditional(
+        Denoiser(Zero(), SCHEDULE), corruption, sampler=sampler, condition=Conditioning()
+    )
     with seeded(3):
         x = draw(observation).flatten(1)
     mean = (m * y / (1 + std**2)).flatten()
@@ -150,7 +152,12 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
     one = corruption.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
     observation = Observation(*(field.expand(n, *field.shape[1:]) for field in one))
     exact = ExactProjection(mean, cov, rows=2)
-    draw = conditional(exact, corruption, sampler=partial(HeunSampler, steps=64))  # type: ignore[arg-type]
+    draw = conditional(
+        exact,  # type: ignore[arg-type]
+        corruption,
+        sampler=partial(HeunSampler, steps=64),
+        condition=Conditioning(),
+    )
     with seeded(8):
         x = draw(observation)
     a = one.operator[0]
@@ -167,7 +174,8 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
 def test_prior_samples_of_a_standard_normal() -> None:
     n = 4000
     with seeded(9):
-        x = sample_prior(Denoiser(Zero(), SCHEDULE), (n, 2), partial(HeunSampler, steps=64))
+        sampler = partial(HeunSampler, steps=64)
+        x = sample_prior(Denoiser(Zero(), SCHEDULE), (n, 2), sampler, device="cpu")
     assert x.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
     assert (x.var(dim=0) - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
 
@@ -176,7 +184,10 @@ def test_a_sample_depends_on_the_key_and_not_on_its_neighbours() -> None:
     corruption = Identity((1, 4, 4), GaussianNoise(0.5))
     observation = corruption.draw(torch.randn(6, 1, 4, 4), generator(10))
     draw = conditional(
-        Denoiser(Zero(), SCHEDULE), corruption, sampler=partial(DDPMSampler, steps=8)
+        Denoiser(Zero(), SCHEDULE),
+        corruption,
+        sampler=partial(DDPMSampler, steps=8),
+        condition=Conditioning(),
     )
     options = {"size": 8, "device": "cpu"}
     whole = reconstruct(draw, observation, key=("k",), **options)  # type: ignore[arg-type]

@@ -12,10 +12,12 @@ from azula.sample import DDPMSampler, HeunSampler
 from exact import Zero
 from torch import Tensor
 
-from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Observation
+from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Observation, Projection
 from diffem.denoiser import Denoiser
+from diffem.denoiser.covariance import Isotropic, PrincipalComponents
 from diffem.denoiser.gibbs import split_gibbs, time_of
-from diffem.denoiser.guidance import DPSSampler, Flattened, Problem, diffpir, dps, mmps, pigdm
+from diffem.denoiser.guidance import DPSSampler, Flattened, Problem, diffpir, dps, mmps
+from diffem.denoiser.pseudo_inverse import PseudoInverseDenoiser, pigdm
 from diffem.random import generator, seeded
 
 SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
@@ -153,7 +155,67 @@ def test_diffpir_solves_its_proximal_problem() -> None:
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_pigdm_and_dps_reach_the_observation() -> None:
+CHANNELS = {**CORRUPTIONS, "projection": Projection((6,), GaussianNoise(STD), rows=2)}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_pigdm_is_exact_for_a_standard_normal(name: str) -> None:
+    """r_t² = σ_t² / (1 + σ_t²) is then V[x | x_t], so ΠGDM draws from the exact posterior."""
+    corruption, n, dim = CHANNELS[name], 4000, 6
+    observation = repeated(corruption, n)
+    draw = pigdm(
+        Denoiser(Zero(), SCHEDULE),
+        corruption,
+        sampler=partial(HeunSampler, steps=64),
+        covariance=Isotropic(1.0),
+    )
+    with seeded(12):
+        x = draw(observation)
+    a, y = dense(corruption, observation), observation.y[0].flatten()
+    z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
+    # Monte Carlo: 4.5 standard errors, plus Heun's bias of 0.01.
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
+    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_cov_x_gives_the_exact_posterior_mean_for_a_gaussian_prior(name: str) -> None:
+    """With Σ_x the data's own covariance, E[x | x_t, y] is exact at every time."""
+    corruption, n, dim, rank = CORRUPTIONS[name], 5, 6, 3
+    v = torch.randn(dim, rank, generator=generator(13))
+    variance = 0.3
+    cov = v @ v.mT + variance * torch.eye(dim)
+    prior = GaussianDenoiser(
+        torch.zeros(1, 2, 3),
+        DPLRCovariance(torch.full((1, 2, 3), variance), v.view(1, 2, 3, rank)),
+        SCHEDULE,
+    )
+    # Points whose covariance is cov, exactly: ± each column of a root of it.
+    root = torch.linalg.cholesky(cov) * math.sqrt(dim)
+    points = torch.cat([root.mT, -root.mT]).view(-1, 1, 2, 3)
+    covariance = PrincipalComponents(rank).fitted(points)
+    observation = repeated(corruption, n)
+    guide = PseudoInverseDenoiser(prior, corruption, observation, covariance)
+    a, y = dense(corruption, observation), observation.y.flatten(1)
+    for t in (0.3, 0.6, 0.9):
+        x_t = 2 * torch.randn(n, 1, 2, 3, generator=generator(14))
+        var_t = SCHEDULE(torch.tensor(t))[1] ** 2
+        # x | x_t ~ N(m, V), then y.
+        gain = cov @ torch.linalg.inv(cov + var_t * torch.eye(dim))
+        m, left = x_t.flatten(1) @ gain.mT, cov - gain @ cov
+        k = left @ a.mT @ torch.linalg.inv(a @ left @ a.mT + STD**2 * torch.eye(len(a)))
+        expected = m + (y - m @ a.mT) @ k.mT
+        mean = guide(x_t, torch.tensor(t)).mean.flatten(1)
+        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_isotropic_heuristics() -> None:
+    precision = torch.tensor(4.0)
+    assert float(Isotropic(1.0)(precision)[2]) == pytest.approx(1 / 5)  # identity
+    assert float(Isotropic(math.inf)(precision)[2]) == pytest.approx(1 / 4)  # cov_t
+
+
+def test_dps_reaches_the_observation() -> None:
     """x ~ N(0, I) under a mask: what is seen agrees with y, what is not keeps the prior."""
     n = 2000
     corruption = Mask((1, 2, 2), GaussianNoise(0.05), rho=0.5)
@@ -161,14 +223,10 @@ def test_pigdm_and_dps_reach_the_observation() -> None:
     m = (y != 0).float()
     observation = Observation(y, m, torch.full((n,), 0.05))
     denoiser = Denoiser(Zero(), VESchedule(0.02, 20.0))
-    sampler = partial(DDPMSampler, steps=128)
-    for draw, bound in (
-        (pigdm(denoiser, corruption, sampler=sampler, eta=1.0), 0.05),
-        (dps(denoiser, corruption, sampler=sampler, zeta=1.0), 0.5),
-    ):
-        with seeded(11):
-            x = draw(observation)
-        seen, unseen = x[m == 1] - y[m == 1], x[m == 0]
-        assert seen.abs().mean() < bound  # without guidance: 1.2
-        assert abs(unseen.mean()) < 4 / math.sqrt(len(unseen)) + 0.02
-        assert abs(unseen.var() - 1) < 0.15
+    draw = dps(denoiser, corruption, sampler=partial(DDPMSampler, steps=128), zeta=1.0)
+    with seeded(11):
+        x = draw(observation)
+    seen, unseen = x[m == 1] - y[m == 1], x[m == 0]
+    assert seen.abs().mean() < 0.5  # without guidance: 1.2
+    assert abs(unseen.mean()) < 4 / math.sqrt(len(unseen)) + 0.02
+    assert abs(unseen.var() - 1) < 0.15

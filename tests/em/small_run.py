@@ -12,23 +12,35 @@ from torch import Tensor
 
 from diffem.corruption import GaussianNoise, Mask
 from diffem.dataset import Digits
-from diffem.denoiser import BetaMixture, Denoiser, PosteriorFactory, conditional
+from diffem.denoiser import (
+    BetaMixture,
+    Conditioning,
+    Denoiser,
+    PosteriorFactory,
+    conditional,
+)
 from diffem.em import (
+    Blind,
     Cosine,
     DenoiserModule,
     EMRounds,
     EMSettings,
     MStep,
+    ObjectiveFactory,
     ReconstructionDataModule,
     ReconstructionStore,
     Round,
+    Unconditional,
     observe,
 )
 from diffem.em.init import Gaussian, Init
+from diffem.em.objective import Recorrupted
 from diffem.network import UNet
 from diffem.random import seeded
 
 SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
+
+DIFFEM = partial(Recorrupted, condition=Conditioning(), p_uncond=0.0, fresh=True)
 
 
 class SmallRun:
@@ -46,14 +58,16 @@ class SmallRun:
         seed: int = 0,
         rounds: int = ROUNDS,
         rival: PosteriorFactory | None = None,
+        make_objective: ObjectiveFactory | None = None,
     ) -> None:
         corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
         x = Digits([1, 8, 8], train=SIZE).load().train
         self.observed = observe(x, corruption, seed=seed, split="train")
         self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
+        make = make_objective or (Unconditional if rival else DIFFEM)
+        objective = make(corruption, self.observed.observation)
         with seeded(seed, "weights"):
-            seen = 0 if rival else corruption.embed_channels
-            network = UNet((1, 8, 8), seen, channels=[16], blocks=[1])
+            network = UNet((1, 8, 8), objective.cond_channels, channels=[16], blocks=[1])
         m_step = MStep(
             times=BetaMixture([(2, 2)]),
             optimizer=partial(torch.optim.Adam, lr=1e-3),
@@ -62,9 +76,7 @@ class SmallRun:
             ema_decay=0.5,
         )
         denoiser = Denoiser(network, VESchedule(0.02, 20.0))
-        self.module = DenoiserModule(
-            denoiser, None if rival else corruption, m_step, phase="m_step", seed=seed
-        )
+        self.module = DenoiserModule(denoiser, objective, m_step, phase="m_step", seed=seed)
         self.settings = EMSettings(
             rounds=rounds,
             steps_per_round=STEPS,
@@ -74,7 +86,9 @@ class SmallRun:
             chunk_size=CHUNK,
         )
         self.sampler = partial(DDIMSampler, steps=4)
-        self.posterior = rival or partial(conditional, sampler=self.sampler)
+        self.posterior = rival or partial(
+            conditional, sampler=self.sampler, condition=Conditioning()
+        )
         self.rounds: list[Round] = []
         self.supervised = False
 
@@ -92,7 +106,8 @@ class SmallRun:
         em = EMRounds(
             init or Gaussian(rank=64, iterations=2, samples=SIZE),
             self.posterior,
-            seconds=self.settings.seconds,
+            settings=self.settings,
+            blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
             on_round=lambda _, round: self.rounds.append(round),
         )
         trainer = Trainer(

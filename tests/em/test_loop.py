@@ -10,10 +10,14 @@ import torch
 from azula.sample import DDIMSampler
 from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
 
-from diffem.denoiser import conditional, reconstruct
+from diffem.denoiser import reconstruct
+from diffem.denoiser.ambient import restoration
+from diffem.denoiser.covariance import Isotropic, PrincipalComponents
 from diffem.denoiser.gibbs import split_gibbs
-from diffem.denoiser.guidance import diffpir, dps, mmps, pigdm
+from diffem.denoiser.guidance import diffpir, dps, mmps
+from diffem.denoiser.pseudo_inverse import pigdm
 from diffem.em.init import FromClean, FromObservation
+from diffem.em.objective import Ambient
 from diffem.em.store import Batch
 from diffem.error import UserError
 
@@ -40,7 +44,7 @@ def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
 def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "a").fit()
     with run.module.averaged() as denoiser:
-        draw = conditional(denoiser, run.module.corruption, sampler=run.sampler)  # type: ignore[arg-type]
+        draw = run.posterior(denoiser, run.observed.corruption, None)  # type: ignore[arg-type]
         rows = run.store.rows(3)
         torch.manual_seed(99)  # nothing outside the key matters
         x = reconstruct(
@@ -92,7 +96,7 @@ def test_law_5_a_stale_batch_is_refused(small_run: SmallRun) -> None:
     small_run.fit()
     small_run.module._trainer = SimpleNamespace(datamodule=SimpleNamespace(round=2))  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="a batch of round 1 reached round 2"):
-        small_run.module.training_step(Batch(torch.zeros(2, 1, 8, 8), 1))
+        small_run.module.training_step(Batch(torch.zeros(2, 1, 8, 8), 1, torch.arange(2)))
 
 
 def test_rounds_are_told_and_committed(small_run: SmallRun) -> None:
@@ -141,7 +145,9 @@ STEPS_OF = partial(DDIMSampler, steps=4)
 RIVALS = {
     "em_mmps": partial(mmps, sampler=STEPS_OF, solver="gmres", iterations=1),
     "em_dps": partial(dps, sampler=STEPS_OF, zeta=1.0),
-    "em_pigdm": partial(pigdm, sampler=STEPS_OF, eta=1.0),
+    "em_pigdm": partial(pigdm, sampler=STEPS_OF, covariance=Isotropic(1.0)),
+    "em_mmps_cov_x": partial(pigdm, sampler=STEPS_OF, covariance=PrincipalComponents(8)),
+    "ambient": partial(restoration, sampler=STEPS_OF),
     "em_diffpir": partial(diffpir, sampler=STEPS_OF, lmbda=1.0, iterations=2),
     "em_pnp": partial(split_gibbs, sampler=STEPS_OF, coupling=(3.0, 0.02), sweeps=2),
 }
@@ -150,7 +156,11 @@ RIVALS = {
 @pytest.mark.parametrize("name", RIVALS)
 def test_rivals_share_the_loop(name: str, tmp_path: Path) -> None:
     """Their rounds obey the same laws: whole, finite, decided by the seed, blind to the truth."""
-    runs = [SmallRun(tmp_path / part, rival=RIVALS[name]) for part in ("a", "b")]
+    objective = partial(Ambient, delta=0.1) if name == "ambient" else None
+    runs = [
+        SmallRun(tmp_path / part, rival=RIVALS[name], make_objective=objective)
+        for part in ("a", "b")
+    ]
     runs[1].with_truth(torch.randn(SIZE, 1, 8, 8))
     for run in runs:
         run.fit()

@@ -1,0 +1,132 @@
+"""Blind EM: levels of the channel (blur width, noise level) that are unknown are learned too.
+
+    x̂_i ~ p(x | y_i; φ)   for a subset of the observations
+    φ ← arg max Σ_i log q(y_i | x̂_i; φ)
+
+a few times before each E-step: the M-step over the operator of Fast Diffusion EM (Laroche et al.
+2023, arXiv 2309.00287), with whichever posterior the method has. The maximum is where ‖A_φ x̂ - y‖²
+is least, and σ_y² is that per measured entry.
+
+Observations alone do not tell a blur from blurred images: what makes φ identifiable is what is
+known of clean images (`method=fast_em`, `init=clean`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from diffem.corruption import Corruption, Observation
+from diffem.denoiser import Posterior, reconstruct
+from diffem.em.progress import phase
+from diffem.error import UserError, check_count
+from diffem.random import Key
+
+SEARCH = 2.0  # an operator's level moves at most by this factor in an iteration
+
+Levels = dict[str, float]
+"""Levels of the channel by name."""
+
+
+@dataclass(frozen=True)
+class Blind:
+    """How the channel is learned.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    iterations: int
+    """Iterations before each E-step."""
+    samples: int
+    """Observations that an iteration uses."""
+    widen: float
+    """M-step's ỹ are drawn with levels within this factor of the estimate, >= 1, so that the
+    denoiser knows where the next iterations may lead."""
+
+    def __post_init__(self) -> None:
+        check_count("blind.iterations", self.iterations)
+        check_count("blind.samples", self.samples)
+        if not self.widen >= 1:
+            raise UserError(f"blind.widen must be at least 1, got {self.widen}")
+
+    def take(self, corruption: Corruption, estimate: Levels | None = None) -> None:
+        """Makes an estimate the channel's levels; by default, those that it holds."""
+        for name in corruption.learn:
+            known = corruption.levels[name].known
+            assert known is not None
+            corruption.levels[name].learn(estimate[name] if estimate else known, self.widen)
+
+    def fit(
+        self,
+        draw: Posterior,
+        observation: Observation,
+        corruption: Corruption,
+        *,
+        key: Sequence[Key],
+        device: torch.device,
+    ) -> list[Levels]:
+        """Learns the channel's levels and returns the estimate of each iteration.
+
+        Arguments:
+            draw: The posterior, which follows the levels that the channel holds.
+            observation: The observations to fit to, at most `samples` of which are used.
+            corruption: The channel, whose levels change.
+            key: The key of the draws.
+            device: Where to sample.
+        """
+        observation = observation.select(slice(self.samples))
+        path = []
+        with phase("channel", self.iterations, "iterations") as advance:
+            for i in range(self.iterations):
+                believed = corruption.believe(observation)
+                size = len(believed.y)
+                x = reconstruct(draw, believed, size=size, key=(*key, i), device=device)
+                self.take(corruption, maximise(corruption, believed, x))
+                path.append({n: level_of(corruption, n) for n in corruption.learn})
+                advance("  ".join(f"{n} {v:.4f}" for n, v in path[-1].items()))
+        return path
+
+
+def level_of(corruption: Corruption, name: str) -> float:
+    """Returns a level that is known or learned."""
+    known = corruption.levels[name].known
+    assert known is not None
+    return known
+
+
+def maximise(corruption: Corruption, observation: Observation, x: Tensor) -> Levels:
+    """Returns the levels to learn at which log q(y | x) is largest, the others held.
+
+    Operator levels are searched for one by one within a factor of 2 of where they are.
+
+    Arguments:
+        corruption: The channel; its levels are as before when this returns.
+        observation: The observations, (B, …).
+        x: A reconstruction of each, (B, *shape).
+    """
+    found: Levels = {}
+    before = {name: level_of(corruption, name) for name in corruption.learn}
+
+    def error(name: str, level: float) -> float:
+        corruption.levels[name].known = level
+        return float(corruption.square_error(corruption.believe(observation), x).mean())
+
+    for name in (n for n in corruption.learn if n != "noise"):
+        centre, reach = math.log(before[name]), math.log(SEARCH)
+        best = minimize_scalar(
+            lambda log_level, name=name: error(name, math.exp(log_level)),
+            bounds=(centre - reach, centre + reach),
+            method="bounded",
+            options={"xatol": 1e-4},
+        )
+        found[name] = math.exp(best.x)
+        corruption.levels[name].known = found[name]
+    if "noise" in corruption.learn:
+        found["noise"] = math.sqrt(error("noise", before["noise"]))
+    for name, level in before.items():
+        corruption.levels[name].known = level
+    return found
