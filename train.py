@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffem import command
-from diffem.corruption import Corruption
 from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
     Blind,
@@ -23,6 +22,7 @@ from diffem.em import (
     EMSettings,
     Objective,
     ObjectiveFactory,
+    Observed,
     ReconstructionDataModule,
     ReconstructionStore,
     Unconditional,
@@ -50,11 +50,8 @@ def run(cfg: DictConfig) -> None:
     check_count("sampler.steps", cfg.sampler.steps)
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
-    channel = build_channel(cfg, cfg.corruption)
-    corruption = build_channel(cfg, command.believed(cfg))
-    clean = instantiate(cfg.dataset, _convert_="all").load()
-    train = observe(clean.train, channel, seed=cfg.seed, split="train", believed=corruption)
-    heldout = observe(clean.heldout, channel, seed=cfg.seed, split="heldout", believed=corruption)
+    train, heldout = build_data(cfg)
+    corruption = train.corruption
     steps = settings.steps(len(train))
     make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
     objective = make_objective(corruption, train.observation)
@@ -92,9 +89,18 @@ def run(cfg: DictConfig) -> None:
             report.finish(draw, draw_prior, device)
 
 
-def build_channel(cfg: DictConfig, corruption: DictConfig) -> Corruption:
-    """Returns the channel of a corruption's config."""
-    return instantiate(corruption, shape=cfg.dataset.shape, _convert_="all")
+def build_data(cfg: DictConfig) -> tuple[Observed, Observed]:
+    """Returns the training and the held-out observations, under the channel as it is believed."""
+    channel, believed = (
+        instantiate(node, shape=cfg.dataset.shape, _convert_="all")
+        for node in (cfg.corruption, command.believed(cfg))
+    )
+    clean = instantiate(cfg.dataset, _convert_="all").load()
+    train, heldout = (
+        observe(x, channel, seed=cfg.seed, split=split, believed=believed)
+        for split, x in zip(clean._fields, clean, strict=True)
+    )
+    return train, heldout
 
 
 def build_module(

@@ -109,7 +109,7 @@ def believed(cfg: DictConfig) -> DictConfig:
     except ConfigKeyError as error:
         known = ", ".join(str(key) for key in cfg.corruption if key != "_target_")
         raise UserError(
-            f"assumed.{error.full_key} is not a key of the corruption; allowed: {known}"
+            f"assumed.{error.key} is not a key of the corruption; allowed: {known}"
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
