@@ -32,7 +32,7 @@ def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Cell]:
     cells = study.cells(out)
     missing = [cell for cell in cells if cell.summary() is None]
     if kept := len(cells) - len(missing):
-        console.print(f"kept {kept} finished runs")
+        console.print(f"{kept} of {len(cells)} runs are finished already")
     run_cells(missing, jobs)
     failed = [cell for cell in cells if cell.summary() is None]
     for cell in failed:

@@ -1,10 +1,10 @@
 """The curves of a comparison: metrics of each round over rounds, seconds, network evaluations."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -48,17 +48,14 @@ def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
 
 def _save(path: Path, finished: dict[str, list[Rounds]], label: str, axis: Axis) -> None:
     """Saves one figure: a panel for each metric that a run has, a line a row."""
-    known = [
-        key
-        for key in PANELS
-        if any(_values(rounds, key) is not None for row in finished.values() for rounds in row)
-    ]
+    rounds = [round for row in finished.values() for run in row for round in run]
+    known = [key for key in PANELS if any(round.get(key) is not None for round in rounds)]
     panels = known or ["psnr_mean"]
     figure = Figure(figsize=(7, 2.6 * len(panels) + 0.4), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
     for plot, key in zip(grid, panels, strict=True):
         for i, (row, runs) in enumerate(finished.items()):
-            _draw(plot, [rounds for rounds in runs if _values(rounds, key)], key, axis, (row, i))
+            _draw(plot, runs, key, axis, (row, i))
         plot.set_ylabel(PANELS[key], fontsize=8)
         if key == "residual_chi2":
             plot.axhline(1, color="grey", linewidth=0.8, linestyle="--")
@@ -70,11 +67,14 @@ def _save(path: Path, finished: dict[str, list[Rounds]], label: str, axis: Axis)
 
 def _draw(plot: Axes, runs: Sequence[Rounds], key: str, axis: Axis, row: tuple[str, int]) -> None:
     """Draws a row's mean over its seeds, as far as the shortest of them goes."""
-    if not runs:
+    lines = []
+    for rounds in runs:
+        points = zip(axis(rounds) or [], rounds, strict=True)
+        lines.append([(x, round[key]) for x, round in points if round.get(key) is not None])
+    means = [np.mean(points, axis=0) for points in zip(*filter(None, lines), strict=False)]
+    if not means:
         return
-    length = min(map(len, runs))
-    x = [statistics.mean(v) for v in zip(*((axis(r) or [])[:length] for r in runs), strict=True)]
-    y = [statistics.mean(r[i][key] for r in runs) for i in range(length)]
+    x, y = np.transpose(means)
     name, i = row
     line = ("-", "--", ":")[i // 10 % 3]
     plot.plot(x, y, line, color=f"C{i % 10}", marker="o", markersize=3, label=name)
