@@ -137,7 +137,7 @@ def test_an_interrupt_leaves_no_process_behind(
         thread.join()
         signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130
-    assert capsys.readouterr().err.endswith("the same command goes on where it stopped\n")
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
     pids = [int(p) for f in fake.glob("*/seed_0/pids") for p in f.read_text().split()]
     assert len(pids) == 4 and not any(map(alive, pids))
     assert (fake / "order").read_text().count("0") == 2  # no further cell was started

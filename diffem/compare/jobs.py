@@ -36,8 +36,8 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> None:
 
     Raises:
         UserError: If jobs is not a whole number of at least 1.
-        KeyboardInterrupt: On Ctrl-C, once no cell runs any more. SIGTERM and SIGHUP end this
-            process, in the same order.
+        KeyboardInterrupt: On Ctrl-C, once no cell runs any more; on SIGTERM and SIGHUP this
+            process then ends.
     """
     environments = slot_environments(check_count("--jobs", jobs))
     waiting, running = deque(cells), dict[int, Running]()
@@ -53,8 +53,8 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> None:
                 time.sleep(POLL_SECONDS)
         finally:
             _stop([run.process for run in running.values()])
-    if noted:
-        signal.raise_signal(noted[0])  # now to whom it was meant for
+        if noted:
+            raise KeyboardInterrupt
 
 
 def slot_environments(jobs: int) -> list[dict[str, str]]:
@@ -74,7 +74,7 @@ def slot_environments(jobs: int) -> list[dict[str, str]]:
 
 @contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Opens a scope in which an interrupt is noted, and not acted upon.
+    """Opens a scope in which an interrupt is noted, and acted upon only when the scope is left.
 
     Acting at once could fall between a process's start and its being known.
 
@@ -92,6 +92,8 @@ def signals_noted() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
 
 
 def _cores() -> int:
