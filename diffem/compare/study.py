@@ -15,6 +15,7 @@ from diffem.compare.cell import Cell
 from diffem.error import UserError
 
 STUDIES = CONF / "study"
+FIELDS = {"rows", "common", "seeds"}
 SEEDS = (0, 1, 2)
 OWN = {"seed": "--seeds", "run_dir": "--out"}  # what the comparison itself sets
 
@@ -103,9 +104,6 @@ def read_study(name: str) -> Study:
     own = {str(row): _overrides(value, f"{path}: rows.{row}") for row, value in rows.items()}
     common = _overrides(content.get("common", []), f"{path}: common")
     return Study(own, common, tuple(seeds), name)
-
-
-FIELDS = {"rows", "common", "seeds"}
 
 
 def _overrides(value: Any, where: str) -> tuple[str, ...]:  # noqa: ANN401 - from YAML
