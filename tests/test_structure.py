@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from diffem.compare.study import known_studies, read_study
+
 PACKAGE = ROOT / "diffem"
 CONF = ROOT / "conf"
 ALLOWED = {  # what each folder may import of the package, besides error and random
@@ -120,6 +122,23 @@ def test_experiments_begin_with_their_command(experiment: str) -> None:
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# python train.py experiment={experiment}")
+
+
+@pytest.mark.parametrize("study", known_studies())
+def test_studies_compose(study: str) -> None:
+    read = read_study(study)
+    for overrides in read.rows.values():
+        cfg = composed(*read.common, *overrides)
+        # What is assumed of a channel are keys that the channel has.
+        OmegaConf.merge(cfg.corruption, cfg.get("assumed", {}))
+
+
+@pytest.mark.parametrize("study", known_studies())
+def test_studies_begin_with_their_command(study: str) -> None:
+    lines = (CONF / "study" / f"{study}.yaml").read_text().splitlines()
+    assert lines[0] == f"# python -m diffem.compare --study {study} --out runs/{study}"
+    comment = "\n".join(line for line in lines if line.startswith("#"))
+    assert "# Cost: " in comment and "Expect: " in comment
 
 
 @pytest.mark.parametrize(

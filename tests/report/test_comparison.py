@@ -1,0 +1,125 @@
+"""The report of a comparison: its table, its curves and its page."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from diffem.report.comparison import write_comparison
+from diffem.report.table import mean_and_deviation, table
+
+
+def summary(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
+    """A summary as train.py writes it, with what the table reads."""
+    scores = {"psnr": psnr - 2, "psnr_mean": psnr, "ssim": 0.5, "residual_chi2": 1.0}
+    row = {"e_step_seconds": 1.0, "m_step_seconds": 2.0, "residual_chi2": 0.9}
+    return {
+        "seed": seed,
+        "wall_seconds": 10.0,
+        "rounds": [{"round": k, "psnr_mean": psnr - 1 + k, **row} for k in range(2)],
+        "final": {**scores, "gaussian_psnr_mean": 17.0 + seed, "prior": None, **final},
+    }
+
+
+def counted(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
+    """A summary with all that later versions add."""
+    found = summary(seed, psnr, network_evaluations=2_500_000, optimizer_steps=500, **final)
+    for k, row in enumerate(found["rounds"]):
+        row |= {"network_evaluations": 1_000_000 * k, "diversity": 0.1 if k else None}
+        row["estimate"] = {"sigma": 1.02 + k, "noise": 0.05}
+    return found
+
+
+def column(rows: list[list[str]], title: str) -> list[str]:
+    """Returns the cells below a title."""
+    i = rows[0].index(title)
+    return [row[i] for row in rows[1:]]
+
+
+def test_table_holds_mean_and_deviation_over_seeds() -> None:
+    runs = {"a": {0: summary(0, 20.0), 1: summary(1, 22.0)}, "b_c": {0: summary(0, 19.0), 1: None}}
+    rows = table(runs)
+    assert rows[0][:2] == ["row", "PSNR of mean (dB)"]
+    assert rows[1][:2] == ["a", "21.00 ± 1.41"] and rows[1][-1] == "2"
+    assert rows[2][:2] == ["b_c", "19.00"] and rows[2][-1] == "1 (1 failed)"
+    assert rows[3][:2] == ["Gaussian posterior mean", "17.50 ± 0.71"]
+    assert column(rows, "E+M time (s)")[:2] == ["6.0 ± 0.0", "6.0"]
+    assert column(rows, "residual χ²")[1] == "1.000"
+    assert mean_and_deviation([1.0], 2) == "1.00"
+
+
+def test_columns_that_no_run_has_are_left_out() -> None:
+    titles = table({"a": {0: summary(0, 20.0)}})[0]
+    assert not {"LPIPS", "FID", "diversity", "optimiser steps", "estimated sigma"} & set(titles)
+    later = {"fd_classifier": 1.23456, "lpips": 0.1, "fid": 5.88, "spread": 0.9, "diversity": 0.2}
+    prior = {"frechet_pixels": 1.1, "fd_classifier": 2.2, "fid": 3.3}
+    rows = table({"a": {0: summary(0, 20.0)}, "b": {0: counted(0, 21.0, prior=prior, **later)}})
+    expected = {
+        "FD classifier": "1.235",
+        "LPIPS": "0.100",
+        "FID": "5.880",
+        "diversity": "0.200",
+        "spread": "0.900",
+        "prior FD (pixels)": "1.100",
+        "prior FD classifier": "2.200",
+        "prior FID": "3.300",
+        "estimated sigma": "2.020",
+        "estimated noise": "0.050",
+        "optimiser steps": "500",
+        "network evaluations (M)": "2.50",
+    }
+    for title, text in expected.items():
+        assert column(rows, title)[:2] == ["–", text], title
+
+
+def test_the_best_of_those_who_compete_is_bold() -> None:
+    runs = {
+        "a": {0: summary(0, 20.0, fd_classifier=2.0)},
+        "b": {0: summary(0, 21.0, fd_classifier=3.0)},
+        "supervised": {0: summary(0, 30.0, fd_classifier=1.0)},
+    }
+    rows = table(runs, bold=True)
+    assert column(rows, "PSNR of mean (dB)")[:3] == ["20.00", "**21.00**", "30.00"]
+    assert column(rows, "FD classifier")[:3] == ["**2.000**", "3.000", "1.000"]
+    assert "**" not in "".join(column(rows, "SSIM") + column(rows, "time (s)"))
+    assert "**" not in str(table({"a": runs["a"]}, bold=True))
+
+
+def test_gaussian_means_of_different_channels_are_a_column() -> None:
+    other = summary(0, 21.0, gaussian_psnr_mean=12.0)
+    rows = table({"a": {0: summary(0, 20.0)}, "b": {0: other}})
+    assert column(rows, "Gaussian posterior mean (dB)") == ["17.00", "12.00"]
+
+
+def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
+    runs = {"a_b": {0: summary(0, 20.0), 1: summary(1, 22.0)}, "c": {0: None, 1: None}}
+    files = write_comparison(tmp_path, runs, "em.rounds=1 <b>")
+    assert all(path.stat().st_size > 0 for path in files)
+    assert not (tmp_path / "evaluations.png").exists()
+    with (tmp_path / "table.csv").open() as file:
+        assert list(csv.reader(file)) == table(runs)
+    assert r"a\_b & 21.00 $\pm$ 1.41 &" in (tmp_path / "table.tex").read_text()
+    assert "| a_b | 21.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert "<h1>em.rounds=1 &lt;b&gt;</h1>" in page
+    assert '<a href="c/seed_0.log">c, seed 0</a>; <a href="c/seed_1.log">c, seed 1</a>' in page
+
+
+def test_the_page_shows_each_rows_first_finished_seed(tmp_path: Path) -> None:
+    for seed in (0, 10, 2):
+        folder = tmp_path / f"a/seed_{seed}/figures"
+        folder.mkdir(parents=True)
+        for name in ("heldout.png", "prior.png"):
+            (folder / name).touch()
+    write_comparison(tmp_path, {"a": {0: None, 10: summary(10, 20.0), 2: summary(2, 20.0)}}, "")
+    page = (tmp_path / "index.html").read_text()
+    assert "<h1>default run</h1>" in page
+    assert page.count("heldout.png") == 2 and 'src="a/seed_10/figures/heldout.png"' in page
+    assert 'src="a/seed_10/figures/prior.png"' in page
+
+
+def test_curves_over_network_evaluations_need_all_runs_to_count_them(tmp_path: Path) -> None:
+    write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: counted(0, 21.0)}}, "")
+    assert (tmp_path / "evaluations.png").stat().st_size > 0
+    assert 'src="evaluations.png"' in (tmp_path / "index.html").read_text()
+    write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: summary(0, 21.0)}}, "")
+    assert not (tmp_path / "evaluations.png").exists()
