@@ -27,7 +27,7 @@ def test_a_seed_gives_the_same_weights(tmp_path: Path) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
         path = tmp_path / f"{name}.safetensors"
         classify("digits", path, Training(epochs=1, seed=seed), ["dataset.train=200"])
-        return Classifier(str(path)).network.head[1].weight
+        return Classifier(str(path)).network.state_dict()["head.1.weight"]
 
     first = weights("a", 0)
     assert torch.equal(first, weights("b", 0)) and not torch.equal(first, weights("c", 1))

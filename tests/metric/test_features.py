@@ -170,7 +170,7 @@ def test_inception_takes_grey_images_as_rgb(inception_file: Path) -> None:
     network = Inception(str(inception_file))
     x = images(2, 1, 9, 9)
     torch.testing.assert_close(network(x), network(x.repeat(1, 3, 1, 1)))
-    head = network.network.fc.weight  # type: ignore[union-attr]
+    head = read_weights(inception_file)["fc.weight"]
     assert network(x).shape == (2, head.shape[1])
 
 
@@ -231,12 +231,11 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     classifier, x = Classifier(str(path)), images(5, 1, 8, 8)
     assert torch.equal(classifier.network(x), network(x))
     assert torch.equal(network.head(extract(classifier, x)), network(x))
-    sizes = {"samples": 2, "subset": 2, "heldout": 2, "prior": 2}
-    Sizes(**sizes, shape=(1, 8, 8), features=[classifier])
+    Sizes(2, 2, 2, 2, shape=(1, 8, 8), features=[classifier])
     with pytest.raises(
         UserError, match=r"images of shape \[1, 8, 8\], but dataset.shape is \[5\]"
     ):
-        Sizes(**sizes, shape=[5], features=[classifier])
+        Sizes(2, 2, 2, 2, shape=[5], features=[classifier])
 
 
 @pytest.mark.parametrize(
@@ -269,11 +268,10 @@ def test_weights_that_are_wrong(
 
 
 def test_vectors_have_no_such_features(inception_file: Path, alexnet_file: Path) -> None:
-    sizes = {"samples": 2, "subset": 2, "heldout": 2, "prior": 2}
     with pytest.raises(UserError, match=r"Inception is for images .* got the shape \[5\]"):
-        Sizes(**sizes, shape=[5], features=[Inception(str(inception_file))])
+        Sizes(2, 2, 2, 2, shape=[5], features=[Inception(str(inception_file))])
     with pytest.raises(UserError, match=r"metric\.lpips is for images"):
-        Sizes(**sizes, shape=[2, 8, 8], lpips=LPIPS(str(alexnet_file)))
+        Sizes(2, 2, 2, 2, shape=[2, 8, 8], lpips=LPIPS(str(alexnet_file)))
 
 
 def test_dinov2_has_the_name_of_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
