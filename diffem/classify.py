@@ -7,6 +7,7 @@ is that of `python train.py dataset=NAME`, with the overrides after `--`.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +103,16 @@ def train_network(x: Tensor, labels: Tensor, training: Training) -> ClassifierNe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with seeded(training.seed, "classifier"):
         network = ClassifierNetwork(x.shape[1:], int(labels.max()) + 1).to(device)
-    steps = training.epochs * -(-len(x) // BATCH_SIZE)
+    batches = math.ceil(len(x) / BATCH_SIZE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LR, total_steps=training.epochs * batches
+    )
     with phase("classifier", training.epochs, "epochs") as advance:
         for epoch in range(training.epochs):
             loss = torch.zeros(())
             order = torch.randperm(len(x), generator=generator(training.seed, "order", epoch))
-            for rows in order.split(BATCH_SIZE):
+            for rows in order.tensor_split(batches):  # of like sizes, for their statistics
                 logits = network(x[rows].to(device))
                 loss = nn.functional.cross_entropy(logits, labels[rows].to(device))
                 optimizer.zero_grad()

@@ -9,6 +9,7 @@ from diffem.classify import Training, classify, main
 from diffem.dataset import Digits
 from diffem.metric import Classifier
 from diffem.metric.classifier import read_about
+from diffem.metric.features import extract
 
 
 def test_digits_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +19,9 @@ def test_digits_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     classifier, digits = Classifier(str(path)), Digits([1, 8, 8], train=1500)
     predicted = classifier.network(digits.load().heldout).argmax(dim=1)
     accuracy = float((predicted == digits.labels().heldout).double().mean())
+    features = extract(classifier, digits.load().train)
+    # Running moments of the last 10 or so batches of 128: the variance of the mean of 32 features.
+    assert float(features.var(dim=0).mean()) == pytest.approx(1.0, rel=4 * (2 / 1280) ** 0.5)
     about = read_about(path)
     assert about["accuracy"] == pytest.approx(accuracy) and accuracy > 0.9
     assert (about["dataset"], about["shape"], about["labels"]) == ("digits", [1, 8, 8], 10)

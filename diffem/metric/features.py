@@ -10,7 +10,7 @@ from diffem.error import UserError
 from diffem.metric.frechet import frechet_distance
 
 LARGEST_SIDE = 8
-BATCH = 256  # images that are held as activations at once
+BATCH = 64  # images that are held as activations at once
 
 
 class Extractor(nn.Module):

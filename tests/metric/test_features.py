@@ -224,7 +224,7 @@ def test_lpips_is_torchmetrics(alexnet_file: Path, monkeypatch: pytest.MonkeyPat
 
 def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     with seeded("classifier"):
-        network = ClassifierNetwork((1, 8, 8), labels=10)
+        network = ClassifierNetwork((1, 8, 8), labels=10).eval()
     path = tmp_path / "made" / "digits.safetensors"
     save_classifier(path, network, {"shape": [1, 8, 8], "labels": 10})
     assert [p.name for p in path.parent.iterdir()] == [path.name]
