@@ -57,16 +57,20 @@ class DINOv2(Extractor):
         """Builds the network, once.
 
         Raises:
-            UserError: If the weights are not this model's.
+            UserError: If the model is no vision transformer, or the weights are not this model's.
         """
         if self.network is not None:
             return
         import timm  # takes seconds to import: only where it is used
         from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-        network = timm.create_model(
-            self.model.partition(".")[0], num_classes=0, img_size=SIDE, dynamic_img_size=True
-        )
+        known = timm.models.get_arch_name(self.model) if timm.is_model(self.model) else ""
+        if known not in timm.list_models(module="vision_transformer"):
+            raise UserError(
+                f"metric.features: model must be one of timm's vision transformers, "
+                f"got {self.model!r}; {MODEL} is DINOv2's"
+            )
+        network = timm.create_model(known, num_classes=0, img_size=SIDE, dynamic_img_size=True)
         assert isinstance(network, VisionTransformer)
         # The positions of the patches are those of the training's size, and are resampled.
         state = checkpoint_filter_fn(read_weights(self.path), network)

@@ -252,6 +252,11 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
         (lambda p: LPIPS(f"{p}/other.safetensors"), "does not fit AlexNet"),
         (lambda p: LPIPS(), "alexnet-owt-7be5be79.pth is out of reach"),
         (lambda p: DINOv2(f"{p}/other.safetensors", model=TINY), "does not fit VisionTransf"),
+        (lambda p: DINOv2(f"{p}/other.safetensors", model="resnet18"), "one of timm's vision"),
+        (
+            lambda p: DINOv2(f"{p}/other.safetensors", model="nothing"),
+            "transformers, got 'nothing'",
+        ),
         (lambda p: DINOv2(), "vit_large_patch14_dinov2.lvd142m is neither in the Hugging Face"),
         (lambda p: DINOv2(model="nothing"), "timm has no weights of model='nothing'"),
     ],
