@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DATASET ?= digits
 
-.PHONY: train test lint clean test-experiments
+.PHONY: train test lint clean features test-experiments
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -16,6 +17,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET)
+	$(BIN)/python -m diffem.classify --dataset $(DATASET) --out features/$(DATASET).safetensors
 
 test-experiments: $(READY)  # every experiment file at its own size; minutes
 	$(BIN)/python -m pytest -m slow

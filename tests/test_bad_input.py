@@ -39,6 +39,11 @@ BAD = [
     (["network=mlp"], "use network=unet for images"),
     (["dataset=manifold", "corruption=projection"], "use network=mlp for vectors"),
     (["network.channels=[20,40]"], "network.channels must be multiples of 16"),
+    (
+        ["metric=classifier", "dataset=manifold", "corruption=projection", "network=mlp"],
+        "no classifier at features/manifold.safetensors; train one with `make features",
+    ),
+    (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["run_dir"], "run_dir"),
 ]
 

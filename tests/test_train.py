@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from command import SHORT, train
 from wandb_file import history, step_metrics
 
+from diffem.classify import Training, classify
 from diffem.corruption import GaussianNoise, Mask
 from diffem.dataset import Digits
 from diffem.em import observe
-from diffem.metric import ssim
+from diffem.metric import ssim, variety
 
 COLUMNS = {
     "round",
@@ -20,6 +22,9 @@ COLUMNS = {
     "ssim",
     "psnr_mean",
     "residual_chi2",
+    "diversity",
+    "effective_rank",
+    "spread",
     "e_step_seconds",
     "m_step_seconds",
 }
@@ -53,6 +58,9 @@ def test_summary(run_dir: Path) -> None:
     assert all(COLUMNS <= row.keys() for row in summary["rounds"])
     final = summary["final"]
     assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
+    truth = variety(Digits([1, 8, 8], train=200).load().heldout[:20])
+    assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
+    assert final["diversity"] > 0 and final["spread"] > 0 and 1 <= final["effective_rank"] <= 19
     assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
 
 
@@ -72,6 +80,11 @@ def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
     y, mask = observed.observation.y.numpy(), observed.observation.operator.numpy()
     chi2 = ((mask * (x - y) / 0.05) ** 2).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))
     assert row["residual_chi2"] == pytest.approx(float(chi2.mean()), rel=1e-4)
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    assert row["diversity"] == pytest.approx(float(flat.var(axis=0, ddof=1).mean() ** 0.5))
+    p = np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False) ** 2
+    p = p[p > 1e-12 * p[0]] / p.sum()
+    assert row["effective_rank"] == pytest.approx(float(np.exp(-(p * np.log(p)).sum())))
 
 
 def test_files(run_dir: Path) -> None:
@@ -218,3 +231,22 @@ def test_choices_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
     assert ("LEARNS FROM CLEAN IMAGES" in done.stderr) == ("method=supervised" in overrides)
     assert len(read_summary(tmp_path / "run")["rounds"]) == 3
+
+
+def test_scores_in_feature_spaces_of_local_files(tmp_path: Path) -> None:
+    """A classifier of the data set, and LPIPS on a backbone that is not the published one."""
+    classifier, alexnet = tmp_path / "digits.safetensors", tmp_path / "alexnet.pth"
+    classify("digits", classifier, Training(epochs=2, seed=0))
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), alexnet)
+    run_dir = tmp_path / "run"
+    done = train(
+        *SHORT, "metric=classifier", f"run_dir={run_dir}", "em.rounds=1",
+        f"metric.features.0.path={classifier}",
+        f"metric.lpips={{_target_:diffem.metric.LPIPS,weights:{alexnet}}}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    final = read_summary(run_dir)["final"]
+    assert final["lpips_stand_in"] > 0 and not {"lpips", "fid"} & final.keys()
+    for name, row in (("held-out", final), ("prior", final["prior"])):
+        assert row["fd_classifier"] > row["fd_classifier_truth"] > 0
+        assert f"{name}: fd_classifier {row['fd_classifier']:.3f}" in done.stdout

@@ -1,7 +1,7 @@
 """Datasets: clean images of a benchmark, from which observations are drawn."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,11 +18,29 @@ class Splits(NamedTuple):
     """Images behind the held-out observations, (N', *shape), which are never trained on."""
 
 
+class Labels(NamedTuple):
+    """What a benchmark's images show; for metrics only."""
+
+    train: Tensor
+    """Labels of the training images, (N,), int64, at least 0."""
+    heldout: Tensor
+    """Labels of the held-out images, (N',), int64, at least 0."""
+
+
 class ImageDataset(Protocol):
     """Anything that gives clean images."""
 
     def load(self) -> Splits:
         """Returns the images of both splits."""
+        ...
+
+
+@runtime_checkable
+class LabelledDataset(ImageDataset, Protocol):
+    """Clean images of which it is known what they show."""
+
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, in the order of the images."""
         ...
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-from diffem.dataset.base import Splits, checked
+from diffem.dataset.base import Labels, Splits, checked
 from diffem.error import UserError, check_count
 from diffem.random import generator
 
@@ -31,6 +32,16 @@ class Digits:
         """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""
         pixels, _ = load_digits(return_X_y=True)
         x = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-        # scikit-learn's order is by writer: mix it, the same way for every seed.
-        x = x[torch.randperm(len(x), generator=generator("digits"))]
+        x = x[_order()]
         return checked(Splits(x[: self.train], x[self.train :]), self.shape)
+
+    def labels(self) -> Labels:
+        """Returns the digits that the images of both splits show, (N,), 0 to 9."""
+        _, digits = load_digits(return_X_y=True)
+        labels = torch.as_tensor(digits, dtype=torch.int64)[_order()]
+        return Labels(labels[: self.train], labels[self.train :])
+
+
+def _order() -> Tensor:
+    # scikit-learn's order is by writer: mix it, the same way for every seed.
+    return torch.randperm(1797, generator=generator("digits"))

@@ -1,14 +1,18 @@
 """Image sets of the Hugging Face hub, or of a local folder in one of its layouts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffem.dataset.base import Splits, checked, limited
+from diffem.dataset.base import Labels, Splits, checked
 from diffem.error import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class HubImages:
@@ -24,6 +28,7 @@ class HubImages:
         splits: The names of the training and the held-out split.
         crop: The side of the central crop in pixels; None for the largest square.
         limits: The number of training and held-out images to use; None for all.
+        label: The column that holds whole numbers from 0, or truth values, as labels.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class HubImages:
         splits: Sequence[str],
         crop: int | None = None,
         limits: Sequence[int | None] = (None, None),
+        label: str = "label",
     ) -> None:
         self.path = path
         self.shape = tuple(shape)
@@ -42,6 +48,7 @@ class HubImages:
         self.splits = splits
         self.crop = crop
         self.limits = limits
+        self.label = label
 
     def load(self) -> Splits:
         """Returns the images of both splits, (N, C, H, W), in [-1, 1].
@@ -49,14 +56,29 @@ class HubImages:
         Raises:
             UserError: If the data set is neither cached nor reachable, or has no such column.
         """
-        train, heldout = (
-            self._load(split, limit) for split, limit in zip(self.splits, self.limits, strict=True)
-        )
+        train, heldout = (self._images(self._rows(i, "column", self.column)) for i in (0, 1))
         return checked(Splits(train, heldout), self.shape)
 
-    def _load(self, split: str, limit: int | None) -> Tensor:
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, (N,).
+
+        Raises:
+            UserError: If the data set is neither cached nor reachable, has no such column, or
+                holds something else in it.
+        """
+        train, heldout = (self._rows(i, "label", self.label)[self.label][:] for i in (0, 1))
+        if not all(isinstance(v, int) and v >= 0 for v in (*train, *heldout)):
+            raise UserError(
+                f"dataset.label: column {self.label!r} of {self.path!r} must hold whole numbers "
+                "of at least 0; choose another column"
+            )
+        return Labels(torch.tensor(train).long(), torch.tensor(heldout).long())
+
+    def _rows(self, index: int, key: str, column: str) -> "Dataset":
+        """Returns the rows of a split (0: training, 1: held-out) that are used."""
         import datasets  # takes seconds to import: only where it is used
 
+        split, limit = self.splits[index], self.limits[index]
         datasets.disable_progress_bars()
         try:
             data = datasets.load_dataset(self.path, split=split)
@@ -67,15 +89,16 @@ class HubImages:
                 "local folder of images"
             ) from error
         assert isinstance(data, datasets.Dataset)
-        if self.column not in data.column_names:
+        if column not in data.column_names:
             raise UserError(
-                f"dataset.column must be one of {data.column_names} for {self.path!r}, "
-                f"got {self.column!r}"
+                f"dataset.{key} must be one of {data.column_names} for {self.path!r}, "
+                f"got {column!r}"
             )
-        data = data.select(range(min(len(data), limit or len(data))))
-        images = np.stack([self._prepare(row[self.column]) for row in data])  # type: ignore[index]
-        x = limited(torch.from_numpy(images), limit)
-        return x.float().div_(127.5).sub_(1)
+        return data.select(range(min(len(data), limit or len(data))))
+
+    def _images(self, rows: "Dataset") -> Tensor:
+        images = np.stack([self._prepare(row[self.column]) for row in rows])  # type: ignore[index]
+        return torch.from_numpy(images).float().div_(127.5).sub_(1)
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
         side = min(*image.size, self.crop or min(image.size))

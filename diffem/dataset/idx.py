@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.dataset.base import Splits, checked, limited
+from diffem.dataset.base import Labels, Splits, checked, limited
 from diffem.error import UserError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -47,12 +47,22 @@ class IdxImages:
         Raises:
             UserError: If the folder or a file is missing, damaged, empty or of another shape.
         """
-        train = limited(read_idx(self._find("train")), self.train)
-        heldout = limited(read_idx(self._find("t10k")), self.heldout)
+        train = limited(read_idx(self._find("train-images-idx3")), self.train)
+        heldout = limited(read_idx(self._find("t10k-images-idx3")), self.heldout)
         return checked(Splits(train[:, None], heldout[:, None]), self.shape)
 
-    def _find(self, split: str) -> Path:
-        name = f"{split}-images-idx3-ubyte"
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, (N,), from the folder's idx1 files.
+
+        Raises:
+            UserError: If a file is missing or damaged.
+        """
+        train = limited(read_idx(self._find("train-labels-idx1"), axes=1), self.train)
+        heldout = limited(read_idx(self._find("t10k-labels-idx1"), axes=1), self.heldout)
+        return Labels(train.long(), heldout.long())
+
+    def _find(self, stem: str) -> Path:
+        name = f"{stem}-ubyte"
         for path in (self.path / f"{name}.gz", self.path / name):
             if path.is_file():
                 return path
@@ -62,24 +72,32 @@ class IdxImages:
         )
 
 
-def read_idx(path: Path) -> Tensor:
-    """Reads an idx file of images, (N, H, W), float32.
+def read_idx(path: Path, *, axes: int = 3) -> Tensor:
+    """Reads an idx file, of images, (N, H, W), or of labels, (N,); float32.
+
+    Bytes of images are scaled from [0, 255] to [-1, 1].
+
+    Arguments:
+        path: The file, plain or gzipped.
+        axes: The number of axes: 3 for images, 1 for labels.
 
     Raises:
-        UserError: If it is no idx file of images, or is cut short.
+        UserError: If it is no such file, or is cut short.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); get the file again") from error
-    if len(data) < 16 or data[:2] != b"\0\0" or data[2] not in DTYPES or data[3] != 3:
-        raise UserError(f"{path} is not an idx file of images (N, H, W); get the file again")
-    size = [int(n) for n in np.frombuffer(data, ">u4", count=3, offset=4)]
+    start = 4 + 4 * axes
+    if len(data) < start or data[:2] != b"\0\0" or data[2] not in DTYPES or data[3] != axes:
+        what = "images (N, H, W)" if axes == 3 else "labels (N,)"
+        raise UserError(f"{path} is not an idx file of {what}; get the file again")
+    size = [int(n) for n in np.frombuffer(data, ">u4", count=axes, offset=4)]
     dtype = np.dtype(DTYPES[data[2]])
-    if len(data) != 16 + math.prod(size) * dtype.itemsize:
+    if len(data) != start + math.prod(size) * dtype.itemsize:
         raise UserError(
-            f"{path} announces {size[0]} images of {size[1]} × {size[2]} but holds "
-            f"{len(data) - 16} bytes; get the file again"
+            f"{path} announces {' × '.join(map(str, size))} entries but holds "
+            f"{len(data) - start} bytes; get the file again"
         )
-    x = torch.from_numpy(np.frombuffer(data, dtype, offset=16).astype(np.float32).reshape(size))
-    return x / 127.5 - 1 if dtype.kind == "u" else x
+    x = torch.from_numpy(np.frombuffer(data, dtype, offset=start).astype(np.float32).reshape(size))
+    return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x

@@ -1,49 +1,64 @@
-"""Distance of two sets of images: Fréchet distance of their pixels."""
+"""Distance of two sets of images, in the space of their features."""
 
-import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
-LARGEST_SIDE = 8
+from diffem.metric.features import Extractor, PixelFeatures, extract
+from diffem.metric.frechet import frechet_distance
 
 
-class PixelFeatures(nn.Module):
-    """The pixels themselves as features, pooled to at most 8 along each axis.
+def frechet(features: Extractor, x: Tensor, reference: Tensor) -> float:
+    """Returns ‖μ - μ'‖² + Tr(C + C' - 2 (C C')^½) of the features' means and covariances.
+
+    It sees two moments only; compare it with the value that as many true images get, since few
+    images alone make it large.
 
     Arguments:
-        shape: The shape of an image, (C, *S), or of a vector, (D,).
+        features: The feature space.
+        x: Images, (N, *shape), N >= 2.
+        reference: Clean images, (N', *shape), N' >= 2.
     """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.sides = tuple(min(side, LARGEST_SIDE) for side in shape[1:])
-        self.num_features = shape[0] * math.prod(self.sides)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns features, (B, F), of images, (B, *shape)."""
-        if len(self.sides) == 1:
-            x = nn.functional.adaptive_avg_pool1d(x, self.sides[0])
-        elif len(self.sides) == 2:
-            x = nn.functional.adaptive_avg_pool2d(x, self.sides)
-        return x.flatten(1)
+    return frechet_distance(extract(features, x), extract(features, reference))
 
 
 def frechet_pixels(x: Tensor, reference: Tensor) -> float:
-    """Returns ‖μ - μ'‖² + Tr(C + C' - 2 (C C')^½) of the pixels' means and covariances.
-
-    It needs no trained network and is not the FID. It sees two moments only; compare it with the
-    value that as many true images get, since few images alone make it large.
+    """Returns the Fréchet distance of pixels, which needs no trained network and is not the FID.
 
     Arguments:
         x: Images, (N, *shape), N >= 2.
         reference: Clean images, (N', *shape), N' >= 2.
     """
-    features = PixelFeatures(tuple(x.shape[1:]))
-    # The first process computes it alone: no synchronisation with the others.
-    distance = FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=False)
-    distance.set_dtype(torch.float64)
-    distance.update(reference, real=True)
-    distance.update(x, real=False)
-    return float(distance.compute())
+    return frechet(PixelFeatures(tuple(x.shape[1:])), x, reference)
+
+
+def distribution_scores(
+    extractors: Iterable[Extractor],
+    sets: Mapping[str, Tensor],
+    reference: Tensor,
+    *,
+    device: torch.device | None = None,
+    advance: Callable[[], object] = lambda: None,
+) -> dict[str, dict[str, float]]:
+    """Returns all scores of each set of images against the reference: {set: {score: value}}.
+
+    The scores of a set are `fd_{name}` for an extractor of that name, or `fid`, `kid` and
+    `inception_score` for Inception with its published weights. The reference's features are
+    computed once.
+
+    Arguments:
+        extractors: The feature spaces.
+        sets: Sets of images by name, each (N, *shape), N >= 2.
+        reference: Clean images, (N', *shape), N' >= 2.
+        device: Where to compute features; None for the CPU.
+        advance: Called after the features of each set and of each reference.
+    """
+    scores: dict[str, dict[str, float]] = {name: {} for name in sets}
+    for extractor in extractors:
+        true = extract(extractor, reference, device=device)
+        advance()
+        for name, x in sets.items():
+            scores[name] |= extractor.scores(extract(extractor, x, device=device), true)
+            advance()
+    return scores

@@ -1,13 +1,20 @@
-"""Sizes of the evaluation."""
+"""Sizes of the evaluation, and what it does beyond the default."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffem.error import check_count
+from diffem.metric.features import Extractor
+from diffem.metric.lpips import LPIPS
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is evaluated."""
+    """How much is evaluated, and in which feature spaces.
+
+    Raises:
+        UserError: If a number is too small, or a feature space has no place for such images.
+    """
 
     samples: int
     """The number of samples whose mean is scored as `psnr_mean`."""
@@ -17,7 +24,16 @@ class Sizes:
     """The largest number of held-out observations to evaluate at the end."""
     prior: int
     """The number of samples drawn from the prior."""
+    shape: Sequence[int] = ()
+    """The shape of an image, to check the feature spaces against; none is checked without it."""
+    features: Sequence[Extractor] = ()
+    """The feature spaces in which sets of images are compared at the end."""
+    lpips: LPIPS | None = None
+    """LPIPS of the held-out reconstructions; None for none."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "subset", "heldout", "prior"):
             check_count(f"metric.{name}", getattr(self, name), minimum=2)
+        for part in (*self.features, self.lpips):
+            if part is not None and self.shape:
+                part.check(self.shape)

@@ -1,6 +1,7 @@
 """Figures: panels of reconstructions, curves over rounds, samples of the prior."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,17 @@ from torch import Tensor
 
 matplotlib.use("Agg", force=False)
 
+CURVES = {
+    "psnr": "PSNR (dB)",
+    "psnr_mean": "PSNR of mean (dB)",
+    "ssim": "SSIM",
+    "sinkhorn": "Sinkhorn divergence",
+    "residual_chi2": "residual χ²",
+    "diversity": "diversity",
+    "effective_rank": "effective rank",
+    "spread": "posterior spread",
+    "loss": "M-step loss",
+}
 COLUMNS = ("observation", "reconstruction", "mean of samples", "std", "truth")
 
 
@@ -42,28 +54,29 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def save_curves(path: Path, rounds: Sequence[dict[str, float | None]]) -> None:
+def save_curves(
+    path: Path, rounds: Sequence[dict[str, float | None]], truth: Mapping[str, float]
+) -> None:
     """Saves the metrics over rounds, one axis each.
 
     Arguments:
         path: The PNG file.
         rounds: The rows of `summary.json`'s `rounds`.
+        truth: The metrics of the true images, where they have any; drawn as dashed lines.
     """
-    names = ("psnr", "psnr_mean", "ssim", "sinkhorn", "residual_chi2", "loss")
-    names = [name for name in names if any(row.get(name) is not None for row in rounds)]
-    figure = Figure(figsize=(2.6 * len(names), 2.4), layout="constrained")
-    labels = {"psnr": "PSNR (dB)", "psnr_mean": "PSNR of mean (dB)", "ssim": "SSIM"}
-    labels |= {
-        "sinkhorn": "Sinkhorn divergence",
-        "residual_chi2": "residual χ²",
-        "loss": "M-step loss",
-    }
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    names = [name for name in CURVES if any(row.get(name) is not None for row in rounds)]
+    columns = min(len(names), 5)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, name in zip(axes, names, strict=False):
         points = [(row["round"], row[name]) for row in rounds if row.get(name) is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axis.set(xlabel="round", title=labels[name])
-        if name == "residual_chi2":
-            axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+        axis.set(xlabel="round", title=CURVES[name])
+        if (line := {"residual_chi2": 1.0, **truth}.get(name)) is not None:
+            axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
+    for axis in figure.axes[len(names) :]:
+        axis.set_axis_off()
     figure.savefig(path, dpi=150)
 
 

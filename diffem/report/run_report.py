@@ -24,9 +24,10 @@ from diffem.em.module import DenoiserModule
 from diffem.em.observe import Observed
 from diffem.em.progress import phase
 from diffem.em.store import ReconstructionStore
-from diffem.metric import Sizes, frechet_pixels, psnr, scores, sinkhorn_divergence
-from diffem.metric.sinkhorn import POINTS
+from diffem.metric import Sizes, psnr, scores, sinkhorn_divergence, spread, variety
+from diffem.metric.diversity import IMAGES
 from diffem.report.figure import save_curves, save_panel, save_samples
+from diffem.report.sets import feature_scores, print_scores, prior_scores, variety_scores
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
@@ -39,7 +40,7 @@ class RunReport:
     Attributes:
         run_dir: The run's directory.
         about: What heads the summary: dataset, corruption, method, seed, devices.
-        sizes: How much is evaluated.
+        sizes: How much is evaluated, and in which feature spaces.
         train: The training observations.
         heldout: The held-out observations.
         store: The rounds' reconstructions.
@@ -54,6 +55,7 @@ class RunReport:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
     gaussian: GaussianPosterior | None = None
+    features: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def figures(self) -> Path:
@@ -86,6 +88,7 @@ class RunReport:
             )
         metrics = self._score_store(k)
         metrics["psnr_mean"] = float(psnr(samples.mean(dim=0), self.train.truth[:n]).mean())
+        metrics["spread"] = spread(samples)
         metrics |= {
             "e_step_seconds": round.e_step_seconds,
             "m_step_seconds": round.m_step_seconds,
@@ -124,8 +127,11 @@ class RunReport:
             mean = self.gaussian.mean(observation)
             final["gaussian_psnr_mean"] = float(psnr(mean, truth).mean())
         self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
-        final["prior"] = None if prior is None else self._score_prior(prior)
-        save_curves(self.figures / "curves.png", self.rounds)
+        final |= variety_scores(stacked, truth)
+        if (lpips := self.sizes.lpips) is not None:
+            final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())
+        self._score_sets(final, stacked[0], prior, device)
+        save_curves(self.figures / "curves.png", self.rounds, variety(self.train.truth))
         self._write(final)
         self._print(final)
 
@@ -170,25 +176,31 @@ class RunReport:
             ).items():
                 total[name] = total.get(name, 0.0) + float(value.double().sum())
         means = {name: value / len(data) for name, value in total.items()}
-        if len(self.train.truth.shape) == 2:
-            first = data.__getitems__(range(min(len(data), POINTS))).x
+        first = data.__getitems__(range(min(len(data), IMAGES))).x
+        means |= variety(first)
+        if first.ndim == 2:
             means["sinkhorn"] = sinkhorn_divergence(first, self.heldout.truth)
         return means
 
-    def _score_prior(self, prior: Callable[[int], Tensor]) -> dict[str, float]:
-        """Returns the prior's distance from the held-out images, and that of as many true ones."""
-        x = prior(self.sizes.prior)
-        save_samples(self.figures / "prior.png", "samples of the prior", x[:64])
-        truth = self.train.truth[: len(x)]
-        score = {
-            "samples": len(x),
-            "frechet_pixels": frechet_pixels(x, self.heldout.truth),
-            "frechet_pixels_truth": frechet_pixels(truth, self.heldout.truth),
-        }
-        if x.ndim == 2:
-            score["sinkhorn"] = sinkhorn_divergence(x, self.heldout.truth)
-            score["sinkhorn_truth"] = sinkhorn_divergence(truth, self.heldout.truth)
-        return score
+    def _score_sets(
+        self,
+        final: dict[str, Any],
+        x: Tensor,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        """Adds the scores of held-out reconstructions and of the prior's samples as sets."""
+        sets, train, heldout = {"held-out": x}, self.train.truth, self.heldout.truth
+        final["prior"] = None
+        if prior is not None:
+            sets["prior"] = prior(self.sizes.prior)
+            path = self.figures / "prior.png"
+            save_samples(path, "samples of the prior", sets["prior"][:64])
+            final["prior"] = prior_scores(sets["prior"], train, heldout)
+        self.features = feature_scores(self.sizes.features, sets, train, heldout, device=device)
+        final |= self.features["held-out"]
+        if prior is not None:
+            final["prior"] |= self.features["prior"]
 
     def _panel(self, path: Path, title: str, samples: Tensor, observed: Observed) -> None:
         observation = observed.observation.select(slice(SHOWN if samples.ndim > 3 else None))
@@ -229,5 +241,6 @@ class RunReport:
                 "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
                 "{frechet_pixels_truth:.3f})".format_map(final["prior"])
             )
+        print_scores(console, self.features)
         for name in ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints"):
             console.print(f"wrote {self.run_dir / name}", soft_wrap=True)

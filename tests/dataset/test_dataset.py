@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from diffem.dataset import Digits, HubImages, IdxImages, Manifold
 from diffem.error import UserError
 
 
 def write_idx(path: Path, images: np.ndarray, code: int = 0x08) -> None:
-    header = bytes([0, 0, code, 3]) + np.array(images.shape, ">u4").tobytes()
+    header = bytes([0, 0, code, images.ndim]) + np.array(images.shape, ">u4").tobytes()
     opened = gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb")
     with opened as file:
         file.write(header + images.tobytes())
@@ -35,6 +36,30 @@ def test_digits_are_split_without_overlap() -> None:
     assert train.min() == -1 and train.max() == 1
     both = torch.cat([train, heldout]).flatten(1)
     assert len(both.unique(dim=0)) == 1797  # scikit-learn's digits are all different
+
+
+def test_digits_labels_go_with_their_images() -> None:
+    """scikit-learn's own pairs, found again by the pixels."""
+    digits = Digits([1, 8, 8], train=1500)
+    pixels, shown = load_digits(return_X_y=True)
+    pairs = {tuple(x): y for x, y in zip(pixels, shown, strict=True)}
+    for x, labels in zip(digits.load(), digits.labels(), strict=True):
+        found = [pairs[tuple(image)] for image in ((x.flatten(1) + 1) * 8).tolist()]
+        assert labels.tolist() == found
+
+
+def test_idx_labels(tmp_path: Path, images: np.ndarray) -> None:
+    write_folder(tmp_path, images, images[:2])
+    idx = IdxImages(str(tmp_path), [1, 4, 5], train=5)
+    with pytest.raises(UserError, match="has no train-labels-idx1-ubyte"):
+        idx.labels()
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([3, 1, 4, 1, 5, 9], np.uint8))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.array([2, 6], np.uint8))
+    train, heldout = idx.labels()
+    assert train.tolist() == [3, 1, 4, 1, 5] and heldout.tolist() == [2, 6]
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", images)
+    with pytest.raises(UserError, match=r"is not an idx file of labels \(N,\)"):
+        idx.labels()
 
 
 def test_idx_round_trip(tmp_path: Path, images: np.ndarray) -> None:
@@ -145,3 +170,25 @@ def test_hub_images_have_no_such_column(folder: Path) -> None:
     hub = HubImages(str(folder), [3, 8, 8], column="img", splits=["train", "test"])
     with pytest.raises(UserError, match=r"dataset\.column must be one of"):
         hub.load()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hub_labels(tmp_path: Path) -> None:
+    """A folder whose subfolders are the labels, in the hub's layout."""
+    for split, names in (("train", "aab"), ("test", "ba")):
+        for i, name in enumerate(names):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(folder / f"{i}.png")
+    hub = HubImages(
+        str(tmp_path), [3, 8, 8], column="image", splits=["train", "test"], limits=(2, None)
+    )
+    train, heldout = hub.labels()
+    red = ((hub.load().heldout[:, 0, 0, 0] + 1) * 127.5).round().tolist()
+    assert train.tolist() == [0, 0] and dict(zip(red, heldout.tolist(), strict=True)) == {
+        0: 1,
+        10: 0,
+    }
+    hub.label = "kind"
+    with pytest.raises(UserError, match=r"dataset\.label must be one of"):
+        hub.labels()

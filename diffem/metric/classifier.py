@@ -1,0 +1,128 @@
+"""Classifier: a small network trained on the data set at hand, whose features compare images."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffem.error import UserError
+from diffem.metric.features import Extractor
+from diffem.metric.weights import fill, read_weights
+
+FEATURES = 32  # few: a covariance of 32 features can be told from some hundred images
+HELD = "diffem"  # the entry of the file's metadata that describes the network
+
+
+class ClassifierNetwork(nn.Module):
+    """Three convolutions, 32 features of unit variance and a linear layer to the labels.
+
+    Arguments:
+        shape: The shape of an image, (C, H, W).
+        labels: The number of labels.
+    """
+
+    def __init__(self, shape: Sequence[int], labels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(shape[0], 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, FEATURES),
+            nn.BatchNorm1d(FEATURES, affine=False),  # the unit of distances: a deviation
+        )
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, labels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits, (B, labels), of images, (B, C, H, W)."""
+        return self.head(self.body(x))
+
+
+class Classifier(Extractor):
+    """The 32 features of a `ClassifierNetwork` before their ReLU; its score is no FID.
+
+    Over the images that it was trained on each feature has about mean 0 and variance 1.
+
+    Arguments:
+        path: A file that `python -m diffem.classify` wrote.
+
+    Raises:
+        UserError: If there is no such file, or it holds something else.
+    """
+
+    name = "classifier"
+    num_features = FEATURES
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        about = read_about(self.path)
+        self.shape = tuple(about["shape"])
+        self.network = ClassifierNetwork(self.shape, about["labels"])
+        fill(self.network, read_weights(self.path), self.path)
+        self.requires_grad_(False).eval()
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Accepts images of the shape that the classifier was trained on.
+
+        Raises:
+            UserError: For any other shape.
+        """
+        if tuple(shape) != self.shape:
+            raise UserError(
+                f"metric.features: the classifier in {self.path} is for images of shape "
+                f"{list(self.shape)}, but dataset.shape is {list(shape)}; train one for this data "
+                "set with `make features DATASET=NAME`"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns features, (B, 32), of images, (B, *shape), in [-1, 1]."""
+        return self.network.body(x)
+
+
+def save_classifier(path: Path, network: ClassifierNetwork, about: Mapping[str, Any]) -> None:
+    """Writes a classifier, whole or not at all.
+
+    Arguments:
+        path: The .safetensors file; its folder is made.
+        network: The trained network.
+        about: What describes it; `shape` and `labels` are needed to read it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    save_file(network.state_dict(), unfinished, metadata={HELD: json.dumps(dict(about))})
+    os.replace(unfinished, path)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Returns what describes a classifier's file.
+
+    Raises:
+        UserError: If there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"metric.features: no classifier at {path}; train one with `make features "
+            f"DATASET=NAME`, or `python -m diffem.classify --dataset NAME --out {path}`"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"metric.features: {path} is no classifier's file ({error})") from error
+    if HELD not in metadata:
+        raise UserError(
+            f"metric.features: {path} was not written by `python -m diffem.classify`; train one "
+            "with `make features DATASET=NAME`"
+        )
+    return json.loads(metadata[HELD])

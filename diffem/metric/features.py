@@ -1,0 +1,106 @@
+"""Features: maps of images to vectors, in whose space sets of images are compared."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffem.error import UserError
+from diffem.metric.frechet import frechet_distance
+
+LARGEST_SIDE = 8
+BATCH = 64  # images that are held as activations at once
+
+
+class Extractor(nn.Module):
+    """A map of images to features; its scores say in their names what it is.
+
+    Constructing one tells what is wrong with its weights. A published network, which may be
+    large, is built by `build` before its first use.
+
+    Attributes:
+        name: The feature space, as in the score `fd_{name}`.
+        num_features: The number of features F.
+    """
+
+    name: str
+    num_features: int
+
+    def build(self) -> None:
+        """Builds the network, once; nothing by default."""
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Accepts the shape of an image, without the batch.
+
+        Raises:
+            UserError: If there are no features of such images; by default all have some.
+        """
+
+    def scores(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+        """Returns the scores of a set's features, (N, F), against the reference's, (N', F)."""
+        return {f"fd_{self.name}": frechet_distance(features, reference)}
+
+
+class PixelFeatures(Extractor):
+    """The pixels themselves as features, pooled to at most 8 along each axis.
+
+    Arguments:
+        shape: The shape of an image, (C, *S), or of a vector, (D,).
+    """
+
+    name = "pixels"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sides = tuple(min(side, LARGEST_SIDE) for side in shape[1:])
+        self.num_features = shape[0] * math.prod(self.sides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns features, (B, F), of images, (B, *shape)."""
+        if len(self.sides) == 1:
+            x = nn.functional.adaptive_avg_pool1d(x, self.sides[0])
+        elif len(self.sides) == 2:
+            x = nn.functional.adaptive_avg_pool2d(x, self.sides)
+        return x.flatten(1)
+
+
+@torch.no_grad()
+def extract(extractor: Extractor, x: Tensor, *, device: torch.device | None = None) -> Tensor:
+    """Returns the features of a set of images, (N, F), float32 on the CPU, batch by batch.
+
+    Arguments:
+        extractor: The map; it is on the CPU again afterwards.
+        x: Images, (N, *shape), in [-1, 1].
+        device: Where to compute; None for the CPU.
+    """
+    extractor.build()
+    device = device or torch.device("cpu")
+    extractor.to(device).eval()
+    with torch.autocast(device.type, enabled=False):
+        parts = [extractor(part.to(device).float()).float().cpu() for part in x.split(BATCH)]
+    extractor.cpu()
+    return torch.cat(parts)
+
+
+def eight_bit_rgb(x: Tensor) -> Tensor:
+    """Returns images as published networks were given them: RGB, rounded to 0 … 255, uint8.
+
+    Arguments:
+        x: Images, (B, 3, H, W) or grey (B, 1, H, W), in [-1, 1]; what lies outside is clipped.
+    """
+    x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return x.expand(-1, 3, -1, -1)
+
+
+def check_rgb(what: str, shape: Sequence[int]) -> None:
+    """Accepts the shapes of RGB and grey images.
+
+    Raises:
+        UserError: For any other shape.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(
+            f"{what} is for images with 1 or 3 channels, got the shape {list(shape)}; use "
+            "metric=default"
+        )

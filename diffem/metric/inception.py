@@ -1,0 +1,144 @@
+"""Inception v3 features: FID, KID and IS where the published weights are there."""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from diffem.error import UserError
+from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
+from diffem.metric.frechet import frechet_distance
+from diffem.metric.weights import read_weights, sha256, weights_file
+from diffem.random import seeded
+
+URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+PUBLISHED = "6726825d"  # the first digits of its sha256
+SUBSET, SUBSETS = 1000, 100  # Bińkowski et al. use 1,000 images a subset
+
+
+class Inception(Extractor):
+    """torch-fidelity's port of the FID's Inception v3, 2,048 features.
+
+    Only the published weights make the Fréchet distance an FID. With any other file the one score
+    is `fd_inception_stand_in`.
+
+    Arguments:
+        weights: A local copy of weights-inception-2015-12-05-6726825d.pth; None downloads it.
+
+    Raises:
+        UserError: If there is no such file, it is out of reach, or not an Inception v3's.
+    """
+
+    num_features = 2048
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        self.path = weights_file(weights, URL)
+        self.published = sha256(self.path).startswith(PUBLISHED)
+        self.name = "inception" if self.published else "inception_stand_in"
+        self.network: nn.Module | None = None
+        if not self.published:
+            self.build()  # a file that does not fit is told at once, not after the run
+
+    def build(self) -> None:
+        """Builds the network, once.
+
+        Raises:
+            UserError: If the weights are not an Inception v3's.
+        """
+        if self.network is not None:
+            return
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        # torch-fidelity unpickles whatever a file holds: it gets a copy of what was read safely.
+        copy = io.BytesIO()
+        torch.save(read_weights(self.path), copy)
+        copy.seek(0)
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"weights: {self.path} does not fit Inception v3; give {URL.rpartition('/')[2]}"
+            ) from error
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Accepts RGB and grey images.
+
+        Raises:
+            UserError: For any other shape.
+        """
+        check_rgb("metric.features: Inception", shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns features, (B, 2048), of images, (B, C, H, W), in [-1, 1]."""
+        self.build()
+        assert self.network is not None
+        return self.network(eight_bit_rgb(x))[0]
+
+    def scores(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+        """Returns FID, KID and IS of a set's features, (N, 2048), against (N', 2048).
+
+        With weights other than the published ones, only their Fréchet distance under its name.
+        """
+        if not self.published:
+            return super().scores(features, reference)
+        self.build()
+        assert isinstance(self.network, nn.Module)
+        head = nn.Linear(self.num_features, 1008, bias=False)  # logits_unbiased, as in the paper
+        head.weight = self.network.fc.weight  # type: ignore[union-attr,assignment]
+        return {
+            "fid": frechet_distance(features, reference),
+            "kid": kernel_distance(features, reference),
+            "inception_score": inception_score(features, head),
+        }
+
+
+@torch.no_grad()
+def kernel_distance(features: Tensor, reference: Tensor) -> float:
+    """Returns the squared MMD under the kernel (⟨a, b⟩ / F + 1)³, the mean over random subsets.
+
+    Bińkowski et al. (2018, arXiv 1801.01401). Unbiased; 100 subsets of 1,000, or both sets whole
+    where they are no larger.
+
+    Arguments:
+        features: Features, (N, F), N >= 2.
+        reference: Features, (N', F), N' >= 2.
+    """
+    size = min(SUBSET, len(features), len(reference))
+    subsets = 1 if size == max(len(features), len(reference)) else SUBSETS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*will save all extracted features.*")
+        distance = KernelInceptionDistance(
+            feature=nn.Identity(), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
+    distance.update(reference, real=True)
+    distance.update(features, real=False)
+    with seeded("kid"):
+        return float(distance.compute()[0])
+
+
+@torch.no_grad()
+def inception_score(features: Tensor, head: nn.Module) -> float:
+    """Returns exp E KL(p(label | x) ‖ p(label)), the mean over 10 splits; in [1, labels].
+
+    Salimans et al. (2016, arXiv 1606.03498).
+
+    Arguments:
+        features: Features, (N, F), N >= 2.
+        head: The map from features to logits.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*will save all extracted features.*")
+        score = InceptionScore(feature=head, splits=10, sync_on_compute=False)
+    score.update(features)
+    with seeded("inception score"):
+        return float(score.compute()[0])

@@ -1,0 +1,77 @@
+"""Weights of trained networks: files whose content decides what a score may be called."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffem.error import UserError
+
+
+def weights_file(weights: str | None, url: str) -> Path:
+    """Returns a local file of weights; without one, the published file, downloaded once.
+
+    The download is kept in torch's own cache (`TORCH_HOME`).
+
+    Raises:
+        UserError: If the local file is missing, or the published one is out of reach.
+    """
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(f"weights: no file at {path}; give a local file, or null to download")
+        return path
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise UserError(
+                f"weights: {url} is out of reach ({error}); give a local copy, weights=FILE"
+            ) from error
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a .safetensors file, or one of `torch.save` without executing what it holds.
+
+    Raises:
+        UserError: If it is neither, or holds more than tensors by name.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"weights: {path} holds no weights ({type(error).__name__}); get the file again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"weights: {path} holds more than tensors by name; give a state dict")
+    return state
+
+
+def fill(network: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Puts weights into a network.
+
+    Raises:
+        UserError: If a weight is missing, left over or of another shape.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"weights: {path} does not fit {type(network).__name__}; give the weights of this "
+            "very network"
+        ) from error

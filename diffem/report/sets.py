@@ -1,0 +1,95 @@
+"""Scores of whole sets of images: variety, and distance from true images."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from diffem.em.progress import phase
+from diffem.metric import (
+    Extractor,
+    distribution_scores,
+    frechet_pixels,
+    sinkhorn_divergence,
+    spread,
+    variety,
+)
+
+
+def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
+    """Returns diversity and effective rank of one sample an observation, and the samples' spread.
+
+    `diversity_truth` and `effective_rank_truth` are those of the same observations' true images.
+
+    Arguments:
+        samples: Samples of each observation's posterior, (S, B, *shape), S >= 2.
+        truth: The clean images, (B, *shape).
+    """
+    true = {f"{name}_truth": value for name, value in variety(truth).items()}
+    return variety(samples[0]) | true | {"spread": spread(samples)}
+
+
+def prior_scores(x: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
+    """Returns the prior's distance from the held-out images, and that of as many true ones.
+
+    Arguments:
+        x: Samples of the prior, (N, *shape).
+        train: True images, of which the first N are scored for comparison.
+        heldout: True images that distances are taken from.
+    """
+    truth = train[: len(x)]
+    score = {
+        "samples": len(x),
+        "frechet_pixels": frechet_pixels(x, heldout),
+        "frechet_pixels_truth": frechet_pixels(truth, heldout),
+    }
+    if x.ndim == 2:
+        score["sinkhorn"] = sinkhorn_divergence(x, heldout)
+        score["sinkhorn_truth"] = sinkhorn_divergence(truth, heldout)
+    return score
+
+
+def feature_scores(
+    extractors: Sequence[Extractor],
+    sets: Mapping[str, Tensor],
+    train: Tensor,
+    heldout: Tensor,
+    *,
+    device: torch.device,
+) -> dict[str, dict[str, float]]:
+    """Returns the scores of each set in each feature space, and beside them those of true images.
+
+    The reference is the true training images, or the held-out ones where there are more of them.
+    The floor of a score, `{score}_truth`, is that of as many images of the other split as the set
+    has; where that split has fewer, it is all of them, and the floor of a distance is too high.
+
+    Arguments:
+        extractors: The feature spaces.
+        sets: Sets of images by name, each (N, *shape), N >= 2.
+        train: True images of the training observations.
+        heldout: True images of the held-out observations.
+        device: Where to compute features.
+    """
+    if not extractors:
+        return {name: {} for name in sets}
+    other, reference = sorted((heldout, train), key=len)
+    floors = {name: f"truth {min(len(x), len(other))}" for name, x in sets.items()}
+    true = {floors[name]: other[: len(x)] for name, x in sets.items()}
+    total = len(extractors) * (1 + len(sets) + len(true))
+    with phase("feature spaces", total, "sets") as advance:
+        scores = distribution_scores(
+            extractors, {**sets, **true}, reference, device=device, advance=advance
+        )
+    return {
+        name: scores[name] | {f"{key}_truth": v for key, v in scores[floors[name]].items()}
+        for name in sets
+    }
+
+
+def print_scores(console: Console, features: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints what `feature_scores` returned, a line for each set and score."""
+    for name, scores in features.items():
+        for key in (key for key in scores if f"{key}_truth" in scores):
+            value, true = scores[key], scores[f"{key}_truth"]
+            console.print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")

@@ -1,0 +1,66 @@
+"""Diversity and spread against known answers."""
+
+import math
+
+import pytest
+import torch
+
+from diffem.metric import diversity, effective_rank, spread
+from diffem.random import generator
+
+
+def test_diversity_is_the_root_of_the_mean_variance() -> None:
+    # Entry 0 is ±3, entry 1 is constant: variances 9 · n / (n - 1) and 0.
+    x = torch.tensor([[3.0, 1.0], [-3.0, 1.0]]).repeat(50, 1).view(100, 1, 1, 2)
+    assert diversity(x) == pytest.approx(math.sqrt(9 * 100 / 99 / 2))
+    assert diversity(x + 5) == pytest.approx(diversity(x))
+    assert diversity(-2 * x) == pytest.approx(2 * diversity(x))
+    assert diversity(x[:1].expand(10, -1, -1, -1)) == 0
+
+
+@pytest.mark.parametrize("wide", [False, True])  # more entries than images, or fewer
+def test_effective_rank_of_known_eigenvalues(wide: bool) -> None:
+    values = torch.tensor([1.0, 3.0, 4.0], dtype=torch.float64)
+    axes = torch.linalg.qr(torch.randn(40, 3, generator=generator(0)).double()).Q
+    x = torch.cat([v.sqrt() * s * axes[:, i] for i, v in enumerate(values) for s in (1, -1)])
+    x = x.view(6, 40) if wide else x.view(6, 40).repeat(20, 1)
+    p = values / values.sum()
+    assert effective_rank(x + 1) == pytest.approx(math.exp(-float((p * p.log()).sum())))
+
+
+def test_effective_rank_of_white_and_of_equal_images() -> None:
+    white = torch.cat([torch.eye(12), -torch.eye(12)]).view(24, 3, 2, 2)
+    assert effective_rank(white) == pytest.approx(12.0)
+    assert effective_rank(torch.ones(5, 1, 2, 2)) == 0
+    line = torch.linspace(-1, 1, 7)[:, None] * torch.ones(9)
+    assert effective_rank(line) == pytest.approx(1.0)
+
+
+def test_a_set_that_collapses_loses_both() -> None:
+    """A mixture in which ever more images are copies of one: both fall at every step."""
+    x = torch.randn(64, 1, 6, 6, generator=generator(1))
+    scores = []
+    for copies in (0, 16, 32, 48):
+        y = x.clone()
+        y[:copies] = x[0]
+        scores.append((diversity(y), effective_rank(y)))
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(r for _, r in scores) == [r for _, r in reversed(scores)]
+
+
+def test_spread_is_within_observations_alone() -> None:
+    """Samples ±a around centres that lie far apart: a · sqrt(S / (S - 1))."""
+    centres = 100 * torch.randn(5, 1, 3, 3, generator=generator(2))
+    samples = torch.stack([centres + 0.5, centres - 0.5] * 4)
+    assert spread(samples) == pytest.approx(0.5 * math.sqrt(8 / 7), rel=1e-4)
+    assert spread(centres.expand(3, 5, 1, 3, 3)) == 0
+
+
+def test_variance_within_and_between_add_up() -> None:
+    """The law of total variance, for samples x = c + s z with c ~ N(0, 1): diversity² = 1 + s²."""
+    n, s = 2000, 0.5
+    c = torch.randn(1, n, 20, generator=generator(3))
+    samples = c + s * torch.randn(4, n, 20, generator=generator(4))
+    # Monte Carlo: a variance over n images and 20 entries has relative error sqrt(2 / 20 n).
+    assert diversity(samples[0]) ** 2 == pytest.approx(1 + s**2, rel=4 * math.sqrt(2 / n / 20))
+    assert spread(samples) ** 2 == pytest.approx(s**2, rel=4 * math.sqrt(2 / n / 20 / 3))

@@ -1,0 +1,51 @@
+"""Scores of sets: which images they are held against."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffem.metric import Extractor, distribution_scores
+from diffem.random import generator
+from diffem.report.sets import feature_scores, variety_scores
+
+
+class Halves(Extractor):
+    """Means of the upper and lower half of an image."""
+
+    name, num_features = "halves", 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (2, -1)).mean(dim=(1, 3, 4))
+
+
+def images(n: int, seed: int) -> Tensor:
+    return torch.randn(n, 1, 4, 4, generator=generator(seed))
+
+
+@pytest.mark.parametrize("sizes", [(60, 30), (30, 60), (30, 30)])  # training and held-out images
+def test_the_larger_split_is_the_reference(sizes: tuple[int, int]) -> None:
+    train, heldout = images(sizes[0], 0), images(sizes[1], 1)
+    reference, other = (heldout, train) if sizes[1] > sizes[0] else (train, heldout)
+    sets = {"few": images(20, 2), "many": images(50, 3)}
+    scores = feature_scores([Halves()], sets, train, heldout, device=torch.device("cpu"))
+    for name, true in (("few", other[:20]), ("many", other)):
+        expected = distribution_scores([Halves()], {"x": sets[name], "true": true}, reference)
+        assert scores[name] == {
+            "fd_halves": pytest.approx(expected["x"]["fd_halves"]),
+            "fd_halves_truth": pytest.approx(expected["true"]["fd_halves"]),
+        }
+
+
+def test_without_feature_spaces_there_are_no_scores() -> None:
+    sets = {"a": images(3, 0)}
+    assert feature_scores([], sets, images(3, 1), images(3, 2), device=torch.device("cpu")) == {
+        "a": {}
+    }
+
+
+def test_variety_of_samples_that_are_the_truth() -> None:
+    truth = images(30, 4)
+    scores = variety_scores(truth.expand(3, -1, -1, -1, -1), truth)
+    assert scores["spread"] == 0
+    assert scores["diversity"] == scores["diversity_truth"]
+    assert scores["effective_rank"] == scores["effective_rank_truth"]
