@@ -94,8 +94,9 @@ def about(cfg: DictConfig) -> dict[str, Any]:
     """Returns what heads a run's summary: its choices, seed and devices."""
     chosen = HydraConfig.get().runtime.choices
     groups = {group: chosen[group] for group in ("dataset", "corruption", "method", "init")}
+    seen = cfg.method.supervised or chosen["init"] == "clean"
     devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
-    return {**groups, "seed": cfg.seed, "devices": devices}
+    return {**groups, "clean_images": seen, "seed": cfg.seed, "devices": devices}
 
 
 def believed(cfg: DictConfig) -> DictConfig:

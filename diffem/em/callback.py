@@ -7,7 +7,7 @@ E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -40,10 +40,28 @@ class Round(NamedTuple):
     """Wall time of the M-step before it; 0 for round 0."""
     loss: float | None
     """Mean loss of that M-step; None for round 0."""
+    steps: int
+    """Optimiser steps up to here."""
     evaluations: int
     """Network evaluations of E- and M-steps up to here, over all processes."""
     channel: list[Levels]
     """The estimates of the channel's levels before its E-step, where they are learned."""
+
+    def costs(self) -> dict[str, float | None]:
+        """Returns what the round cost, and its loss, as they stand in the summary."""
+        return {
+            "e_step_seconds": self.e_step_seconds,
+            "m_step_seconds": self.m_step_seconds,
+            "loss": self.loss,
+            "optimizer_steps": self.steps,
+            "network_evaluations": self.evaluations,
+        }
+
+    def estimate(self) -> dict[str, Any]:
+        """Returns the channel's learned levels and the path to them, if there are any."""
+        return (
+            {"estimate": self.channel[-1], "estimate_path": self.channel} if self.channel else {}
+        )
 
 
 class EMRounds(Callback):
@@ -163,7 +181,9 @@ class EMRounds(Callback):
         if trainer.is_global_zero:
             loss = float(torch.stack(self._losses).mean()) if self._losses else None
             spent = self._evaluations(trainer)
-            self.on_round(module, Round(k, draw, e_step, m_step, loss, spent, list(channel)))
+            steps = trainer.global_step
+            round = Round(k, draw, e_step, m_step, loss, steps, spent, list(channel))
+            self.on_round(module, round)
             self._evaluated += (self._evaluations(trainer) - spent) // trainer.world_size
         self._losses = []
         self._m_step_start = time.perf_counter()

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from diffem.corruption import Observation
@@ -26,8 +24,9 @@ from diffem.em.progress import phase
 from diffem.em.store import ReconstructionStore
 from diffem.metric import Sizes, psnr, scores, sinkhorn_divergence, spread, variety
 from diffem.metric.diversity import IMAGES
+from diffem.report.closing import print_closing, print_files, print_scores
 from diffem.report.figure import save_curves, save_panel, save_samples
-from diffem.report.sets import feature_scores, print_scores, prior_scores, variety_scores
+from diffem.report.sets import feature_scores, prior_scores, variety_scores
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
@@ -89,12 +88,11 @@ class RunReport:
         metrics = self._score_store(k)
         metrics["psnr_mean"] = float(psnr(samples.mean(dim=0), self.train.truth[:n]).mean())
         metrics["spread"] = spread(samples)
+        metrics |= round.costs()
+        self.rounds.append({"round": k, **metrics, **round.estimate()})
         metrics |= {
-            "e_step_seconds": round.e_step_seconds,
-            "m_step_seconds": round.m_step_seconds,
-            "loss": round.loss,
+            f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
         }
-        self.rounds.append({"round": k, **metrics})
         panel = self.figures / f"round_{k:03d}.png"
         self._panel(panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, self.train)
         log_round(module.trainer, k, metrics, panel)
@@ -133,7 +131,9 @@ class RunReport:
         self._score_sets(final, stacked[0], prior, device)
         save_curves(self.figures / "curves.png", self.rounds, variety(self.train.truth))
         self._write(final)
-        self._print(final)
+        print_closing(self.about, self.rounds, final)
+        print_scores(self.features)
+        print_files(self.run_dir)
 
     def _samples(
         self,
@@ -219,28 +219,3 @@ class RunReport:
             "final": final,
         }
         (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-    def _print(self, final: dict[str, Any]) -> None:
-        console = Console()
-        title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(self.about)
-        table = Table(title=title)
-        for name in ("round", "PSNR", "of mean", "SSIM", "χ²", "E-step s", "M-step s"):
-            table.add_column(name, justify="right")
-        keys = ("psnr", "psnr_mean", "ssim", "residual_chi2", "e_step_seconds", "m_step_seconds")
-        digits = (2, 2, 3, 3, 1, 1)
-        for name, row in [(str(r["round"]), r) for r in self.rounds] + [("held-out", final)]:
-            values = (row.get(key) for key in keys)
-            pairs = zip(values, digits, strict=True)
-            table.add_row(name, *("–" if v is None else f"{v:.{d}f}" for v, d in pairs))
-        console.print(table)
-        if final["gaussian_psnr_mean"] is not None:
-            floor = final["gaussian_psnr_mean"]
-            console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
-        if final["prior"] is not None:
-            console.print(
-                "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
-                "{frechet_pixels_truth:.3f})".format_map(final["prior"])
-            )
-        print_scores(console, self.features)
-        for name in ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints"):
-            console.print(f"wrote {self.run_dir / name}", soft_wrap=True)

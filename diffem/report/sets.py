@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from diffem.em.progress import phase
@@ -85,11 +84,3 @@ def feature_scores(
         name: scores[name] | {f"{key}_truth": v for key, v in scores[floors[name]].items()}
         for name in sets
     }
-
-
-def print_scores(console: Console, features: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints what `feature_scores` returned, a line for each set and score."""
-    for name, scores in features.items():
-        for key in (key for key in scores if f"{key}_truth" in scores):
-            value, true = scores[key], scores[f"{key}_truth"]
-            console.print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")

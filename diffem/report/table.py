@@ -10,7 +10,7 @@ Summary = dict[str, Any]
 Runs = Mapping[str, Mapping[int, Summary | None]]
 """Of each row, the summaries of its seeds; None for a run that failed."""
 
-CEILINGS = ("supervised", "ceiling")  # rows that know the clean images: no contest
+CLEAN = "†"  # marks rows that learn from clean images: no contest
 
 
 class Column(NamedTuple):
@@ -40,16 +40,12 @@ def estimate(key: str) -> Callable[[Summary], float | None]:
 
 def optimizer_steps(summary: Summary) -> float | None:
     """Returns the optimiser steps of all M-steps, where they are counted."""
-    if (steps := summary["final"].get("optimizer_steps")) is not None:
-        return steps
-    counted = [row.get("optimizer_steps") for row in summary["rounds"]]
-    return None if None in counted else sum(counted)
+    return summary["rounds"][-1].get("optimizer_steps")
 
 
 def million_evaluations(summary: Summary) -> float | None:
     """Returns the millions of images that went through the network, where they are counted."""
-    last = summary["rounds"][-1].get("network_evaluations")
-    count = summary["final"].get("network_evaluations", last)
+    count = summary["rounds"][-1].get("network_evaluations")
     return None if count is None else count / 1e6
 
 
@@ -84,6 +80,11 @@ COSTS = (
 FLOOR = Column("Gaussian posterior mean (dB)", final("gaussian_psnr_mean"), 2)
 
 
+def sees_clean_images(summary: Summary) -> bool:
+    """Returns whether a run learned from clean images: its method's supervision, or its init."""
+    return summary.get("clean_images", False)
+
+
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """Returns "mean ± standard deviation", or the mean alone of a single value."""
     mean = f"{statistics.mean(values):.{digits}f}"
@@ -95,8 +96,8 @@ def table(runs: Runs, *, bold: bool = False) -> list[list[str]]:
 
     Arguments:
         runs: The runs' summaries.
-        bold: Marks the best value of PSNRs and Fréchet distances as Markdown does. The rows
-            "supervised" and "ceiling" do not compete, and no row competes alone.
+        bold: Marks the best value of PSNRs and Fréchet distances as Markdown does. Rows that
+            learn from clean images, marked †, do not compete, and no row competes alone.
     """
     finished = [s for row in runs.values() for s in row.values() if s is not None]
     floor = _common_floor(finished)
@@ -107,11 +108,14 @@ def table(runs: Runs, *, bold: bool = False) -> list[list[str]]:
         failed = len(seeds) - len(done[row])
         count = f"{len(done[row])}" + (f" ({failed} failed)" if failed else "")
         rows.append([row, *(_text(column, done[row]) for column in columns), count])
+    competing = {row: d for row, d in done.items() if not any(map(sees_clean_images, d))}
     if bold:
         for i, column in enumerate(columns, start=1):
-            for row in _best(column, done):
+            for row in _best(column, competing):
                 line = next(line for line in rows if line[0] == row)
                 line[i] = f"**{line[i]}**"
+    for line in rows:
+        line[0] += f" {CLEAN}" if line[0] in done.keys() - competing.keys() else ""
     if floor:
         blank = ["–"] * (len(columns) - 1)
         text = mean_and_deviation(floor, FLOOR.digits)
@@ -122,7 +126,9 @@ def table(runs: Runs, *, bold: bool = False) -> list[list[str]]:
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns a table in Markdown."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join("| " + " | ".join(row) + " |\n" for row in ruled)
+    lines = "".join("| " + " | ".join(row) + " |\n" for row in ruled)
+    marked = any(row[0].endswith(CLEAN) for row in rows)
+    return lines + (f"\n{CLEAN} learns from clean images.\n" if marked else "")
 
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
@@ -153,7 +159,7 @@ def _best(column: Column, done: Mapping[str, Sequence[Summary]]) -> list[str]:
     """Returns the rows whose mean is the best to the digits shown."""
     if column.better is None:
         return []
-    known = {row: _known(column, done[row]) for row in done if row not in CEILINGS}
+    known = {row: _known(column, summaries) for row, summaries in done.items()}
     means = {row: round(statistics.mean(v), column.digits) for row, v in known.items() if v}
     best = column.better(means.values()) if len(means) > 1 else None
     return [row for row, mean in means.items() if mean == best]
@@ -171,6 +177,12 @@ def _common_floor(finished: Sequence[Summary]) -> list[float]:
 
 
 def _latex(cell: str) -> str:
-    for old, new in (("_", r"\_"), ("±", r"$\pm$"), ("χ²", r"$\chi^2$"), ("–", "--")):
+    for old, new in (
+        ("_", r"\_"),
+        (CLEAN, r"$\dagger$"),
+        ("±", r"$\pm$"),
+        ("χ²", r"$\chi^2$"),
+        ("–", "--"),
+    ):
         cell = cell.replace(old, new)
     return cell
