@@ -47,6 +47,7 @@ def run(cfg: DictConfig) -> None:
     command.check_devices(cfg)
     settings: EMSettings = instantiate(cfg.em)
     sizes: Sizes = instantiate(cfg.metric)
+    blind: Blind = instantiate(cfg.blind)
     check_count("sampler.steps", cfg.sampler.steps)
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
@@ -73,7 +74,6 @@ def run(cfg: DictConfig) -> None:
     if data.supervised:
         console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
     report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
-    blind: Blind = instantiate(cfg.blind)
     em = EMRounds(init, make_posterior, settings=settings, blind=blind, on_round=report.on_round)
     trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
     trainer.fit(module, datamodule=data)

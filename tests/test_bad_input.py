@@ -44,6 +44,18 @@ BAD = [
         "no classifier at features/manifold.safetensors; train one with `make features",
     ),
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
+    (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
+    (
+        ["corruption=blur", "corruption.learn=[sigma]", "corruption.sigma=[0.5,2]"],
+        "corruption.sigma must be one number, the start, where corruption.learn names it",
+    ),
+    (["+assumed.sigma=2"], "assumed.sigma is not a key of the corruption; allowed: rho, noise"),
+    (["+assumed.rho=1"], "corruption.rho must be a number in [0, 1), got 1"),
+    (["method=ambient", "corruption=blur"], "method=ambient needs corruption=mask on images"),
+    (["method=ambient", "method.objective.delta=0"], "method.objective.delta must be a number"),
+    (["method.objective.p_uncond=1"], "method.objective.p_uncond must be a number in [0, 1)"),
+    (["em.evaluations=0"], "em.evaluations must be positive or null, got 0"),
+    (["blind.widen=0.5"], "blind.widen must be at least 1, got 0.5"),
     (["run_dir"], "run_dir"),
 ]
 

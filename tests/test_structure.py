@@ -4,12 +4,14 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
 from command import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.compare.study import known_studies, read_study
+from diffem.denoiser import Denoiser
 
 PACKAGE = ROOT / "diffem"
 CONF = ROOT / "conf"
@@ -118,6 +120,31 @@ def test_experiments_compose_and_build(experiment: str) -> None:
         instantiate(node)
     optimizer = instantiate(cfg.m_step, steps=1, _convert_="all").optimizer(network.parameters())
     assert optimizer.param_groups[0]["lr"] == cfg.m_step.optimizer.lr
+
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_compose_and_build(method: str) -> None:
+    """Each says what it is, and makes its objective and its posterior."""
+    cfg = composed(f"method={method}")
+    corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
+    observation = corruption.draw(torch.zeros(2, *cfg.dataset.shape), torch.Generator())
+    objective = instantiate(cfg.method.objective, _convert_="all")(corruption, observation)
+    network = instantiate(
+        cfg.network,
+        shape=cfg.dataset.shape,
+        cond_channels=objective.cond_channels,
+        _convert_="all",
+    )
+    denoiser = Denoiser(network, instantiate(cfg.schedule))
+    sampler = instantiate(cfg.sampler, steps=2)
+    posterior = instantiate(cfg.method.posterior, sampler=sampler, _convert_="all")
+    x = torch.randn(70, *cfg.dataset.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert posterior(denoiser, corruption, x)(observation).shape == (2, *cfg.dataset.shape)
+    assert (CONF / "method" / f"{method}.yaml").read_text().startswith("# ")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -10,7 +10,7 @@ from azula.sample import DDIMSampler
 from lightning import Trainer
 from torch import Tensor
 
-from diffem.corruption import GaussianNoise, Mask
+from diffem.corruption import Corruption, GaussianNoise, Mask
 from diffem.dataset import Digits
 from diffem.denoiser import (
     BetaMixture,
@@ -59,13 +59,14 @@ class SmallRun:
         rounds: int = ROUNDS,
         rival: PosteriorFactory | None = None,
         make_objective: ObjectiveFactory | None = None,
+        believed: Corruption | None = None,
     ) -> None:
         corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
         x = Digits([1, 8, 8], train=SIZE).load().train
-        self.observed = observe(x, corruption, seed=seed, split="train")
+        self.observed = observe(x, corruption, seed=seed, split="train", believed=believed)
         self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
         make = make_objective or (Unconditional if rival else DIFFEM)
-        objective = make(corruption, self.observed.observation)
+        objective = make(self.observed.corruption, self.observed.observation)
         with seeded(seed, "weights"):
             network = UNet((1, 8, 8), objective.cond_channels, channels=[16], blocks=[1])
         m_step = MStep(
@@ -77,7 +78,18 @@ class SmallRun:
         )
         denoiser = Denoiser(network, VESchedule(0.02, 20.0))
         self.module = DenoiserModule(denoiser, objective, m_step, phase="m_step", seed=seed)
-        self.settings = EMSettings(
+        self.settings = self.settings_of(rounds)
+        self.sampler = partial(DDIMSampler, steps=4)
+        self.posterior = rival or partial(
+            conditional, sampler=self.sampler, condition=Conditioning()
+        )
+        self.rounds: list[Round] = []
+        self.supervised = False
+
+    @staticmethod
+    def settings_of(rounds: int) -> EMSettings:
+        """Returns the settings of a number of rounds."""
+        return EMSettings(
             rounds=rounds,
             steps_per_round=STEPS,
             epochs_per_round=None,
@@ -85,12 +97,10 @@ class SmallRun:
             batch_size=8,
             chunk_size=CHUNK,
         )
-        self.sampler = partial(DDIMSampler, steps=4)
-        self.posterior = rival or partial(
-            conditional, sampler=self.sampler, condition=Conditioning()
-        )
-        self.rounds: list[Round] = []
-        self.supervised = False
+
+    def told(self, round: Round) -> None:
+        """Keeps what the callback tells of a round."""
+        self.rounds.append(round)
 
     def with_truth(self, truth: Tensor) -> "SmallRun":
         """Replaces the truth after the observations were drawn."""
@@ -108,7 +118,7 @@ class SmallRun:
             self.posterior,
             settings=self.settings,
             blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
-            on_round=lambda _, round: self.rounds.append(round),
+            on_round=lambda _, round: self.told(round),
         )
         trainer = Trainer(
             accelerator="cpu",

@@ -16,6 +16,7 @@ from diffem.denoiser.covariance import Isotropic, PrincipalComponents
 from diffem.denoiser.gibbs import split_gibbs
 from diffem.denoiser.guidance import diffpir, dps, mmps
 from diffem.denoiser.pseudo_inverse import pigdm
+from diffem.em.callback import Round
 from diffem.em.init import FromClean, FromObservation
 from diffem.em.objective import Ambient
 from diffem.em.store import Batch
@@ -106,6 +107,34 @@ def test_rounds_are_told_and_committed(small_run: SmallRun) -> None:
     first, second, _ = small_run.rounds
     assert first.m_step_seconds == 0 and first.loss is None
     assert second.m_step_seconds > 0 and second.loss is not None and second.loss > 0
+
+
+def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
+    """2 B of each step, and each E-step's padded chunks times the sampler's steps; no report's."""
+    run = SmallRun(tmp_path)
+
+    def evaluate(round: Round) -> None:
+        run.rounds.append(round)
+        with run.module.averaged() as denoiser:
+            draw = run.posterior(denoiser, run.observed.corruption, None)
+            draw(run.observed.observation.select(slice(3)))
+
+    run.told = evaluate  # type: ignore[method-assign]
+    run.fit()
+    e_step, m_step = 4 * len(run.store.chunks) * CHUNK, 2 * 8 * STEPS
+    assert [r.evaluations for r in run.rounds] == [k * (e_step + m_step) for k in range(3)]
+    assert [r.steps for r in run.rounds] == [k * STEPS for k in range(3)]
+
+
+def test_a_budget_is_met_to_the_nearest_round() -> None:
+    settings = SmallRun.settings_of(rounds=99)
+    timed, counted = replace(settings, seconds=60.0), replace(settings, evaluations=1e6)
+    assert not settings.over(1e9, 1e9, 1)
+    # Rounds of 25 s: after two, a third would end 15 s late, after 10 s early: stop.
+    assert not timed.over(25.0, 0, 1) and timed.over(50.0, 0, 2)
+    # Rounds of 22 s: a third ends 6 s late, two end 16 s early: go on.
+    assert not timed.over(44.0, 0, 2) and timed.over(66.0, 0, 3)
+    assert not counted.over(1e9, 4e5, 1) and counted.over(0, 8.1e5, 2)
 
 
 def test_no_round_begins_after_its_time(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What a denoiser is told: with and without maps, fused or not, withheld."""
+
+import pytest
+import torch
+from azula.noise import VESchedule
+from exact import Zero
+
+from diffem.corruption import Blur, GaussianNoise, Mask, Projection
+from diffem.denoiser import Conditioning, Denoiser
+from diffem.denoiser.ambient import MaskedDenoiser, restoration
+from diffem.network import MLP, UNet
+from diffem.random import generator
+
+SCHEDULE = VESchedule(0.02, 20.0)
+MASK = Mask((1, 8, 8), GaussianNoise(0.1), rho=0.5)
+CHANNELS = {
+    "mask": (MASK, 3, 2),
+    "blur": (Blur((1, 8, 8), GaussianNoise(0.1), sigma=1.0, kernel_size=3), 3, 2),
+    "projection": (Projection((5,), GaussianNoise(0.1), rows=2), 5 + 2 + 10 + 1, 6),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_maps_are_told_or_not(name: str) -> None:
+    corruption, with_maps, without = CHANNELS[name]
+    assert Conditioning(maps=True).channels(corruption) == with_maps
+    assert Conditioning(maps=False).channels(corruption) == without
+
+
+def test_unfused_y_reaches_the_denoiser_by_its_embedding_alone() -> None:
+    observation = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(0)), generator(1))
+    x_t, t = torch.randn(4, 1, 8, 8, generator=generator(2)), torch.full((4,), 0.5)
+    denoiser = Denoiser(Zero(), SCHEDULE)  # ignores its embedding
+    plain = denoiser(x_t, t).mean
+    unfused = denoiser(x_t, t, Conditioning(fuse=False)(MASK, observation)).mean
+    fused = denoiser(x_t, t, Conditioning(fuse=True)(MASK, observation)).mean
+    torch.testing.assert_close(unfused, plain)
+    assert (fused - plain).abs().max() > 0.1
+
+
+def test_a_withheld_condition_is_no_condition() -> None:
+    observation = MASK.draw(torch.randn(2, 1, 8, 8, generator=generator(3)), generator(4))
+    network = UNet((1, 8, 8), 3, channels=[16], blocks=[1])
+    denoiser = Denoiser(network, SCHEDULE).eval()
+    condition = Conditioning()(MASK, observation)
+    half = condition.kept(torch.tensor([1.0, 0.0]))
+    x_t, t = torch.randn(2, 1, 8, 8, generator=generator(5)), torch.full((2,), 0.4)
+    with torch.no_grad():
+        mixed, full, none = (denoiser(x_t, t, c).mean for c in (half, condition, None))
+    torch.testing.assert_close(mixed[0], full[0])
+    torch.testing.assert_close(mixed[1], none[1])
+    assert (full[1] - none[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("network", [MLP([4], 3), MLP([4], 0)], ids=["conditional", "prior"])
+def test_networks_take_no_observation_for_zeros(network: MLP) -> None:
+    x, c = torch.randn(2, 4), torch.zeros(2)
+    zeros = torch.zeros(2, network.cond_channels)
+    assert torch.equal(network(x, c), network(x, c, zeros))
+
+
+def test_evaluations_are_images_forward_and_backward() -> None:
+    denoiser = Denoiser(MLP([4], 0), SCHEDULE)
+    denoiser.loss(torch.randn(3, 4), torch.full((3,), 0.5))
+    assert denoiser.evaluations == 3
+    denoiser.loss(torch.randn(3, 4), torch.full((3,), 0.5)).backward()
+    assert denoiser.evaluations == 9
+    x_t = torch.randn(2, 4, requires_grad=True)
+    with torch.no_grad():
+        denoiser(x_t, torch.tensor(0.5))
+    assert denoiser.evaluations == 11
+    x_hat = denoiser(x_t, torch.tensor(0.5)).mean
+    for _ in range(3):
+        torch.autograd.grad(x_hat.sum(), x_t, retain_graph=True)
+    assert denoiser.evaluations == 11 + 2 + 3 * 2
+
+
+def test_ambient_restoration_of_a_standard_normal() -> None:
+    """Of x ~ N(0, I): E[x | y] = y / (1 + σ_y²) where y is measured, and 0 elsewhere."""
+    observation = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(6)), generator(7))
+    denoiser = Denoiser(Zero(), SCHEDULE)
+    x = restoration(denoiser, MASK, sampler=None)(observation)  # type: ignore[arg-type]
+    torch.testing.assert_close(x, observation.y / (1 + 0.1**2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_masked_denoiser_does_not_see_behind_the_mask() -> None:
+    mask = (torch.rand(3, 1, 8, 8, generator=generator(8)) < 0.5).float()
+    network = UNet((1, 8, 8), 1, channels=[16], blocks=[1]).eval()
+    masked = MaskedDenoiser(Denoiser(network, SCHEDULE), mask)
+    x_t = torch.randn(3, 1, 8, 8, generator=generator(9))
+    other = x_t + (1 - mask) * 10
+    with torch.no_grad():
+        a, b = masked(x_t, torch.tensor(0.5)).mean, masked(other, torch.tensor(0.5)).mean
+    assert torch.equal(a, b)

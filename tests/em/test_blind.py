@@ -1,0 +1,79 @@
+"""Blind EM: the maximum, and where its iterations lead when the prior is known."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SmallRun
+
+from diffem.corruption import Blur, GaussianNoise, Mask
+from diffem.dataset import Digits
+from diffem.em import Blind
+from diffem.em.blind import level_of, maximise
+from diffem.em.gaussian import GaussianPosterior, _covariance
+from diffem.error import UserError
+from diffem.random import generator
+
+SHAPE = (1, 8, 8)
+CPU = torch.device("cpu")
+
+
+def blur(sigma: float, std: float, learn: tuple[str, ...] = ()) -> Blur:
+    return Blur(SHAPE, GaussianNoise(std), sigma=sigma, kernel_size=5, learn=learn)
+
+
+def test_the_maximum_is_at_the_truth() -> None:
+    x = torch.randn(200, *SHAPE, generator=generator(0))
+    observation = blur(1.0, 0.05).draw(x, generator(1))
+    believed = blur(1.5, 0.2, learn=("sigma", "noise"))
+    found = maximise(believed, believed.believe(observation), x)
+    # 12,800 entries: σ_y to 4.5 / sqrt(2 n) = 3 %; the width's own error is far smaller.
+    assert found["sigma"] == pytest.approx(1.0, rel=0.01)
+    assert found["noise"] == pytest.approx(0.05, rel=0.03)
+    assert level_of(believed, "sigma") == 1.5 and level_of(believed, "noise") == 0.2
+
+
+def test_the_search_is_bounded() -> None:
+    x = torch.randn(20, *SHAPE, generator=generator(2))
+    observation = blur(0.5, 0.05).draw(x, generator(3))
+    believed = blur(3.0, 0.05, learn=("sigma",))
+    assert maximise(believed, believed.believe(observation), x)["sigma"] == pytest.approx(
+        1.5, rel=0.01
+    )
+
+
+def test_em_finds_the_channel_under_a_known_gaussian_prior() -> None:
+    """The digits' own mean and covariance as the prior: start at twice the width and the noise."""
+    x = Digits([1, 8, 8], train=1500).load().train
+    flat = x.flatten(1).double()
+    believed = blur(2.0, 0.1, learn=("sigma", "noise"))
+    posterior = GaussianPosterior(flat.mean(dim=0), _covariance(flat, 64), believed)
+    observation = blur(1.0, 0.05).draw(x[:256], generator(4))
+    blind = Blind(iterations=16, samples=256, widen=1.5)
+    path = blind.fit(posterior, observation, believed, key=(0, "channel", 1), device=CPU)
+    assert len(path) == 16 and path[-1] == {n: level_of(believed, n) for n in believed.learn}
+    assert path[-1]["sigma"] == pytest.approx(1.0, rel=0.1)
+    assert path[-1]["noise"] == pytest.approx(0.05, rel=0.1)
+    assert believed.levels["sigma"].bounds == pytest.approx(
+        (path[-1]["sigma"] / 1.5, path[-1]["sigma"] * 1.5)
+    )
+
+
+def test_a_run_learns_writes_and_tells(tmp_path: Path) -> None:
+    """The noise of a mask, which starts at four times the truth."""
+    believed = Mask(SHAPE, GaussianNoise(0.2), rho=0.5, learn=("noise",))
+    run = SmallRun(tmp_path, believed=believed).fit()
+    paths = [run.store.channel(k) for k in (0, 1, 2)]
+    assert paths[0] is None and paths[1] is not None and paths[2] is not None
+    assert len(paths[1]) == 2
+    assert run.rounds[0].channel == [] and run.rounds[2].channel == paths[2]
+    assert run.rounds[2].estimate()["estimate"] == paths[2][-1]
+    learned = torch.tensor(paths[2][-1]["noise"])
+    assert (run.observed.observation.std == learned).all() and learned < 0.2
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match=r"blind\.iterations must be a whole number"):
+        Blind(iterations=0, samples=1, widen=1.5)
+    with pytest.raises(UserError, match=r"blind\.widen must be at least 1, got 0\.5"):
+        Blind(iterations=1, samples=1, widen=0.5)
