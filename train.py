@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> None:
     data = ReconstructionDataModule(train, store, settings, steps=steps, seed=cfg.seed)
     data.supervised = cfg.method.supervised
     if data.supervised:
-        console.print("method=supervised LEARNS FROM CLEAN IMAGES: an upper bound, not a result")
+        console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
     report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
     em = EMRounds(init, make_posterior, settings=settings, blind=blind, on_round=report.on_round)
     trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)

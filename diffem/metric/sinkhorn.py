@@ -3,13 +3,14 @@
 import ot
 from torch import Tensor
 
-POINTS = 1024  # of each set: the cost matrices grow with the square
+POINTS = 512  # of each set: the cost matrices grow with the square
 
 
-def sinkhorn_divergence(x: Tensor, y: Tensor, *, reg: float = 0.02) -> float:
+def sinkhorn_divergence(x: Tensor, y: Tensor, *, reg: float = 0.1) -> float:
     """Returns S(x, y) = OT_ε(x, y) - (OT_ε(x, x) + OT_ε(y, y)) / 2 with squared distances.
 
-    Genevay et al. (2018, arXiv 1706.00292). The first 1,024 points of each set are used.
+    Genevay et al. (2018, arXiv 1706.00292). The first 512 points of each set are used: on the
+    manifold the iterations converge in 1,000 to 2,000, seconds on a CPU.
 
     Arguments:
         x: Vectors, (N, D).
@@ -21,7 +22,7 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, *, reg: float = 0.02) -> float:
     def transport(a: Tensor, b: Tensor) -> float:
         cost = ot.dist(a, b)  # squared Euclidean
         plan_cost = ot.sinkhorn2(
-            [], [], cost, reg, method="sinkhorn_log", numIterMax=500, stopThr=1e-4, warn=False
+            [], [], cost, reg, method="sinkhorn_log", numItermax=2000, stopThr=1e-4, warn=False
         )
         return float(plan_cost)  # type: ignore[arg-type]
 
