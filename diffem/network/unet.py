@@ -14,6 +14,20 @@ from diffem.network.embedding import NoiseEmbedding
 GROUPS = 16  # of azula's group normalisation
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that does not depend on the memory format for its speed.
+
+    torch's channels-last kernel for CPUs took 8 ms in bfloat16 where the plain one and two copies
+    take 1 ms (256 × 32 × 8 × 8, one core): two thirds of the network's time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns normalised features, (B, C, *S), in the memory format of x."""
+        if x.ndim != 4 or x.device.type != "cpu":
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 class AttentionBlock(UNetBlock):
     """A residual block followed by residual self-attention over all pixels.
 
@@ -24,7 +38,7 @@ class AttentionBlock(UNetBlock):
 
     def __init__(self, channels: int, heads: int, block: dict[str, object]) -> None:
         super().__init__(channels, **block)  # type: ignore[arg-type]
-        self.attention_norm = nn.GroupNorm(GROUPS, channels)
+        self.attention_norm = GroupNorm(GROUPS, channels)
         self.attention = MultiheadSelfAttention(channels, attention_heads=heads)
         self.attention.y_proj.weight.data.mul_(1e-2)  # starts as a near identity
 
@@ -89,6 +103,9 @@ class UNet(nn.Module):
                 for i, module in enumerate(stage):
                     if isinstance(module, UNetBlock):
                         stage[i] = AttentionBlock(channels[level], heads, block)
+        for part in self.unet.modules():
+            if isinstance(part, UNetBlock):
+                part.norm = GroupNorm(GROUPS, part.norm.num_channels, affine=False)
         self.memory_format = torch.channels_last if len(shape) == 3 else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # 1.5 × faster than contiguous on CPU
 

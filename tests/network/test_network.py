@@ -6,7 +6,7 @@ from torch import nn
 
 from diffem.error import UserError
 from diffem.network import MLP, UNet
-from diffem.network.unet import AttentionBlock
+from diffem.network.unet import AttentionBlock, GroupNorm
 
 NETWORKS = {
     "mlp": ((5,), lambda shape, cond: MLP(shape, cond, width=32, depth=2, embedding=16)),
@@ -81,3 +81,20 @@ def test_bad_sizes(kwargs: dict[str, list[int]], sentence: str) -> None:
 def test_unet_refuses_vectors() -> None:
     with pytest.raises(UserError, match="use network=mlp for vectors"):
         UNet((5,), 0, channels=[16], blocks=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_norm_is_torch_s_in_the_same_memory_format(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 32, 8, 8, generator=generator(7)).to(dtype)
+    x = x.to(memory_format=torch.channels_last)
+    ours, reference = GroupNorm(16, 32, affine=False)(x), torch.nn.functional.group_norm(x, 16)
+    torch.testing.assert_close(
+        ours, reference, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_u_net_has_no_other_group_norm() -> None:
+    network = UNet((1, 8, 8), 0, channels=[16, 32], blocks=[1, 1], attention=[1])
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert len(norms) > 4 and all(isinstance(m, GroupNorm) for m in norms)
