@@ -85,7 +85,7 @@ def test_unet_refuses_vectors() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_group_norm_is_torch_s_in_the_same_memory_format(dtype: torch.dtype) -> None:
-    x = torch.randn(4, 32, 8, 8, generator=generator(7)).to(dtype)
+    x = torch.randn(4, 32, 8, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
     x = x.to(memory_format=torch.channels_last)
     ours, reference = GroupNorm(16, 32, affine=False)(x), torch.nn.functional.group_norm(x, 16)
     torch.testing.assert_close(
