@@ -5,21 +5,22 @@ Reads top to bottom: compose, fit by EM, fit the prior, evaluate, report.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
 from diffem import command
 from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
-    Blind,
     DenoiserModule,
     EMRounds,
     EMSettings,
+    Epochs,
     Objective,
     ObjectiveFactory,
     Observed,
@@ -28,11 +29,12 @@ from diffem.em import (
     Unconditional,
     observe,
 )
+from diffem.em.checkpoint import SafeCheckpointIO, resumable
 from diffem.em.progress import MStepProgress, console
-from diffem.error import check_count
 from diffem.metric import Sizes
 from diffem.random import seeded
 from diffem.report import RunReport
+from diffem.run_dir import config_hash, open_run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -44,49 +46,48 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> None:
     """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
-    command.check_devices(cfg)
+    command.check(cfg)
     settings: EMSettings = instantiate(cfg.em)
     sizes: Sizes = instantiate(cfg.metric)
-    blind: Blind = instantiate(cfg.blind)
-    check_count("sampler.steps", cfg.sampler.steps)
-    if cfg.prior is not None:
-        check_count("prior.steps", cfg.prior.steps)
     train, heldout = build_data(cfg)
-    corruption = train.corruption
     steps = settings.steps(len(train))
     make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
-    objective = make_objective(corruption, train.observation)
+    objective = make_objective(train.corruption, train.observation)
     module = build_module(cfg, objective, "m_step", steps=steps)
     make_posterior: PosteriorFactory = instantiate(
         cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
     )
-    init = instantiate(cfg.init)
+    init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
-    run_dir = command.open_run(cfg)
+    run_dir = open_run(cfg)
     store = ReconstructionStore(
         run_dir / "reconstructions",
         size=len(train),
         chunk_size=settings.chunk_size,
-        config_hash=command.config_hash(cfg),
+        config_hash=config_hash(cfg),
     )
     data = ReconstructionDataModule(train, store, settings, steps=steps, seed=cfg.seed)
     data.supervised = cfg.method.supervised
     if data.supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
     report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
-    em = EMRounds(init, make_posterior, settings=settings, blind=blind, on_round=report.on_round)
-    trainer = build_trainer(cfg, "last", [em], epochs=settings.rounds * data.epochs)
-    trainer.fit(module, datamodule=data)
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    em = EMRounds(
+        init,
+        make_posterior,
+        settings=settings,
+        blind=blind,
+        checkpoint=checkpoint,
+        on_round=report.on_round,
+    )
+    trainer = build_trainer(cfg, [em], epochs=settings.rounds * data.epochs)
+    trainer.fit(module, datamodule=data, ckpt_path=resumable(checkpoint), weights_only=True)
 
     prior = None
     if cfg.prior is not None:
         prior = module if objective.learns_prior else fit_prior(cfg, data)
     if trainer.is_global_zero:
-        device = trainer.strategy.root_device
-        with module.to(device).averaged() as denoiser:
-            draw_prior = None if prior is None else partial(sample, cfg, prior)
-            draw = make_posterior(denoiser, corruption, data.sample())
-            report.finish(draw, draw_prior, device)
+        evaluate(cfg, module, prior, data, make_posterior, report)
 
 
 def build_data(cfg: DictConfig) -> tuple[Observed, Observed]:
@@ -119,18 +120,15 @@ def build_module(
     return DenoiserModule(denoiser, objective, m_step, phase=phase, seed=cfg.seed)
 
 
-def build_trainer(
-    cfg: DictConfig, checkpoint: str, callbacks: Sequence[Callback], *, epochs: int
-) -> Trainer:
-    """Returns a trainer that writes `checkpoints/CHECKPOINT.ckpt` after each epoch."""
-    save = ModelCheckpoint(
-        f"{cfg.run_dir}/checkpoints", checkpoint, enable_version_counter=False, save_top_k=1
-    )
+def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback], *, epochs: int) -> Trainer:
+    """Returns a trainer whose checkpoints are the callbacks' to save."""
     return instantiate(
         cfg.trainer,
         max_epochs=epochs,
         logger=[instantiate(logger) for logger in cfg.logger.values()],
-        callbacks=[MStepProgress(), *callbacks, save],
+        callbacks=[MStepProgress(), *callbacks],
+        plugins=[SafeCheckpointIO()],
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the datamodule's own sampler shares the batches out
@@ -145,9 +143,27 @@ def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> DenoiserModule
     last = ReconstructionDataModule(
         data.observed, data.store, instantiate(cfg.em), steps=cfg.prior.steps, seed=cfg.seed
     )
-    last.round = data.round
-    build_trainer(cfg, "prior", [], epochs=last.epochs).fit(module, datamodule=last)
+    last.round, last.due = data.round, False
+    checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
+    trainer = build_trainer(cfg, [Epochs(checkpoint)], epochs=last.epochs)
+    trainer.fit(module, datamodule=last, ckpt_path=resumable(checkpoint), weights_only=True)
     return module
+
+
+def evaluate(
+    cfg: DictConfig,
+    module: DenoiserModule,
+    prior: DenoiserModule | None,
+    data: ReconstructionDataModule,
+    make_posterior: PosteriorFactory,
+    report: RunReport,
+) -> None:
+    """Evaluates the final posterior and the prior, and writes the report."""
+    device = module.trainer.strategy.root_device
+    with module.to(device).averaged() as denoiser:
+        draw_prior = None if prior is None else partial(sample, cfg, prior)
+        draw = make_posterior(denoiser, data.observed.corruption, data.sample())
+        report.finish(draw, draw_prior, device)
 
 
 def sample(cfg: DictConfig, prior: DenoiserModule, n: int) -> Tensor:

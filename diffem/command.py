@@ -1,7 +1,5 @@
 """What every command shares: composing a config, opening a run directory, telling mistakes."""
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -20,11 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from diffem.error import UserError
+from diffem.error import UserError, check_count
+from diffem.run_dir import resumed_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-FREE_KEYS = ("run_dir", "logger", "trainer")  # what may differ between runs of one experiment
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -38,6 +36,7 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     with mistakes_told():
+        sys.argv[1:] = resumed_arguments(sys.argv[1:])
         main()
 
 
@@ -54,40 +53,6 @@ def mistakes_told() -> Iterator[None]:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def open_run(cfg: DictConfig) -> Path:
-    """Returns the run directory, with the configuration saved in its `.hydra` folder.
-
-    Raises:
-        UserError: If the directory holds a run already; nothing in it is touched.
-    """
-    hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
-    OmegaConf.update(cfg, "run_dir", str(run_dir))
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return run_dir  # the first process has opened it
-    folder = run_dir / ".hydra"
-    if (folder / "config.yaml").exists():
-        keys = _differing(OmegaConf.load(folder / "config.yaml"), cfg)
-        what = f"another config ({', '.join(keys)} differ)" if keys else "this config"
-        raise UserError(
-            f"run_dir={run_dir} already holds a run of {what}; choose another run_dir, or remove "
-            "that folder"
-        )
-    if any(run_dir.iterdir()):
-        raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
-    folder.mkdir(parents=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
-    OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-    return run_dir
-
-
-def config_hash(cfg: DictConfig) -> str:
-    """Returns the sha256 of what decides a run's results."""
-    decisive = {k: v for k, v in _plain(cfg).items() if k not in FREE_KEYS}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def about(cfg: DictConfig) -> dict[str, Any]:
@@ -114,6 +79,18 @@ def believed(cfg: DictConfig) -> DictConfig:
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuses what no part of the config refuses by itself.
+
+    Raises:
+        UserError: If a number of steps is not at least 1, or the machine lacks the devices.
+    """
+    check_count("sampler.steps", cfg.sampler.steps)
+    if cfg.prior is not None:
+        check_count("prior.steps", cfg.prior.steps)
+    check_devices(cfg)
 
 
 def check_devices(cfg: DictConfig) -> None:
@@ -146,24 +123,6 @@ def check_devices(cfg: DictConfig) -> None:
             f"-m runs its jobs on one device each, got trainer.devices={devices}; start the runs "
             "one by one to use several devices"
         )
-
-
-def _plain(cfg: Any) -> dict[str, Any]:  # noqa: ANN401 - a DictConfig or a ListConfig
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()}
-
-
-def _differing(old: Any, new: DictConfig) -> list[str]:  # noqa: ANN401
-    def flat(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401
-        if not isinstance(value, dict):
-            return {name: value}
-        items = [flat(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()]
-        return {k: v for item in items for k, v in item.items()}
-
-    a, b = flat(_plain(old)), flat(_plain(new))
-    keys = sorted(k for k in a.keys() | b.keys() if a.get(k, ...) != b.get(k, ...))
-    return [k for k in keys if k.split(".")[0] not in FREE_KEYS]
 
 
 def _sentence(error: Exception) -> str:

@@ -3,17 +3,19 @@
 round 0   x̂_i ~ p_0(x | y_i)                             the init
 M-step    d_θ learns from D_k, corrupted afresh          Lightning's training epochs
 E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last epoch
+
+The state of training is saved after each epoch, and before and after each E-step: a process that
+was killed anywhere goes on from there, to the same weights.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
 
 from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
 from diffem.em.blind import Blind, Levels
@@ -21,47 +23,11 @@ from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
+from diffem.em.round import Meter, Round
 from diffem.em.settings import EMSettings
 from diffem.em.store import Batch
 
 POLL_SECONDS = 0.05
-
-
-class Round(NamedTuple):
-    """What is known when a round is committed."""
-
-    number: int
-    """The round k; 0 is the init."""
-    draw: Posterior
-    """The posterior that made it."""
-    e_step_seconds: float
-    """Wall time of its E-step."""
-    m_step_seconds: float
-    """Wall time of the M-step before it; 0 for round 0."""
-    loss: float | None
-    """Mean loss of that M-step; None for round 0."""
-    steps: int
-    """Optimiser steps up to here."""
-    evaluations: int
-    """Network evaluations of E- and M-steps up to here, over all processes."""
-    channel: list[Levels]
-    """The estimates of the channel's levels before its E-step, where they are learned."""
-
-    def costs(self) -> dict[str, float | None]:
-        """Returns what the round cost, and its loss, as they stand in the summary."""
-        return {
-            "e_step_seconds": self.e_step_seconds,
-            "m_step_seconds": self.m_step_seconds,
-            "loss": self.loss,
-            "optimizer_steps": self.steps,
-            "network_evaluations": self.evaluations,
-        }
-
-    def estimate(self) -> dict[str, Any]:
-        """Returns the channel's learned levels and the path to them, if there are any."""
-        return (
-            {"estimate": self.channel[-1], "estimate_path": self.channel} if self.channel else {}
-        )
 
 
 class EMRounds(Callback):
@@ -72,6 +38,7 @@ class EMRounds(Callback):
         posterior: Makes the E-step's posterior from the denoiser and the channel.
         settings: The EM loop's budgets.
         blind: How unknown levels of the channel are learned.
+        checkpoint: The file that the state of training is saved in.
         on_round: Called on the first process with each committed round.
     """
 
@@ -82,24 +49,31 @@ class EMRounds(Callback):
         *,
         settings: EMSettings,
         blind: Blind,
+        checkpoint: Path,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
         self.init = init
         self.posterior = posterior
         self.settings = settings
         self.blind = blind
+        self.checkpoint = checkpoint
         self.on_round = on_round
-        self._m_step_start = self._spent = 0.0
-        self._evaluated = 0  # by reports, which are not the method's own
-        self._losses: list[Tensor] = []
+        self.meter = Meter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes round 0."""
+        """Makes the round that is due: round 0, or the one that a killed process was at."""
         module, data = _parts(trainer)
-        self.blind.take(data.observed.corruption)
-        if data.round < 0:
+        corruption, k = data.observed.corruption, data.round
+        learned = data.store.channel(k) if corruption.learn and k > 0 else None
+        self.blind.take(corruption, learned[-1] if learned else None)
+        self.meter.tick()
+        if data.due and k < 0:
             with module.averaged():
-                self.e_step(trainer, self.init.prepare(module, data, self.posterior))
+                draw = self.init.prepare(module, data, self.posterior)
+                self.begin(trainer)
+                self.e_step(trainer, draw)
+        elif data.due:
+            self.next_round(trainer)
 
     def on_train_batch_end(
         self,
@@ -111,49 +85,60 @@ class EMRounds(Callback):
     ) -> None:
         """Keeps the loss for the round's report."""
         assert isinstance(outputs, Mapping)
-        self._losses.append(outputs["loss"].detach())
+        self.meter.add_loss(outputs["loss"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the next round when this one's M-step is over."""
         module, data = _parts(trainer)
         data.epoch += 1
+        self.meter.m_step += self.meter.tick()
         if data.epoch < data.epochs:
+            self.save(trainer)
             return
+        module.restart()
+        data.epoch, data.due = 0, True
+        self.save(trainer)
+        self.next_round(trainer)
+        self.save(trainer)
+        # One decision for all processes.
+        over = self.settings.over(self.meter.seconds, self.meter.evaluations, data.round)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
+
+    def next_round(self, trainer: Trainer) -> None:
+        """Makes the round after the current one with the averaged weights."""
+        module, data = _parts(trainer)
+        self.begin(trainer)
         with module.averaged() as denoiser:
             draw = self.posterior(denoiser, data.observed.corruption, data.sample())
-            channel = self.learn_channel(trainer, draw)
-            self.e_step(trainer, draw, channel)
-        data.epoch = 0
-        module.restart()
-        # One decision for all processes.
-        over = self.settings.over(self._spent, self._evaluations(trainer), data.round)
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
+            self.e_step(trainer, draw, self.learn_channel(trainer, draw))
+
+    def begin(self, trainer: Trainer) -> None:
+        """Opens the next round for the current weights, on the first process; the others wait."""
+        module, data = _parts(trainer)
+        k, weights = data.round + 1, module.weights_hash()
+        if trainer.is_global_zero:
+            data.store.begin(k, weights)
+        wait_until(lambda: data.store.begun(k) == weights)
 
     def learn_channel(self, trainer: Trainer, draw: Posterior) -> list[Levels]:
         """Learns the channel's unknown levels on the first process; the others read them."""
         module, data = _parts(trainer)
-        observed, k = data.observed, data.round + 1
+        observed, store, k = data.observed, data.store, data.round + 1
         if not observed.corruption.learn:
             return []
-        if trainer.is_global_zero and data.store.channel(k) is None:
-            path = self.blind.fit(
-                draw,
-                observed.observation,
-                observed.corruption,
-                key=(module.seed, "channel", k),
-                device=module.device,
-            )
-            data.store.write_channel(k, path)
-        while (path := data.store.channel(k)) is None:
-            time.sleep(POLL_SECONDS)
+        if trainer.is_global_zero and store.channel(k) is None:
+            key, device = (module.seed, "channel", k), module.device
+            y, corruption = observed.observation, observed.corruption
+            store.write_channel(k, self.blind.fit(draw, y, corruption, key=key, device=device))
+        wait_until(lambda: store.channel(k) is not None)
+        path = store.channel(k) or []
         self.blind.take(observed.corruption, path[-1])
         return path
 
     def e_step(self, trainer: Trainer, draw: Posterior, channel: Sequence[Levels] = ()) -> None:
         """Reconstructs every observation once; processes share the chunks and poll the store."""
         module, data = _parts(trainer)
-        store, k, start = data.store, data.round + 1, time.perf_counter()
-        observation = data.observed.observation
+        store, k, observation = data.store, data.round + 1, data.observed.observation
         rank, world_size = trainer.global_rank, trainer.world_size
         chunks = [c for c in store.missing(k) if c % world_size == rank]
         with phase(f"round {k}  E-step", len(chunks), "chunks") as advance:
@@ -168,30 +153,40 @@ class EMRounds(Callback):
                 store.write(k, chunk, x)
                 advance()
         # No collective here: one that waits for a slow process times out and ends the run.
-        while trainer.is_global_zero and store.missing(k):
-            time.sleep(POLL_SECONDS)
         if trainer.is_global_zero:
+            wait_until(lambda: not store.missing(k))
             store.commit(k, module.weights_hash())
-        while not store.committed(k):
-            time.sleep(POLL_SECONDS)
-        data.round = k
-        m_step = start - self._m_step_start if self._losses else 0.0
-        e_step = time.perf_counter() - start
-        self._spent += e_step + m_step
+        wait_until(lambda: store.committed(k))
+        data.round, data.due = k, False
+        self.meter.count(module.evaluations, world_size)
+        e_step = self.meter.tick()
+        m_step, loss = self.meter.finish(e_step)
         if trainer.is_global_zero:
-            loss = float(torch.stack(self._losses).mean()) if self._losses else None
-            spent = self._evaluations(trainer)
-            steps = trainer.global_step
-            round = Round(k, draw, e_step, m_step, loss, steps, spent, list(channel))
-            self.on_round(module, round)
-            self._evaluated += (self._evaluations(trainer) - spent) // trainer.world_size
-        self._losses = []
-        self._m_step_start = time.perf_counter()
+            steps, evaluations = k * data.steps, self.meter.evaluations
+            cost = (e_step, m_step, loss, steps, evaluations)
+            self.on_round(module, Round(k, draw, *cost, list(channel)))
+        self.meter.count(module.evaluations, 0)
+        self.meter.tick()
 
-    def _evaluations(self, trainer: Trainer) -> int:
-        """Returns the method's network evaluations; processes share them evenly."""
+    def save(self, trainer: Trainer) -> None:
+        """Saves the state of training."""
         module, _ = _parts(trainer)
-        return (module.evaluations - self._evaluated) * trainer.world_size
+        self.meter.count(module.evaluations, trainer.world_size)
+        trainer.save_checkpoint(self.checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the loop has spent."""
+        return self.meter.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what the loop has spent."""
+        self.meter.load_state_dict(state_dict)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when a condition holds, which another process may bring about."""
+    while not condition():
+        time.sleep(POLL_SECONDS)
 
 
 def _parts(trainer: Trainer) -> tuple[DenoiserModule, ReconstructionDataModule]:

@@ -1,10 +1,12 @@
 """The data of the EM loop: the observations, and the reconstructions D_k of the current round."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -90,6 +92,7 @@ class ReconstructionDataModule(LightningDataModule):
     Attributes:
         round: The round k whose reconstructions D_k are served; -1 before round 0 exists.
         epoch: The Lightning epochs of this round that are over.
+        due: Whether the next round's E-step is due: the weights are ready, the round is not whole.
         supervised: Whether to serve the truth instead (the upper bound).
     """
 
@@ -111,6 +114,7 @@ class ReconstructionDataModule(LightningDataModule):
         self.seed = seed
         self.round = -1
         self.epoch = 0
+        self.due = True
         self.supervised = False
 
     @property
@@ -153,9 +157,26 @@ class ReconstructionDataModule(LightningDataModule):
         return DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the round and the epoch, from which all else follows."""
-        return {"round": self.round, "epoch": self.epoch}
+        """Returns where the loop is, from which all else follows."""
+        return {"round": self.round, "epoch": self.epoch, "due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the round and the epoch."""
+        """Restores where the loop is."""
         self.round, self.epoch = state_dict["round"], state_dict["epoch"]
+        self.due = state_dict["due"]
+
+
+class Epochs(Callback):
+    """Counts the epochs of a fit that has but one round, and saves a checkpoint after each.
+
+    Arguments:
+        checkpoint: The file.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the epoch and saves the state of training."""
+        trainer.datamodule.epoch += 1  # type: ignore[attr-defined]
+        trainer.save_checkpoint(self.checkpoint)

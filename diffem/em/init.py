@@ -16,6 +16,7 @@ from diffem.em.gaussian import fit_gaussian
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
 from diffem.error import UserError, check_count
+from diffem.file import load_plain
 from diffem.random import seeded
 
 
@@ -125,7 +126,7 @@ class FromCheckpoint:
         Raises:
             UserError: If the checkpoint is of another network.
         """
-        state = torch.load(self.file, map_location=module.device, weights_only=True)["state_dict"]
+        state = load_plain(self.file, device=module.device)["state_dict"]
         try:
             module.load_state_dict(state)
         except RuntimeError as error:

@@ -1,6 +1,7 @@
 """Reconstruction store: the datasets D_k on disk, whole or absent.
 
     reconstructions/round_003/chunk_00017.npy …   fixed-size chunks, the last one shorter
+    reconstructions/round_003/weights.json        the hash of the weights that make it
     reconstructions/round_003/manifest.json       the commit: checksums, weights' and config's hash
     reconstructions/round_003/channel.json        the channel's levels, where they are learned
 
@@ -10,7 +11,7 @@ once its manifest does. Any process may write any chunk, in any order.
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffem.error import UserError
+from diffem.file import sha256, write_file
 
 
 class Batch(NamedTuple):
@@ -93,6 +95,24 @@ class ReconstructionStore:
         """Returns the folder of a round."""
         return self.path / f"round_{round:03d}"
 
+    def begin(self, round: int, weights_hash: str) -> None:
+        """Opens a round for the chunks that some weights make.
+
+        What other weights left in it, or in later rounds, is removed.
+        """
+        if self.begun(round) == weights_hash:
+            return
+        for folder in self.path.glob("round_*"):
+            if int(folder.name.removeprefix("round_")) >= round:
+                shutil.rmtree(folder)
+        self.folder(round).mkdir(parents=True)
+        _write_json(self._weights(round), weights_hash)
+
+    def begun(self, round: int) -> str | None:
+        """Returns the hash of the weights that a round is opened for, or None."""
+        file = self._weights(round)
+        return json.loads(file.read_text()) if file.exists() else None
+
     def missing(self, round: int) -> list[int]:
         """Returns the chunks that no process has written yet."""
         return [c for c in self.chunks if not self._chunk(round, c).exists()]
@@ -116,12 +136,10 @@ class ReconstructionStore:
             )
         path = self._chunk(round, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp{os.getpid()}")
-        with temporary.open("wb") as file:
-            npy.write_array(file, x.float().cpu().numpy(), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
+        array = x.float().cpu().numpy()
+        write_file(
+            path, lambda file: npy.write_array(file, array, allow_pickle=False), size=array.nbytes
+        )
 
     def write_channel(self, round: int, path: list[dict[str, float]]) -> None:
         """Writes how the channel's levels were learned before a round's E-step."""
@@ -142,8 +160,7 @@ class ReconstructionStore:
         if missing := self.missing(round):
             raise ValueError(f"round {round} cannot be committed: chunks {missing} are missing")
         checksums = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in (self._chunk(round, c) for c in self.chunks)
+            path.name: sha256(path) for path in (self._chunk(round, c) for c in self.chunks)
         }
         manifest = {
             "round": round,
@@ -184,25 +201,13 @@ class ReconstructionStore:
     def _manifest(self, round: int) -> Path:
         return self.folder(round) / "manifest.json"
 
+    def _weights(self, round: int) -> Path:
+        return self.folder(round) / "weights.json"
+
     def _channel(self, round: int) -> Path:
         return self.folder(round) / "channel.json"
 
 
 def _write_json(path: Path, value: object) -> None:
     """Writes a JSON file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _replace(temporary, path)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Renames a synced file into its place and syncs the folder, so that the name is durable."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_file(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

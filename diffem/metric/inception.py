@@ -10,9 +10,10 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffem.error import UserError
+from diffem.file import sha256
 from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
 from diffem.metric.frechet import frechet_distance
-from diffem.metric.weights import read_weights, sha256, weights_file
+from diffem.metric.weights import read_weights, weights_file
 from diffem.random import seeded
 
 URL = (

@@ -1,6 +1,5 @@
 """Weights of trained networks: files whose content decides what a score may be called."""
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffem.error import UserError
+from diffem.file import load_plain
 
 
 def weights_file(weights: str | None, url: str) -> Path:
@@ -37,12 +37,6 @@ def weights_file(weights: str | None, url: str) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    """Returns the hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a .safetensors file, or one of `torch.save` without executing what it holds.
 
@@ -52,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"weights: {path} holds no weights ({type(error).__name__}); get the file again"

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from diffem.corruption import Observation
 from diffem.denoiser import Posterior, reconstruct
-from diffem.em.callback import Round
 from diffem.em.gaussian import GaussianPosterior
 from diffem.em.logger import log_round
 from diffem.em.module import DenoiserModule
 from diffem.em.observe import Observed
 from diffem.em.progress import phase
+from diffem.em.round import Round
 from diffem.em.store import ReconstructionStore
+from diffem.file import write_file
 from diffem.metric import Sizes, psnr, scores, sinkhorn_divergence, spread, variety
 from diffem.metric.diversity import IMAGES
 from diffem.report.closing import print_closing, print_files, print_scores
@@ -53,8 +54,23 @@ class RunReport:
     store: ReconstructionStore
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
-    gaussian: GaussianPosterior | None = None
     features: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Takes up what an earlier process of the run reported."""
+        if self.journal.is_file():
+            held = json.loads(self.journal.read_text())
+            self.rounds, self.start = held["rounds"], self.start - held["wall_seconds"]
+
+    @property
+    def journal(self) -> Path:
+        """The file of the rounds so far."""
+        return self.run_dir / "rounds.json"
+
+    @property
+    def wall_seconds(self) -> float:
+        """The run's time, over all its processes."""
+        return round(time.perf_counter() - self.start, 1)
 
     @property
     def figures(self) -> Path:
@@ -71,8 +87,6 @@ class RunReport:
             round: The round.
         """
         k, draw, device = round.number, round.draw, module.device
-        if isinstance(draw, GaussianPosterior):
-            self.gaussian = draw
         n = min(self.sizes.subset, len(self.train))
         first = self.store.open(k)
         observation = self.train.observation.select(slice(n))
@@ -89,13 +103,23 @@ class RunReport:
         metrics["psnr_mean"] = float(psnr(samples.mean(dim=0), self.train.truth[:n]).mean())
         metrics["spread"] = spread(samples)
         metrics |= round.costs()
-        self.rounds.append({"round": k, **metrics, **round.estimate()})
+        self._keep({"round": k, **metrics, **round.estimate()}, draw)
         metrics |= {
             f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
         }
         panel = self.figures / f"round_{k:03d}.png"
         self._panel(panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, self.train)
         log_round(module.trainer, k, metrics, panel)
+
+    def _keep(self, row: dict[str, Any], draw: Posterior) -> None:
+        """Keeps a round's row, in place of one that a killed process may have left."""
+        if isinstance(draw, GaussianPosterior):
+            heldout = self.heldout.observation.select(slice(self.sizes.heldout))
+            score = psnr(draw.mean(heldout), self.heldout.truth[: self.sizes.heldout])
+            row["heldout_gaussian_psnr_mean"] = float(score.mean())
+        self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
+        content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
+        write_file(self.journal, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
     def finish(
         self, draw: Posterior, prior: Callable[[int], Tensor] | None, device: torch.device
@@ -120,10 +144,7 @@ class RunReport:
         final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
         if truth.ndim == 2:
             final["sinkhorn"] = sinkhorn_divergence(stacked[0], truth)
-        final["gaussian_psnr_mean"] = None
-        if self.gaussian is not None:
-            mean = self.gaussian.mean(observation)
-            final["gaussian_psnr_mean"] = float(psnr(mean, truth).mean())
+        final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
         self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
         final |= variety_scores(stacked, truth)
         if (lpips := self.sizes.lpips) is not None:
@@ -214,8 +235,9 @@ class RunReport:
         summary = {
             **self.about,
             "versions": versions,
-            "wall_seconds": round(time.perf_counter() - self.start, 1),
+            "wall_seconds": self.wall_seconds,
             "rounds": self.rounds,
             "final": final,
         }
-        (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        text = json.dumps(summary, indent=1) + "\n"
+        write_file(self.run_dir / "summary.json", lambda file: file.write(text.encode()))

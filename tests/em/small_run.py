@@ -33,6 +33,7 @@ from diffem.em import (
     Unconditional,
     observe,
 )
+from diffem.em.checkpoint import SafeCheckpointIO, resumable
 from diffem.em.init import Gaussian, Init
 from diffem.em.objective import Recorrupted
 from diffem.network import UNet
@@ -117,6 +118,7 @@ class SmallRun:
             init or Gaussian(rank=64, iterations=2, samples=SIZE),
             self.posterior,
             settings=self.settings,
+            checkpoint=self.store.path.with_suffix(".checkpoints") / "last.ckpt",
             blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
             on_round=lambda _, round: self.told(round),
         )
@@ -126,11 +128,17 @@ class SmallRun:
             max_epochs=self.settings.rounds * self.data.epochs,
             callbacks=[em],
             logger=False,
+            plugins=[SafeCheckpointIO()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(self.module, datamodule=self.data)
+        trainer.fit(
+            self.module,
+            datamodule=self.data,
+            ckpt_path=resumable(em.checkpoint),
+            weights_only=True,
+        )
         return self

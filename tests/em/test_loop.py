@@ -16,9 +16,9 @@ from diffem.denoiser.covariance import Isotropic, PrincipalComponents
 from diffem.denoiser.gibbs import split_gibbs
 from diffem.denoiser.guidance import diffpir, dps, mmps
 from diffem.denoiser.pseudo_inverse import pigdm
-from diffem.em.callback import Round
 from diffem.em.init import FromClean, FromObservation
 from diffem.em.objective import Ambient
+from diffem.em.round import Round
 from diffem.em.store import Batch
 from diffem.error import UserError
 

@@ -91,7 +91,19 @@ def test_a_failed_write_leaves_the_old_chunk(
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("diffem.em.store.os.fsync", fail)
+    monkeypatch.setattr("diffem.file.os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
         store.write(1, 0, x[4:8])
     np.testing.assert_array_equal(np.load(store.folder(1) / "chunk_00000.npy"), x[:4].numpy())
+    assert [p.name for p in store.folder(1).iterdir()] == ["chunk_00000.npy"]
+
+
+def test_what_other_weights_left_is_removed(store: ReconstructionStore, x: torch.Tensor) -> None:
+    for round in (1, 2):
+        store.begin(round, "a")
+        write_all(store, round, x)
+    store.begin(2, "a")
+    assert store.missing(2) == [] and store.begun(2) == "a"
+    store.begin(1, "b")
+    assert store.missing(1) == [0, 1, 2] and store.begun(1) == "b"
+    assert store.begun(2) is None and store.missing(2) == [0, 1, 2]  # it followed from round 1

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffem.error import UserError
+from diffem.file import sha256
 from diffem.metric import (
     LPIPS,
     Classifier,
@@ -25,7 +26,7 @@ from diffem.metric import lpips as lpips_module
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.metric.features import eight_bit_rgb, extract
 from diffem.metric.inception import inception_score, kernel_distance
-from diffem.metric.weights import read_weights, sha256
+from diffem.metric.weights import read_weights
 from diffem.random import generator, seeded
 
 TINY = "vit_tiny_patch16_224"

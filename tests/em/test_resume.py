@@ -1,0 +1,111 @@
+"""Law 4: a killed run, resumed, is an uninterrupted run."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_run import ROUNDS, SmallRun
+
+from diffem.em.checkpoint import load_verified, previous
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun(tmp_path_factory.mktemp("whole") / "r").fit()
+
+
+def dying(run: SmallRun, owner: object, method: str, call: int) -> SmallRun:
+    """Makes a run die at the n-th call of a method, before (call > 0) or after (< 0) it."""
+    original: Callable[..., object] = getattr(owner, method)
+    calls = 0
+
+    @functools.wraps(original)  # Lightning reads the signature
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls == -call:
+            raise Killed
+        return result
+
+    setattr(owner, method, counted)
+    return run
+
+
+# 4 chunks a round; 4 steps a round in epochs of 3 and 1; a save after each epoch and each E-step.
+POINTS = {
+    "init, second chunk": ("store", "write", 2),
+    "init, commit": ("store", "commit", 1),
+    "after the init's commit": ("store", "commit", -1),
+    "first step": ("module", "training_step", 1),
+    "second epoch": ("module", "training_step", 4),
+    "E-step 1, first chunk": ("store", "write", 5),
+    "E-step 1, third chunk": ("store", "write", 7),
+    "E-step 1, commit": ("store", "commit", 2),
+    "after E-step 1's commit": ("store", "commit", -2),
+    "second round, a step": ("module", "training_step", 6),
+    "last E-step": ("store", "write", 10),
+    "after the last commit": ("store", "commit", -3),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_law_4_a_killed_run_is_an_uninterrupted_run(
+    point: str, whole: SmallRun, tmp_path: Path
+) -> None:
+    owner, method, call = POINTS[point]
+    first = SmallRun(tmp_path / "r")
+    with pytest.raises(Killed):
+        dying(first, getattr(first, owner), method, call).fit()
+    resumed = SmallRun(tmp_path / "r").fit()
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+    for k in range(ROUNDS + 1):
+        assert resumed.store.digest(k) == whole.store.digest(k)
+    # The budgets go on counting; what was lost is not counted.
+    assert resumed.rounds[-1].evaluations <= whole.rounds[-1].evaluations
+    assert resumed.rounds[-1].steps == whole.rounds[-1].steps
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
+
+
+def test_chunks_that_were_written_are_kept(tmp_path: Path) -> None:
+    first = SmallRun(tmp_path / "r")
+    with pytest.raises(Killed):
+        dying(first, first.store, "write", 7).fit()
+    chunk = tmp_path / "r" / "round_001" / "chunk_00001.npy"
+    before = chunk.stat().st_mtime_ns
+    SmallRun(tmp_path / "r").fit()
+    assert chunk.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole: SmallRun) -> None:
+    again = SmallRun(whole.store.path).fit()
+    assert again.rounds == []
+    assert again.module.weights_hash() == whole.module.weights_hash()
+
+
+def test_more_rounds_go_on_from_where_it_was(whole: SmallRun, tmp_path: Path) -> None:
+    SmallRun(tmp_path / "r", rounds=1).fit()
+    longer = SmallRun(tmp_path / "r").fit()
+    assert [r.number for r in longer.rounds] == [2]
+    assert longer.module.weights_hash() == whole.module.weights_hash()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    whole: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = SmallRun(tmp_path / "r").fit()
+    last = tmp_path / "r.checkpoints" / "last.ckpt"
+    assert load_verified(last)["global_step"] == 8 and previous(last).is_file()
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    resumed = SmallRun(tmp_path / "r").fit()
+    assert f"{last} is damaged" in "".join(capsys.readouterr().err.split("\n"))
+    assert resumed.module.weights_hash() == run.module.weights_hash()
