@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError, check_count
 from diffem.run_dir import resumed_arguments
+from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -37,6 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     with mistakes_told():
         sys.argv[1:] = resumed_arguments(sys.argv[1:])
+        check_arguments(sys.argv[1:], str(CONF), "train")
         main()
 
 

@@ -1,0 +1,125 @@
+"""What a configuration may build: every `_target_` is checked before anything is imported.
+
+Hydra imports and calls whatever a `_target_` names, on the command line or in an experiment file
+that came from elsewhere. Its own block list is no boundary: this allow list is one.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+from omegaconf import OmegaConf, open_dict
+
+from diffem.error import UserError
+
+PARTS = (  # packages whose own classes and functions may be built
+    "diffem.corruption",
+    "diffem.dataset",
+    "diffem.denoiser",
+    "diffem.em",
+    "diffem.metric",
+    "diffem.network",
+    "azula.noise",
+    "azula.sample",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "torch.optim",
+)
+NAMES = ("lightning.Trainer",)
+PLUGINS = ("hydra._internal.core_plugins", "hydra_plugins")  # what hydra's own node may build
+FLAGS = ("-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
+HELP = ("-h", "--help", "--hydra-help", "--version")
+VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
+
+
+def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
+    """Checks what a command's arguments compose to, before Hydra acts on them.
+
+    Arguments:
+        arguments: The command's arguments.
+        conf: The folder of the configuration.
+        name: The name of its first file.
+
+    Raises:
+        UserError: If a flag or a `_target_` is not allowed.
+    """
+    overrides, skip = [], False
+    for argument in arguments:
+        if argument in HELP:
+            return
+        if skip or argument in FLAGS:
+            skip = argument in VALUED
+        elif argument.startswith("-"):
+            raise UserError(f"{argument} is not a flag of this command; it has {', '.join(FLAGS)}")
+        else:
+            overrides.append(argument)
+    with initialize_config_dir(conf, version_base="1.3"):
+        for chosen in _without_sweeps(overrides):
+            cfg = compose(name, chosen, return_hydra_config=True)
+            hydra = OmegaConf.to_container(cfg.hydra, resolve=False)
+            for where, target in _targets(hydra, "hydra"):
+                _check_prefix(where, target, PLUGINS)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            check_targets(OmegaConf.to_container(cfg, resolve=False))
+
+
+def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain types
+    """Checks every `_target_` in a configuration.
+
+    Raises:
+        UserError: If one is not in the allow list, or leads out of it.
+    """
+    for where, target in _targets(config):
+        if target in NAMES:
+            continue
+        _check_prefix(where, target, PARTS)
+        package = next(p for p in PARTS if target.startswith(f"{p}."))
+        try:
+            found = get_object(target)
+        except Exception as error:
+            raise UserError(f"{where}={target}: there is no such thing ({error})") from error
+        # A module's own imports can be reached by dots: diffem.em.store.shutil.rmtree.
+        if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(
+            f"{package}."
+        ):
+            raise UserError(f"{where}={target} is not one of {package}'s own; it is not built")
+
+
+def _check_prefix(where: str, target: object, prefixes: Iterable[str]) -> None:
+    if not isinstance(target, str) or not target.startswith(tuple(f"{p}." for p in prefixes)):
+        raise UserError(
+            f"{where}={target} is not allowed; a _target_ begins with {', '.join(prefixes)}"
+        )
+
+
+def _targets(node: object, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the key and the value of each `_target_`, and of what is none but would be called."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            name = f"{where}.{key}" if where else str(key)
+            if key == "_target_":
+                yield name, value
+            else:
+                yield from _targets(value, name)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{where}.{i}")
+
+
+def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yields overrides in which each sweep has one of its values, until each value was in one."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    plain = [o.input_line for o in parsed if not o.is_sweep_override()]
+    sweeps = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        for o in parsed
+        if o.is_sweep_override()
+    ]
+    first = [values[0] for values in sweeps]
+    yield [str(o) for o in (*plain, *first)]
+    for i, values in enumerate(sweeps):
+        for value in values[1:]:
+            yield [str(o) for o in (*plain, *first[:i], value, *first[i + 1 :])]
