@@ -34,7 +34,7 @@ from diffem.em.progress import MStepProgress, console
 from diffem.metric import Sizes
 from diffem.random import seeded
 from diffem.report import RunReport
-from diffem.run_dir import config_hash, open_run
+from diffem.run_dir import check_space, config_hash, open_run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -60,6 +60,7 @@ def run(cfg: DictConfig) -> None:
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
     run_dir = open_run(cfg)
+    check_space(run_dir, train.truth, rounds=settings.rounds_on_disk)
     store = ReconstructionStore(
         run_dir / "reconstructions",
         size=len(train),
@@ -159,7 +160,10 @@ def evaluate(
     report: RunReport,
 ) -> None:
     """Evaluates the final posterior and the prior, and writes the report."""
-    device = module.trainer.strategy.root_device
+    device, folder = module.trainer.strategy.root_device, report.run_dir / "checkpoints"
+    module.export(folder / "posterior.safetensors")
+    if prior is not None:
+        prior.export(folder / "prior.safetensors")
     with module.to(device).averaged() as denoiser:
         draw_prior = None if prior is None else partial(sample, cfg, prior)
         draw = make_posterior(denoiser, data.observed.corruption, data.sample())

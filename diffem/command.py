@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError, check_count
 from diffem.run_dir import resumed_arguments
+from diffem.signals import stop_on_signals
 from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -36,6 +37,7 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    stop_on_signals()
     with mistakes_told():
         sys.argv[1:] = resumed_arguments(sys.argv[1:])
         check_arguments(sys.argv[1:], str(CONF), "train")

@@ -18,9 +18,11 @@ from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from diffem.em.progress import console
 from diffem.error import UserError
+from diffem.file import free_bytes
 
 FREE_KEYS = (  # what may differ between the processes of one run
     "run_dir",
@@ -74,6 +76,26 @@ def open_run(cfg: DictConfig) -> Path:
         OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
     OmegaConf.save(cfg, held)
     return run_dir
+
+
+def check_space(run_dir: Path, x: Tensor, *, rounds: int) -> None:
+    """Refuses a run whose reconstructions would not fit on the disk.
+
+    Arguments:
+        run_dir: The run directory.
+        x: Images of the reconstructions' number and shape, (N, *shape), float32.
+        rounds: How many rounds stand on the disk at once, at most.
+
+    Raises:
+        UserError: If there is less space than they need.
+    """
+    held = sum(file.stat().st_size for file in run_dir.glob("reconstructions/round_*/*.npy"))
+    needed, free = x.nbytes * rounds - held, free_bytes(run_dir)
+    if needed > free:
+        raise UserError(
+            f"run_dir={run_dir}: the reconstructions of {rounds} rounds need {needed / 1e9:.2g} "
+            f"GB and {free / 1e9:.2g} GB are free; set em.keep_rounds, or choose another disk"
+        )
 
 
 def resumed_arguments(arguments: Sequence[str]) -> list[str]:

@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from command import ROOT, SHORT, train
+
+from diffem.error import UserError
+from diffem.run_dir import check_space
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 
@@ -67,6 +71,9 @@ def test_a_killed_run_is_gone_on_with(file: str, whole: Path, tmp_path: Path) ->
         # The same bytes of weights, whatever else the checkpoints hold.
         a, b = (train_state(d / "checkpoints" / f"{name}.ckpt") for d in (run_dir, whole))
         assert a == b
+    for name in ("posterior", "prior"):
+        a, b = (d / "checkpoints" / f"{name}.safetensors" for d in (run_dir, whole))
+        assert a.read_bytes() == b.read_bytes()
     rows = json.loads((run_dir / "summary.json").read_text())
     expected = json.loads((whole / "summary.json").read_text())
     assert [r["psnr"] for r in rows["rounds"]] == [r["psnr"] for r in expected["rounds"]]
@@ -125,3 +132,17 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     done = train(f"resume={tmp_path / 'none'}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "no run is there; give a run directory, or auto" in done.stderr
+
+
+def test_too_small_a_disk_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(1000, 10)
+    monkeypatch.setattr("diffem.run_dir.free_bytes", lambda _: 100_000)
+    check_space(tmp_path, x, rounds=2)
+    with pytest.raises(UserError, match=r"of 3 rounds need 0\.00012 GB and 0\.0001 GB are free"):
+        check_space(tmp_path, x, rounds=3)
+    held = tmp_path / "reconstructions" / "round_000"
+    held.mkdir(parents=True)
+    (held / "chunk_00000.npy").write_bytes(bytes(40_000))
+    check_space(tmp_path, x, rounds=3)  # a third of it is there already

@@ -100,6 +100,8 @@ class EMRounds(Callback):
         self.save(trainer)
         self.next_round(trainer)
         self.save(trainer)
+        if self.settings.keep_rounds is not None and trainer.is_global_zero:
+            data.store.prune(self.settings.keep_rounds)
         # One decision for all processes.
         over = self.settings.over(self.meter.seconds, self.meter.evaluations, data.round)
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)

@@ -8,8 +8,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -21,6 +23,7 @@ from diffem.em.ema import EMA
 from diffem.em.objective import Objective
 from diffem.em.store import Batch
 from diffem.error import check_fraction
+from diffem.file import write_file
 from diffem.random import seeded
 
 
@@ -84,6 +87,13 @@ class DenoiserModule(LightningModule):
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)
             loss = self.objective.loss(self.denoiser, batch, t, key)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at optimiser step {self.trainer.global_step} "
+                f"(round {current + 1}); checkpoints/last.ckpt is from before it: lower "
+                "m_step.optimizer.lr, or set trainer.precision=32-true, in a new run_dir with "
+                "init=checkpoint"
+            )
         self.log(f"{self.phase}/loss", loss, prog_bar=True)
         return loss
 
@@ -114,6 +124,11 @@ class DenoiserModule(LightningModule):
     def evaluations(self) -> int:
         """The images that went through the network on this process, forward or backward."""
         return self.denoiser.evaluations + self.ema.denoiser.evaluations
+
+    def export(self, path: Path) -> None:
+        """Writes the averaged weights as safetensors, for others to load."""
+        state = {k: v.cpu().contiguous() for k, v in self.ema.denoiser.state_dict().items()}
+        write_file(path, lambda file: file.write(safetensors.torch.save(state)))
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""

@@ -31,6 +31,9 @@ class EMSettings:
     evaluations: float | None = None
     """The network evaluations to spend, as `seconds`; None for no limit."""
 
+    keep_rounds: int | None = None
+    """How many of the newest rounds stay on disk; None for all."""
+
     def __post_init__(self) -> None:
         if (self.steps_per_round is None) == (self.epochs_per_round is None):
             raise UserError(
@@ -44,6 +47,12 @@ class EMSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"em.{name} must be positive or null, got {value}")
+
+    @property
+    def rounds_on_disk(self) -> int:
+        """The largest number of rounds that stand on the disk at once."""
+        kept = self.rounds + 1  # round 0 is one
+        return kept if self.keep_rounds is None else min(kept, self.keep_rounds + 1)
 
     def steps(self, size: int) -> int:
         """Returns the optimiser steps of an M-step over a number of reconstructions."""

@@ -103,7 +103,7 @@ class ReconstructionStore:
         if self.begun(round) == weights_hash:
             return
         for folder in self.path.glob("round_*"):
-            if int(folder.name.removeprefix("round_")) >= round:
+            if _number(folder) >= round:
                 shutil.rmtree(folder)
         self.folder(round).mkdir(parents=True)
         _write_json(self._weights(round), weights_hash)
@@ -172,6 +172,18 @@ class ReconstructionStore:
         }
         _write_json(self._manifest(round), manifest)
 
+    def prune(self, keep: int) -> None:
+        """Removes all committed rounds but the newest ones.
+
+        Arguments:
+            keep: How many to keep, >= 1.
+        """
+        manifests = self.path.glob("round_*/manifest.json")
+        committed = sorted((path.parent for path in manifests), key=_number)
+        for folder in committed[:-keep]:
+            (folder / "manifest.json").unlink()  # no longer a round, whatever happens next
+            shutil.rmtree(folder)
+
     def committed(self, round: int) -> bool:
         """Returns whether a round is whole."""
         return self._manifest(round).exists()
@@ -206,6 +218,11 @@ class ReconstructionStore:
 
     def _channel(self, round: int) -> Path:
         return self.folder(round) / "channel.json"
+
+
+def _number(folder: Path) -> int:
+    """Returns the round of a folder."""
+    return int(folder.name.removeprefix("round_"))
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -107,3 +107,13 @@ def test_what_other_weights_left_is_removed(store: ReconstructionStore, x: torch
     store.begin(1, "b")
     assert store.missing(1) == [0, 1, 2] and store.begun(1) == "b"
     assert store.begun(2) is None and store.missing(2) == [0, 1, 2]  # it followed from round 1
+
+
+def test_old_rounds_are_removed_whole(store: ReconstructionStore, x: torch.Tensor) -> None:
+    for round in (8, 9, 10):
+        write_all(store, round, x)
+        store.commit(round, "w")
+    store.write(11, 0, x[:4])  # a round in the making stays
+    store.prune(2)
+    assert [k for k in (8, 9, 10) if store.committed(k)] == [9, 10]
+    assert not store.folder(8).exists() and store.missing(11) == [1, 2]

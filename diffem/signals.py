@@ -1,0 +1,64 @@
+"""Stops: a signal ends the run with a code that says it can be resumed; no process is orphaned."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+RESUMABLE = 75  # EX_TEMPFAIL: the same command goes on from where it was
+PR_SET_PDEATHSIG = 1
+
+
+def stop_on_signals() -> None:
+    """Makes SIGTERM and SIGUSR1 end this process at once, with exit code 75.
+
+    Nothing needs to be saved first: what a kill leaves is gone on with, to the same weights. The
+    other processes of the run end with this one.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends, however it ends (Linux alone)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os._exit(RESUMABLE)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        cause = f"stopped by {signal.Signals(number).name}"
+        if number == signal.SIGTERM and ranks_alive() < expected_ranks():
+            cause = "stopped because another process of the run died"
+        line = f"{cause}; the same command goes on from where the run was\n"
+        os.write(2, line.encode())  # a signal may come in the middle of a print
+    os._exit(RESUMABLE)
+
+
+def expected_ranks() -> int:
+    """Returns how many processes this one started, as ranks of one node; 0 if it did not."""
+    if os.environ.get("NODE_RANK", "0") != "0" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return 0
+    return int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+
+def ranks_alive() -> int:
+    """Returns how many of this process's children are ranks, and run."""
+    count = 0
+    for task in Path("/proc/self/task").glob("*/children"):
+        for pid in task.read_text().split():
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue  # it has ended meanwhile
+            count += b"\0LOCAL_RANK=" in b"\0" + environment and state != "Z"
+    return count

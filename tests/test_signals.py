@@ -1,0 +1,101 @@
+"""A stop leaves nothing behind but a run that can be gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import ROOT, SHORT, train
+
+# Two processes, rounds of some seconds.
+LONG = (*SHORT, "prior=null", "em.steps_per_round=40", "em.steps_per_epoch=8", "em.rounds=3")
+TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
+
+
+def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *LONG, *overrides, f"run_dir={run_dir}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ranks(run_dir: Path) -> dict[int, int]:
+    """Returns the processes of a run by their rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(run_dir).encode() in words and b"train.py" in words:
+            rank = environment.partition(b"LOCAL_RANK=")[2].partition(b"\0")[0]
+            found[int(rank or 0)] = int(folder.name)
+    return found
+
+
+def assert_gone(run_dir: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while ranks(run_dir):
+        assert time.monotonic() < end, ranks(run_dir)
+        time.sleep(0.1)
+
+
+def last_weights(run_dir: Path) -> str:
+    manifest = run_dir / "reconstructions" / "round_003" / "manifest.json"
+    return json.loads(manifest.read_text())["weights_sha256"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = train(*LONG, f"run_dir={run_dir}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return last_weights(run_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_run_that_can_be_gone_on_with(
+    number: signal.Signals, whole: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for(run_dir / "checkpoints" / "last.ckpt", process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert error.splitlines()[-1] == (
+        f"stopped by {number.name}; the same command goes on from where the run was"
+    )
+    done = train(*LONG, f"run_dir={run_dir}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert last_weights(run_dir) == whole
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, 15), (0, 9), (1, 9)])
+def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *TWO)
+    wait_for(run_dir / "checkpoints" / "last.ckpt", process)
+    found = ranks(run_dir)
+    assert set(found) == {0, 1}
+    os.kill(found[rank], number)
+    _, error = process.communicate(timeout=15)
+    assert process.returncode in {(0, 15): [75], (0, 9): [-9], (1, 9): [75]}[rank, number]
+    assert_gone(run_dir, 15)
+    if rank == 1:
+        assert "stopped because another process of the run died" in error.splitlines()[-1]
