@@ -84,9 +84,10 @@ def fit_gaussian(
     *,
     rank: int,
     iterations: int,
+    variance: float | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> GaussianPosterior:
-    """Fits N(μ, diag(D) + V Vᵀ) to observations by EM, from N(0, I).
+    """Fits N(μ, diag(D) + V Vᵀ) to observations by EM, from N(0, variance · I).
 
     E-step: the exact posterior mean of each observation and one exact pair of posterior samples
     about it. M-step: their mean, and the leading principal components and residual variances of
@@ -97,12 +98,15 @@ def fit_gaussian(
         observation: The observations to fit, (N, …).
         rank: The rank of V; from D on, Σ is the full covariance.
         iterations: The number of EM iterations.
+        variance: The variance to start from, > 0, which stays in directions that no observation
+            measures; None for that of the observations themselves.
         advance: Called after each iteration.
     """
     dim = math.prod(corruption.shape)
     device = observation.y.device
     mean = torch.zeros(dim, dtype=torch.float64, device=device)
-    cov = DPLRCovariance(torch.ones_like(mean), mean.new_zeros(dim, 1))
+    start = observed_variance(corruption, observation) if variance is None else variance
+    cov = DPLRCovariance(torch.full_like(mean, start), mean.new_zeros(dim, 1))
     for _ in range(iterations):
         draw = GaussianPosterior(mean, cov, corruption)
         x, centre = draw(observation), draw.mean(observation)
@@ -113,6 +117,22 @@ def fit_gaussian(
         cov = _covariance(pair, rank)
         advance()
     return GaussianPosterior(mean, cov, corruption)
+
+
+def observed_variance(corruption: Corruption, observation: Observation) -> float:
+    """Returns the mean variance of a measured entry over observations, less the noise's.
+
+    Arguments:
+        corruption: The channel.
+        observation: The observations, (N, …), N >= 2.
+    """
+    y, operator, std = observation.to(torch.float64)
+    seen = corruption.observed(y, operator)
+    count = seen.sum(dim=0).clamp(min=1)
+    mean = (seen * y).sum(dim=0) / count
+    noise = expand(std**2, y)
+    excess = seen * ((y - mean) ** 2 * (count / (count - 1).clamp(min=1)) - noise)
+    return max(float(excess.sum() / seen.sum()), VARIANCE_FLOOR)
 
 
 def _covariance(x: Tensor, rank: int) -> DPLRCovariance:

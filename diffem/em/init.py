@@ -43,12 +43,22 @@ class Gaussian:
         rank: The rank of the low-rank part of the covariance.
         iterations: The number of EM iterations.
         samples: The largest number of observations to fit to.
+        variance: The variance that EM starts from, > 0. It stays in directions that no
+            observation measures (what a blur removes); None for that of the observations.
+
+    Raises:
+        UserError: If a number is too small.
     """
 
-    def __init__(self, rank: int, iterations: int, samples: int) -> None:
+    def __init__(
+        self, rank: int, iterations: int, samples: int, *, variance: float | None = None
+    ) -> None:
         self.rank = check_count("init.rank", rank)
         self.iterations = check_count("init.iterations", iterations)
         self.samples = check_count("init.samples", samples, minimum=2)
+        if variance is not None and not variance > 0:
+            raise UserError(f"init.variance must be positive or null, got {variance}")
+        self.variance = variance
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
@@ -64,6 +74,7 @@ class Gaussian:
                 observation,
                 rank=self.rank,
                 iterations=self.iterations,
+                variance=self.variance,
                 advance=advance,
             )
 

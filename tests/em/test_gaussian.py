@@ -9,7 +9,7 @@ from azula.linalg.covariance import DPLRCovariance
 from torch import Tensor
 
 from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Observation, Projection
-from diffem.em.gaussian import GaussianPosterior, fit_gaussian
+from diffem.em.gaussian import GaussianPosterior, fit_gaussian, observed_variance
 from diffem.random import generator, seeded
 
 STD = 0.3
@@ -96,7 +96,9 @@ def test_em_iterates_are_the_exact_ones() -> None:
         likelihood.append(log_likelihood(mean, cov, a, y))
         if k in (1, 4, 30):
             with seeded(3):
-                fitted = fit_gaussian(corruption, observation, rank=dim, iterations=k)
+                fitted = fit_gaussian(
+                    corruption, observation, rank=dim, iterations=k, variance=1.0
+                )
             ours = torch.diag(fitted.cov.D) + fitted.cov.V @ fitted.cov.V.mT  # type: ignore[attr-defined]
             # Monte Carlo: one sample an observation moves an iterate by at most its standard
             # error, and EM contracts what earlier iterations moved: 1 / (1 - rate), at a rate of
@@ -125,3 +127,36 @@ def test_low_rank_fit_keeps_the_variances() -> None:
     expected = (v @ v.mT + 0.09 * torch.eye(4)).double()
     # Monte Carlo: 4 standard errors of a variance as large as the largest.
     assert (ours - expected).abs().max() < 4 * math.sqrt(2 / n) * float(expected.max())
+
+
+@pytest.mark.parametrize("name", ["mask", "projection"])
+def test_observed_variance_is_the_entries_own(name: str) -> None:
+    """x ~ N(mean, v I): entries of a mask and unit rows measure the variance v themselves."""
+    n, v = 20000, 0.3
+    corruption = CORRUPTIONS[name]
+    x = math.sqrt(v) * torch.randn(n, *corruption.shape, generator=generator(30))
+    if name == "mask":
+        x = x + torch.randn(1, *corruption.shape, generator=generator(31))  # a mean of its own
+    found = observed_variance(corruption, corruption.draw(x, generator(32)))
+    entries = float(corruption.observed(*corruption.draw(x, generator(32))[:2]).sum())
+    # Monte Carlo: a variance v + STD² of so many entries.
+    assert abs(found - v) < 4.5 * (v + STD**2) * math.sqrt(2 / entries)
+
+
+def test_directions_that_nothing_measures_keep_the_start() -> None:
+    corruption = Blur((1, 2, 8), GaussianNoise(STD), sigma=2.0, kernel_size=3)
+    x = 0.5 * torch.randn(500, 1, 2, 8, generator=generator(33))
+    observation = corruption.draw(x, generator(34))
+    spectrum = corruption.spectrum(observation.operator)
+    assert spectrum is not None
+    left = spectrum.square.flatten() < 1e-3
+    assert left.any()
+    for variance in (0.01, 0.2):
+        with seeded(35):
+            fitted = fit_gaussian(
+                corruption, observation, rank=16, iterations=3, variance=variance
+            )
+        cov = fitted.cov(torch.eye(16, dtype=torch.float64))
+        z = torch.stack([spectrum.analyse(c.view(1, 1, 2, 8)).flatten() for c in cov])
+        z = torch.stack([spectrum.analyse(c.view(1, 1, 2, 8)).flatten() for c in z.mT])
+        assert (z.diagonal()[left] / variance - 1).abs().max() < 0.3  # 4.5 √(2 / 500)

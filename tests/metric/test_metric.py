@@ -19,6 +19,11 @@ def test_psnr_has_data_range_2() -> None:
     torch.testing.assert_close(psnr(x, truth), torch.tensor([20.0, 0.0]))  # 10 log10(4 / mse)
 
 
+def test_psnr_of_equal_images_is_finite() -> None:
+    x = torch.randn(2, 1, 4, 4)
+    assert (psnr(x, x) - 106.02).abs().max() < 0.01  # 10 log10(4 / 1e-10)
+
+
 def reference_ssim(x: np.ndarray, y: np.ndarray, sigma: float, radius: int) -> float:
     """Wang et al. (2004), equation 13, for images in [-1, 1]."""
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
