@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATASET ?= digits
 
-.PHONY: train test lint clean features test-experiments
+.PHONY: train test lint clean features test-experiments test-kills
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -23,6 +23,9 @@ features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET
 
 test-experiments: $(READY)  # every experiment file at its own size; minutes
 	$(BIN)/python -m pytest -m slow
+
+test-kills: $(READY)  # runs that are killed and gone on with; minutes
+	$(BIN)/python -m pytest -m kill
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError, check_count
 from diffem.run_dir import resumed_arguments
-from diffem.signals import stop_on_signals
+from diffem.signals import RANK_DIED, stop, stop_on_signals
 from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -57,6 +57,10 @@ def mistakes_told() -> Iterator[None]:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):
+            stop(RANK_DIED, 1)  # a collective fails when a rank is gone
+        raise
 
 
 def about(cfg: DictConfig) -> dict[str, Any]:

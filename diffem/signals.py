@@ -6,7 +6,10 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
+GO_ON = "the same command goes on from where the run was"
+RANK_DIED = f"error: another process of the run died; {GO_ON}"
 RESUMABLE = 75  # EX_TEMPFAIL: the same command goes on from where it was
 PR_SET_PDEATHSIG = 1
 
@@ -35,12 +38,21 @@ def die_with_parent() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        cause = f"stopped by {signal.Signals(number).name}"
-        if number == signal.SIGTERM and ranks_alive() < expected_ranks():
-            cause = "stopped because another process of the run died"
-        line = f"{cause}; the same command goes on from where the run was\n"
-        os.write(2, line.encode())  # a signal may come in the middle of a print
+        if number == signal.SIGTERM and a_rank_died():  # Lightning tells of it by SIGTERM
+            stop(RANK_DIED, 1)
+        stop(f"stopped by {signal.Signals(number).name}; {GO_ON}", RESUMABLE)
     os._exit(RESUMABLE)
+
+
+def stop(line: str, code: int) -> NoReturn:
+    """Ends this process at once, with a last line."""
+    os.write(2, f"{line}\n".encode())  # a signal may come in the middle of a print
+    os._exit(code)
+
+
+def a_rank_died() -> bool:
+    """Returns whether a process that this one started as a rank is no more."""
+    return ranks_alive() < expected_ranks()
 
 
 def expected_ranks() -> int:

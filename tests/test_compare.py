@@ -188,7 +188,7 @@ METHODS = ["--methods", "diffem"]
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--methods", "magic"], "--methods can be diffem, em_diffpir"),
+        (["--methods", "magic"], "--methods can be ambient, diffem, em_diffpir"),
         (["--study", "magic"], "got magic"),
         ([*METHODS, "--", "em.rounds=2"], "holds a comparison under 'em.rounds=1'"),
         ([*METHODS, "--", "em.rounds=1"], "holds the row diffem under 'method=em_pnp', got 'met"),

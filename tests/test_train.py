@@ -93,7 +93,14 @@ def test_files(run_dir: Path) -> None:
         "hydra.yaml",
         "overrides.yaml",
     }
-    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "prior.ckpt"}
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
+        "SHA256SUMS",
+        "last.ckpt",
+        "last.previous.ckpt",
+        "posterior.safetensors",
+        "prior.ckpt",
+        "prior.safetensors",
+    }
     figures = {p.name for p in (run_dir / "figures").iterdir()}
     assert {"round_000.png", "round_002.png", "heldout.png", "curves.png", "prior.png"} <= figures
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -131,9 +138,9 @@ def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None
     before = state()
     other = train(*SHORT, f"run_dir={run_dir}", "corruption.rho=0.4")
     assert other.returncode == 1
-    assert "already holds a run of another config (corruption.rho differ)" in other.stderr
+    assert "holds a run of another config: corruption.rho was 0.5 and is 0.4" in other.stderr
     same = train(*SHORT, f"run_dir={run_dir}")
-    assert same.returncode == 1 and "already holds a run of this config" in same.stderr
+    assert same.returncode == 1 and "holds a finished run" in same.stderr
     assert state() == before
 
 
