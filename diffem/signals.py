@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -38,8 +37,7 @@ def die_with_parent() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        if number == signal.SIGTERM and a_rank_died():  # Lightning tells of it by SIGTERM
-            stop(RANK_DIED, 1)
+        # Lightning sends SIGTERM too, when another process of the run has died.
         stop(f"stopped by {signal.Signals(number).name}; {GO_ON}", RESUMABLE)
     os._exit(RESUMABLE)
 
@@ -48,29 +46,3 @@ def stop(line: str, code: int) -> NoReturn:
     """Ends this process at once, with a last line."""
     os.write(2, f"{line}\n".encode())  # a signal may come in the middle of a print
     os._exit(code)
-
-
-def a_rank_died() -> bool:
-    """Returns whether a process that this one started as a rank is no more."""
-    return ranks_alive() < expected_ranks()
-
-
-def expected_ranks() -> int:
-    """Returns how many processes this one started, as ranks of one node; 0 if it did not."""
-    if os.environ.get("NODE_RANK", "0") != "0" or "TORCHELASTIC_RUN_ID" in os.environ:
-        return 0
-    return int(os.environ.get("WORLD_SIZE", "1")) - 1
-
-
-def ranks_alive() -> int:
-    """Returns how many of this process's children are ranks, and run."""
-    count = 0
-    for task in Path("/proc/self/task").glob("*/children"):
-        for pid in task.read_text().split():
-            try:
-                environment = Path(f"/proc/{pid}/environ").read_bytes()
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue  # it has ended meanwhile
-            count += b"\0LOCAL_RANK=" in b"\0" + environment and state != "Z"
-    return count

@@ -97,7 +97,8 @@ def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> 
     assert set(found) == {0, 1}
     os.kill(found[rank], number)
     _, error = process.communicate(timeout=15)
-    assert process.returncode in {(0, 15): [75], (0, 9): [-9], (1, 9): [1]}[rank, number]
+    # A dead rank 1 is met in a collective (1), or told by Lightning's observer (75).
+    assert process.returncode in {(0, 15): [75], (0, 9): [-9], (1, 9): [1, 75]}[rank, number]
     assert_gone(run_dir, 15)
     if rank == 1:
-        assert error.splitlines()[-1].startswith("error: another process of the run died")
+        assert error.splitlines()[-1].endswith("the same command goes on from where the run was")
