@@ -31,6 +31,7 @@ from diffem.em import (
 )
 from diffem.em.checkpoint import SafeCheckpointIO, resumable
 from diffem.em.progress import MStepProgress, console
+from diffem.em.stop import Stops
 from diffem.metric import Sizes
 from diffem.random import seeded
 from diffem.report import RunReport
@@ -127,7 +128,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback], *, epochs: int
         cfg.trainer,
         max_epochs=epochs,
         logger=[instantiate(logger) for logger in cfg.logger.values()],
-        callbacks=[MStepProgress(), *callbacks],
+        callbacks=[Stops(), MStepProgress(), *callbacks],
         plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,
         enable_progress_bar=False,

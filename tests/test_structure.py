@@ -24,7 +24,7 @@ ALLOWED = {  # what each folder may import of the package, besides error, file a
     "em": {"corruption", "dataset", "network", "metric", "denoiser"},
     "report": {"corruption", "dataset", "network", "metric", "denoiser", "em"},
 }
-LEAVES = {"error", "file", "random"}
+LEAVES = {"error", "file", "random", "signals"}
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
