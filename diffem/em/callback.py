@@ -74,6 +74,7 @@ class EMRounds(Callback):
                 self.e_step(trainer, draw)
         elif data.due:
             self.next_round(trainer)
+        self.stop_if_over(trainer)
 
     def on_train_batch_end(
         self,
@@ -102,8 +103,12 @@ class EMRounds(Callback):
         self.save(trainer)
         if self.settings.keep_rounds is not None and trainer.is_global_zero:
             data.store.prune(self.settings.keep_rounds)
-        # One decision for all processes.
-        over = self.settings.over(self.meter.seconds, self.meter.evaluations, data.round)
+        self.stop_if_over(trainer)
+
+    def stop_if_over(self, trainer: Trainer) -> None:
+        """Begins no further round when a budget is spent; one decision for all processes."""
+        k = _parts(trainer)[1].round
+        over = k > 0 and self.settings.over(self.meter.seconds, self.meter.evaluations, k)
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def next_round(self, trainer: Trainer) -> None:

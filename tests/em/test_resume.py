@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,28 @@ def test_more_rounds_go_on_from_where_it_was(whole: SmallRun, tmp_path: Path) ->
     longer = SmallRun(tmp_path / "r").fit()
     assert [r.number for r in longer.rounds] == [2]
     assert longer.module.weights_hash() == whole.module.weights_hash()
+
+
+@pytest.mark.parametrize("budget", [{"evaluations": 1.0}, {"seconds": 1e-6}])
+def test_a_run_that_is_over_its_budget_trains_no_further(
+    budget: dict[str, float], tmp_path: Path
+) -> None:
+    """As after a kill while the prior is fitted, or in an E-step that was the last."""
+    first = SmallRun(tmp_path / "r", rounds=5)
+    first.settings = replace(first.settings, **budget)
+    assert [r.number for r in first.fit().rounds] == [0, 1]
+    again = SmallRun(tmp_path / "r", rounds=5)
+    again.settings = replace(again.settings, **budget)
+    assert again.fit().rounds == []
+    assert again.module.weights_hash() == first.module.weights_hash()
+
+    killed = SmallRun(tmp_path / "k", rounds=5)
+    killed.settings = replace(killed.settings, **budget)
+    with pytest.raises(Killed):
+        dying(killed, killed.store, "commit", 2).fit()
+    resumed = SmallRun(tmp_path / "k", rounds=5)
+    resumed.settings = replace(resumed.settings, **budget)
+    assert [r.number for r in resumed.fit().rounds] == [1]
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
