@@ -10,7 +10,7 @@ class EMSettings:
     """How long the EM loop runs, and in which pieces.
 
     Raises:
-        UserError: If a number is not a whole number of at least 1, or not exactly one of
+        UserError: If a number is too small or no whole number, or not exactly one of
             steps_per_round and epochs_per_round is given.
     """
 
@@ -32,7 +32,8 @@ class EMSettings:
     """The network evaluations to spend, as `seconds`; None for no limit."""
 
     keep_rounds: int | None = None
-    """How many of the newest rounds stay on disk; None for all."""
+    """How many of the newest rounds stay on disk, >= 2; None for all. The checkpoint before the
+    newest one may need the round before the newest."""
 
     def __post_init__(self) -> None:
         if (self.steps_per_round is None) == (self.epochs_per_round is None):
@@ -42,7 +43,7 @@ class EMSettings:
             )
         for name, value in vars(self).items():
             if value is not None and name not in ("seconds", "evaluations"):
-                check_count(f"em.{name}", value)
+                check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)
         for name in ("seconds", "evaluations"):
             value = getattr(self, name)
             if value is not None and not value > 0:

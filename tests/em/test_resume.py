@@ -120,10 +120,15 @@ def test_a_run_that_is_over_its_budget_trains_no_further(
     assert [r.number for r in resumed.fit().rounds] == [1]
 
 
+@pytest.mark.parametrize("keep_rounds", [None, 2])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    whole: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keep_rounds: int | None, whole: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = SmallRun(tmp_path / "r").fit()
+    """The one before is from before the last E-step, and needs the round before it."""
+    run = SmallRun(tmp_path / "r")
+    run.settings = replace(run.settings, keep_rounds=keep_rounds)
+    run.fit()
+    assert run.store.committed(0) == (keep_rounds is None)
     last = tmp_path / "r.checkpoints" / "last.ckpt"
     assert load_verified(last)["global_step"] == 8 and previous(last).is_file()
     data = bytearray(last.read_bytes())
