@@ -88,6 +88,36 @@ def test_a_signal_ends_a_run_that_can_be_gone_on_with(
     assert last_weights(run_dir) == whole
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    done = train(*LONG, *TWO, f"run_dir={run_dir}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return last_weights(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("rank", "file"),
+    [
+        (0, "reconstructions/round_001/weights.json"),
+        (1, "reconstructions/round_002/chunk_00000.npy"),
+        (1, "checkpoints/last.previous.ckpt"),
+    ],
+)
+def test_two_processes_of_which_one_is_killed_are_gone_on_with(
+    rank: int, file: str, whole_of_two: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *TWO)
+    wait_for(run_dir / file, process)
+    os.kill(ranks(run_dir)[rank], signal.SIGKILL)
+    process.communicate(timeout=15)
+    assert_gone(run_dir, 15)
+    done = train(f"resume={run_dir}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert last_weights(run_dir) == whole_of_two
+
+
 @pytest.mark.parametrize(("rank", "number"), [(0, 15), (0, 9), (1, 9)])
 def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
