@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.noise import GaussianNoise, Level
+from diffem.corruption.level import Level
+from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError
 

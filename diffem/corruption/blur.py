@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.base import Corruption, Observation, constant_map, full_precision
-from diffem.corruption.noise import GaussianNoise, Level
+from diffem.corruption.level import Level
+from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.spectrum import Spectrum
 from diffem.error import UserError, check_count
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffem.corruption import Blur, GaussianNoise, Identity, Mask, Observation
-from diffem.corruption.noise import Level
+from diffem.corruption.level import Level
 from diffem.error import UserError
 from diffem.random import generator
 
