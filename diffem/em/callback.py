@@ -21,9 +21,10 @@ from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
 from diffem.em.blind import Blind, Levels
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
+from diffem.em.meter import Meter
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
-from diffem.em.round import Meter, Round
+from diffem.em.round import Round
 from diffem.em.settings import EMSettings
 from diffem.em.store import Batch
 
