@@ -32,7 +32,7 @@ from diffem.em import (
 from diffem.em.checkpoint import SafeCheckpointIO, resumable
 from diffem.em.progress import MStepProgress, console
 from diffem.em.stop import Stops
-from diffem.metric import Sizes
+from diffem.metric import Evaluation
 from diffem.random import seeded
 from diffem.report import RunReport
 from diffem.run_dir import check_space, config_hash, open_run
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
     command.check(cfg)
     settings: EMSettings = instantiate(cfg.em)
-    sizes: Sizes = instantiate(cfg.metric)
+    evaluation: Evaluation = instantiate(cfg.metric)
     train, heldout = build_data(cfg)
     steps = settings.steps(len(train))
     make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> None:
     data.supervised = cfg.method.supervised
     if data.supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
-    report = RunReport(run_dir, command.about(cfg), sizes, train, heldout, store=store)
+    report = RunReport(run_dir, command.about(cfg), evaluation, train, heldout, store=store)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMRounds(
         init,

@@ -193,4 +193,4 @@ def test_names_that_stay_in_other_choices() -> None:
 def test_metrics_keep_their_keys(metric: str) -> None:
     cfg = composed(f"metric={metric}").metric
     assert {"samples", "subset", "heldout", "prior", "features", "lpips"} <= cfg.keys()
-    assert cfg._target_ == "diffem.metric.Sizes" and cfg.shape == [1, 8, 8]
+    assert cfg._target_ == "diffem.metric.Evaluation" and cfg.shape == [1, 8, 8]

@@ -23,7 +23,7 @@ from diffem.em.progress import phase
 from diffem.em.round import Round
 from diffem.em.store import ReconstructionStore
 from diffem.file import write_file
-from diffem.metric import Sizes, psnr, scores, sinkhorn_divergence, spread, variety
+from diffem.metric import Evaluation, psnr, scores, sinkhorn_divergence, spread, variety
 from diffem.metric.diversity import IMAGES
 from diffem.report.closing import print_closing, print_files, print_scores
 from diffem.report.figure import save_curves, save_panel, save_samples
@@ -40,7 +40,7 @@ class RunReport:
     Attributes:
         run_dir: The run's directory.
         about: What heads the summary: dataset, corruption, method, seed, devices.
-        sizes: How much is evaluated, and in which feature spaces.
+        evaluation: How much is evaluated, and in which feature spaces.
         train: The training observations.
         heldout: The held-out observations.
         store: The rounds' reconstructions.
@@ -48,7 +48,7 @@ class RunReport:
 
     run_dir: Path
     about: Mapping[str, Any]
-    sizes: Sizes
+    evaluation: Evaluation
     train: Observed
     heldout: Observed
     store: ReconstructionStore
@@ -87,15 +87,15 @@ class RunReport:
             round: The round.
         """
         k, draw, device = round.number, round.draw, module.device
-        n = min(self.sizes.subset, len(self.train))
+        n = min(self.evaluation.subset, len(self.train))
         first = self.store.open(k)
         observation = self.train.observation.select(slice(n))
-        with phase(f"round {k}  evaluation", self.sizes.samples - 1, "samples") as advance:
+        with phase(f"round {k}  evaluation", self.evaluation.samples - 1, "samples") as advance:
             samples = torch.stack(
                 [
                     first.__getitems__(range(n)).x,
                     *self._samples(
-                        draw, observation, (k,), self.sizes.samples - 1, device, advance
+                        draw, observation, (k,), self.evaluation.samples - 1, device, advance
                     ),
                 ]
             )
@@ -114,8 +114,8 @@ class RunReport:
     def _keep(self, row: dict[str, Any], draw: Posterior) -> None:
         """Keeps a round's row, in place of one that a killed process may have left."""
         if isinstance(draw, GaussianPosterior):
-            heldout = self.heldout.observation.select(slice(self.sizes.heldout))
-            score = psnr(draw.mean(heldout), self.heldout.truth[: self.sizes.heldout])
+            heldout = self.heldout.observation.select(slice(self.evaluation.heldout))
+            score = psnr(draw.mean(heldout), self.heldout.truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
         content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
@@ -131,12 +131,12 @@ class RunReport:
             prior: Draws n samples from the prior, (n, *shape); None if there is none.
             device: Where to sample.
         """
-        n = min(self.sizes.heldout, len(self.heldout))
+        n = min(self.evaluation.heldout, len(self.heldout))
         truth = self.heldout.truth[:n]
         observation = self.heldout.observation.select(slice(n))
-        with phase("held-out  evaluation", self.sizes.samples, "samples") as advance:
+        with phase("held-out  evaluation", self.evaluation.samples, "samples") as advance:
             samples = self._samples(
-                draw, observation, ("heldout",), self.sizes.samples, device, advance
+                draw, observation, ("heldout",), self.evaluation.samples, device, advance
             )
         stacked = torch.stack(samples)
         score = scores(stacked[0], truth, self.train.corruption, observation)
@@ -147,7 +147,7 @@ class RunReport:
         final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
         self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
         final |= variety_scores(stacked, truth)
-        if (lpips := self.sizes.lpips) is not None:
+        if (lpips := self.evaluation.lpips) is not None:
             final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())
         self._score_sets(final, stacked[0], prior, device)
         save_curves(self.figures / "curves.png", self.rounds, variety(self.train.truth))
@@ -214,11 +214,13 @@ class RunReport:
         sets, train, heldout = {"held-out": x}, self.train.truth, self.heldout.truth
         final["prior"] = None
         if prior is not None:
-            sets["prior"] = prior(self.sizes.prior)
+            sets["prior"] = prior(self.evaluation.prior)
             path = self.figures / "prior.png"
             save_samples(path, "samples of the prior", sets["prior"][:64])
             final["prior"] = prior_scores(sets["prior"], train, heldout)
-        self.features = feature_scores(self.sizes.features, sets, train, heldout, device=device)
+        self.features = feature_scores(
+            self.evaluation.features, sets, train, heldout, device=device
+        )
         final |= self.features["held-out"]
         if prior is not None:
             final["prior"] |= self.features["prior"]

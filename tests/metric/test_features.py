@@ -14,9 +14,9 @@ from diffem.metric import (
     LPIPS,
     Classifier,
     DINOv2,
+    Evaluation,
     Extractor,
     Inception,
-    Sizes,
     distribution_scores,
     frechet,
 )
@@ -232,11 +232,11 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     classifier, x = Classifier(str(path)), images(5, 1, 8, 8)
     assert torch.equal(classifier.network(x), network(x))
     assert torch.equal(network.head(extract(classifier, x)), network(x))
-    Sizes(2, 2, 2, 2, shape=(1, 8, 8), features=[classifier])
+    Evaluation(2, 2, 2, 2, shape=(1, 8, 8), features=[classifier])
     with pytest.raises(
         UserError, match=r"images of shape \[1, 8, 8\], but dataset.shape is \[5\]"
     ):
-        Sizes(2, 2, 2, 2, shape=[5], features=[classifier])
+        Evaluation(2, 2, 2, 2, shape=[5], features=[classifier])
 
 
 @pytest.mark.parametrize(
@@ -275,9 +275,9 @@ def test_weights_that_are_wrong(
 
 def test_vectors_have_no_such_features(inception_file: Path, alexnet_file: Path) -> None:
     with pytest.raises(UserError, match=r"Inception is for images .* got the shape \[5\]"):
-        Sizes(2, 2, 2, 2, shape=[5], features=[Inception(str(inception_file))])
+        Evaluation(2, 2, 2, 2, shape=[5], features=[Inception(str(inception_file))])
     with pytest.raises(UserError, match=r"metric\.lpips is for images"):
-        Sizes(2, 2, 2, 2, shape=[2, 8, 8], lpips=LPIPS(str(alexnet_file)))
+        Evaluation(2, 2, 2, 2, shape=[2, 8, 8], lpips=LPIPS(str(alexnet_file)))
 
 
 def test_dinov2_has_the_name_of_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:

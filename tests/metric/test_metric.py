@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
 
 from diffem.error import UserError
-from diffem.metric import Sizes, frechet_pixels, psnr, sinkhorn_divergence, ssim
+from diffem.metric import Evaluation, frechet_pixels, psnr, sinkhorn_divergence, ssim
 from diffem.random import generator
 
 
@@ -88,4 +88,4 @@ def test_sinkhorn_divergence_of_a_shift() -> None:
 
 def test_bad_sizes() -> None:
     with pytest.raises(UserError, match=r"metric\.samples must be a whole number of at least 2"):
-        Sizes(samples=1, subset=4, heldout=4, prior=4)
+        Evaluation(samples=1, subset=4, heldout=4, prior=4)

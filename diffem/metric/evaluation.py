@@ -1,4 +1,4 @@
-"""Sizes of the evaluation, and what it does beyond the default."""
+"""What is evaluated, how much of it, and in which feature spaces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from diffem.metric.lpips import LPIPS
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Evaluation:
     """How much is evaluated, and in which feature spaces.
 
     Raises:
