@@ -96,7 +96,7 @@ def _check_prefix(where: str, target: object, prefixes: Iterable[str]) -> None:
 
 
 def _targets(node: object, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the key and the value of each `_target_`, and of what is none but would be called."""
+    """Yields the key and the value of each `_target_`."""
     if isinstance(node, dict):
         for key, value in node.items():
             name = f"{where}.{key}" if where else str(key)

@@ -45,7 +45,6 @@ class Problem:
     def __init__(self, corruption: Corruption, observation: Observation) -> None:
         self.corruption = corruption
         self.operator = observation.operator
-        self.y_shape = observation.y.shape[1:]
         self.y = observation.y.flatten(1)
         self.var = observation.std[:, None] ** 2
 
