@@ -21,7 +21,10 @@ from torch import Tensor
 
 from diffem.corruption import Corruption, Observation
 from diffem.denoiser import Posterior, reconstruct
+from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
+from diffem.em.store import wait_until
 from diffem.error import UserError, check_count
 from diffem.random import Key
 
@@ -59,6 +62,41 @@ class Blind:
             known = corruption.levels[name].known
             assert known is not None
             corruption.levels[name].learn(estimate[name] if estimate else known, self.widen)
+
+    def take_up(self, data: ReconstructionDataModule) -> None:
+        """Makes the levels of the current round the channel's, where an earlier process was."""
+        path = data.store.channel(data.round) if data.round > 0 else None
+        self.take(data.observed.corruption, path[-1] if path else None)
+
+    def learn(
+        self,
+        draw: Posterior,
+        data: ReconstructionDataModule,
+        module: DenoiserModule,
+        *,
+        first: bool,
+    ) -> list[Levels]:
+        """Learns the levels before the next round's E-step; returns the path, empty for none.
+
+        Round 0 has the levels that the channel starts from.
+
+        Arguments:
+            draw: The posterior.
+            data: The observations and the store, in which the next round is begun.
+            module: The module, on its device.
+            first: Whether this is the first process, which learns; the others read what it wrote.
+        """
+        observed, store, k = data.observed, data.store, data.round + 1
+        if not observed.corruption.learn or k == 0:
+            return []
+        if first and store.channel(k) is None:
+            key, device = (module.seed, "channel", k), module.device
+            y, corruption = observed.observation, observed.corruption
+            store.write_channel(k, self.fit(draw, y, corruption, key=key, device=device))
+        wait_until(lambda: store.channel(k) is not None)
+        path = store.channel(k) or []
+        self.take(observed.corruption, path[-1])
+        return path
 
     def fit(
         self,

@@ -8,8 +8,7 @@ The state of training is saved after each epoch, and before and after each E-ste
 was killed anywhere goes on from there, to the same weights.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
-from diffem.em.blind import Blind, Levels
+from diffem.em.blind import Blind
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
 from diffem.em.meter import Meter
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
+from diffem.em.reconstructions import Batch
 from diffem.em.round import Round
 from diffem.em.settings import EMSettings
-from diffem.em.store import Batch
-
-POLL_SECONDS = 0.05
 
 
 class EMRounds(Callback):
@@ -63,17 +60,10 @@ class EMRounds(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the round that is due: round 0, or the one that a killed process was at."""
-        module, data = _parts(trainer)
-        corruption, k = data.observed.corruption, data.round
-        learned = data.store.channel(k) if corruption.learn and k > 0 else None
-        self.blind.take(corruption, learned[-1] if learned else None)
+        _, data = _parts(trainer)
+        self.blind.take_up(data)
         self.meter.tick()
-        if data.due and k < 0:
-            with module.averaged():
-                draw = self.init.prepare(module, data, self.posterior)
-                self.begin(trainer)
-                self.e_step(trainer, draw)
-        elif data.due:
+        if data.due:
             self.next_round(trainer)
         self.stop_if_over(trainer)
 
@@ -113,42 +103,26 @@ class EMRounds(Callback):
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def next_round(self, trainer: Trainer) -> None:
-        """Makes the round after the current one with the averaged weights."""
+        """Makes round 0 by the init, any other with the averaged weights."""
         module, data = _parts(trainer)
-        self.begin(trainer)
         with module.averaged() as denoiser:
-            draw = self.posterior(denoiser, data.observed.corruption, data.sample())
-            self.e_step(trainer, draw, self.learn_channel(trainer, draw))
+            if data.round < 0:
+                draw = self.init.prepare(module, data, self.posterior)
+            else:
+                draw = self.posterior(denoiser, data.observed.corruption, data.sample())
+            self.e_step(trainer, draw)
 
-    def begin(self, trainer: Trainer) -> None:
-        """Opens the next round for the current weights, on the first process; the others wait."""
-        module, data = _parts(trainer)
-        k, weights = data.round + 1, module.weights_hash()
-        if trainer.is_global_zero:
-            data.store.begin(k, weights)
-        wait_until(lambda: data.store.begun(k) == weights)
+    def e_step(self, trainer: Trainer, draw: Posterior) -> None:
+        """Reconstructs every observation once; processes share the chunks and poll the store.
 
-    def learn_channel(self, trainer: Trainer, draw: Posterior) -> list[Levels]:
-        """Learns the channel's unknown levels on the first process; the others read them."""
+        No collective here: one that waits for a slow process times out and ends the run.
+        """
         module, data = _parts(trainer)
-        observed, store, k = data.observed, data.store, data.round + 1
-        if not observed.corruption.learn:
-            return []
-        if trainer.is_global_zero and store.channel(k) is None:
-            key, device = (module.seed, "channel", k), module.device
-            y, corruption = observed.observation, observed.corruption
-            store.write_channel(k, self.blind.fit(draw, y, corruption, key=key, device=device))
-        wait_until(lambda: store.channel(k) is not None)
-        path = store.channel(k) or []
-        self.blind.take(observed.corruption, path[-1])
-        return path
-
-    def e_step(self, trainer: Trainer, draw: Posterior, channel: Sequence[Levels] = ()) -> None:
-        """Reconstructs every observation once; processes share the chunks and poll the store."""
-        module, data = _parts(trainer)
-        store, k, observation = data.store, data.round + 1, data.observed.observation
-        rank, world_size = trainer.global_rank, trainer.world_size
-        chunks = [c for c in store.missing(k) if c % world_size == rank]
+        store, k, first = data.store, data.round + 1, trainer.is_global_zero
+        store.begin(k, module.weights_hash(), first=first)
+        channel = self.blind.learn(draw, data, module, first=first)
+        observation, rank = data.observed.observation, trainer.global_rank
+        chunks = [c for c in store.missing(k) if c % trainer.world_size == rank]
         with phase(f"round {k}  E-step", len(chunks), "chunks") as advance:
             for chunk in chunks:
                 x = reconstruct(
@@ -160,19 +134,14 @@ class EMRounds(Callback):
                 )
                 store.write(k, chunk, x)
                 advance()
-        # No collective here: one that waits for a slow process times out and ends the run.
-        if trainer.is_global_zero:
-            wait_until(lambda: not store.missing(k))
-            store.commit(k, module.weights_hash())
-        wait_until(lambda: store.committed(k))
+        store.finish(k, first=first)
         data.round, data.due = k, False
-        self.meter.count(module.evaluations, world_size)
+        self.meter.count(module.evaluations, trainer.world_size)
         e_step = self.meter.tick()
         m_step, loss = self.meter.finish(e_step)
-        if trainer.is_global_zero:
-            steps, evaluations = k * data.steps, self.meter.evaluations
-            cost = (e_step, m_step, loss, steps, evaluations)
-            self.on_round(module, Round(k, draw, *cost, list(channel)))
+        if first:
+            cost = (e_step, m_step, loss, k * data.steps, self.meter.evaluations)
+            self.on_round(module, Round(k, draw, *cost, channel))
         self.meter.count(module.evaluations, 0)
         self.meter.tick()
 
@@ -189,12 +158,6 @@ class EMRounds(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what the loop has spent."""
         self.meter.load_state_dict(state_dict)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when a condition holds, which another process may bring about."""
-    while not condition():
-        time.sleep(POLL_SECONDS)
 
 
 def _parts(trainer: Trainer) -> tuple[DenoiserModule, ReconstructionDataModule]:

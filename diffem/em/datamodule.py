@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffem.em.observe import Observed
+from diffem.em.reconstructions import Batch
 from diffem.em.settings import EMSettings
-from diffem.em.store import Batch, ReconstructionStore
+from diffem.em.store import ReconstructionStore
 from diffem.error import UserError
 from diffem.random import generator
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import EMA
 from diffem.em.objective import Objective
-from diffem.em.store import Batch
+from diffem.em.reconstructions import Batch
 from diffem.error import check_fraction
 from diffem.file import write_file
 from diffem.random import seeded

@@ -15,7 +15,7 @@ from diffem.corruption import Corruption, Mask, Observation
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.denoiser.ambient import MaskedDenoiser
 from diffem.denoiser.condition import unfused
-from diffem.em.store import Batch
+from diffem.em.reconstructions import Batch
 from diffem.error import UserError, check_fraction
 from diffem.random import Key, generator
 

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffem.em.store import Batch
+from diffem.em.reconstructions import Batch
 
 console = Console(stderr=True, highlight=False)
 

@@ -12,58 +12,20 @@ once its manifest does. Any process may write any chunk, in any order.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from diffem.em.reconstructions import Reconstructions
 from diffem.error import UserError
 from diffem.file import sha256, write_file
 
-
-class Batch(NamedTuple):
-    """A training batch of reconstructions."""
-
-    x: Tensor
-    """Reconstructions, (B, *shape), float32."""
-    round: int
-    """The round k that they come from."""
-    rows: Tensor
-    """Their rows in D_k, (B,)."""
-
-
-class Reconstructions(Dataset[Batch]):
-    """One committed round, memory-mapped; batches are fetched whole.
-
-    Arguments:
-        arrays: The round's chunks in order, each (chunk_size, *shape) but the last.
-        round: The round k.
-    """
-
-    def __init__(self, arrays: Sequence[np.ndarray], round: int) -> None:
-        self.arrays = arrays
-        self.round = round
-        self.chunk_size = len(arrays[0])
-
-    def __len__(self) -> int:
-        return sum(len(array) for array in self.arrays)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns the batch of the reconstructions at the indices, in their order."""
-        index = np.asarray(indices)
-        x = np.empty((len(index), *self.arrays[0].shape[1:]), dtype=np.float32)
-        chunk = index // self.chunk_size
-        for c in np.unique(chunk):
-            x[chunk == c] = self.arrays[c][index[chunk == c] - c * self.chunk_size]
-        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
+POLL_SECONDS = 0.05
 
 
 class ReconstructionStore:
@@ -95,18 +57,35 @@ class ReconstructionStore:
         """Returns the folder of a round."""
         return self.path / f"round_{round:03d}"
 
-    def begin(self, round: int, weights_hash: str) -> None:
+    def begin(self, round: int, weights_hash: str, *, first: bool = True) -> None:
         """Opens a round for the chunks that some weights make.
 
         What other weights left in it, or in later rounds, is removed.
+
+        Arguments:
+            round: The round k.
+            weights_hash: The hash of the weights.
+            first: Whether this is the first process, which opens it; the others wait.
         """
-        if self.begun(round) == weights_hash:
-            return
-        for folder in self.path.glob("round_*"):
-            if _number(folder) >= round:
-                shutil.rmtree(folder)
-        self.folder(round).mkdir(parents=True)
-        _write_json(self._weights(round), weights_hash)
+        if first and self.begun(round) != weights_hash:
+            for folder in self.path.glob("round_*"):
+                if _number(folder) >= round:
+                    shutil.rmtree(folder)
+            self.folder(round).mkdir(parents=True)
+            _write_json(self._weights(round), weights_hash)
+        wait_until(lambda: self.begun(round) == weights_hash)
+
+    def finish(self, round: int, *, first: bool = True) -> None:
+        """Commits a round that was begun, once every process has written its chunks.
+
+        Arguments:
+            round: The round k.
+            first: Whether this is the first process, which commits it; the others wait.
+        """
+        if first:
+            wait_until(lambda: not self.missing(round))
+            self.commit(round, self.begun(round) or "")
+        wait_until(lambda: self.committed(round))
 
     def begun(self, round: int) -> str | None:
         """Returns the hash of the weights that a round is opened for, or None."""
@@ -218,6 +197,12 @@ class ReconstructionStore:
 
     def _channel(self, round: int) -> Path:
         return self.folder(round) / "channel.json"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when a condition holds, which another process may bring about."""
+    while not condition():
+        time.sleep(POLL_SECONDS)
 
 
 def _number(folder: Path) -> int:

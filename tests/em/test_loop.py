@@ -18,8 +18,8 @@ from diffem.denoiser.guidance import diffpir, dps, mmps
 from diffem.denoiser.pseudo_inverse import pigdm
 from diffem.em.init import FromClean, FromObservation
 from diffem.em.objective import Ambient
+from diffem.em.reconstructions import Batch
 from diffem.em.round import Round
-from diffem.em.store import Batch
 from diffem.error import UserError
 
 

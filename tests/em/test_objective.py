@@ -10,7 +10,7 @@ from torch import Tensor
 from diffem.corruption import Corruption, GaussianNoise, Identity, Mask, Observation
 from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
-from diffem.em.store import Batch
+from diffem.em.reconstructions import Batch
 from diffem.error import UserError
 from diffem.network import UNet
 from diffem.random import generator, seeded
