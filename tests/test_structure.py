@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.compare.study import known_studies, read_study
-from diffem.denoiser import Denoiser
+from train import build_module
 
 PACKAGE = ROOT / "diffem"
 CONF = ROOT / "conf"
@@ -132,13 +132,7 @@ def test_methods_compose_and_build(method: str) -> None:
     corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
     observation = corruption.draw(torch.zeros(2, *cfg.dataset.shape), torch.Generator())
     objective = instantiate(cfg.method.objective, _convert_="all")(corruption, observation)
-    network = instantiate(
-        cfg.network,
-        shape=cfg.dataset.shape,
-        cond_channels=objective.cond_channels,
-        _convert_="all",
-    )
-    denoiser = Denoiser(network, instantiate(cfg.schedule))
+    denoiser = build_module(cfg, objective, "m_step", steps=1).denoiser
     sampler = instantiate(cfg.sampler, steps=2)
     posterior = instantiate(cfg.method.posterior, sampler=sampler, _convert_="all")
     x = torch.randn(70, *cfg.dataset.shape, generator=torch.Generator().manual_seed(0))

@@ -47,6 +47,14 @@ def exact(a: Tensor, y: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tens
     return mean + gain @ (y - a @ mean), cov - gain @ a @ cov
 
 
+def assert_standard_normal(z: Tensor, *, bias: float) -> None:
+    """Holds the mean and covariance of z, (n, D), to those of N(0, I) and a sampler's bias."""
+    n, dim = z.shape
+    # Monte Carlo: 4.5 standard errors.
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + bias
+    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + bias
+
+
 CORRUPTIONS = {
     "mask": Mask((1, 2, 3), GaussianNoise(STD), rho=0.5),
     "blur": Blur((1, 2, 3), GaussianNoise(STD), sigma=0.6, kernel_size=3),
@@ -74,9 +82,7 @@ def test_mmps_is_exact_for_a_gaussian_prior(name: str) -> None:
         x = draw(observation)
     a, y = dense(corruption, observation), observation.y[0].flatten()
     z = whitened(x, *exact(a, y, mean, torch.diag(d) + v @ v.mT))
-    # Monte Carlo: 4.5 standard errors, plus Heun's bias of 0.01.
-    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
-    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+    assert_standard_normal(z, bias=0.01)  # Heun's
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -94,10 +100,8 @@ def test_split_gibbs_is_exact_for_a_standard_normal(name: str) -> None:
         x = draw(observation)
     a, y = dense(corruption, observation), observation.y[0].flatten()
     z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
-    # Monte Carlo: 4.5 standard errors, plus what the last coupling (0.05² beside a variance of at
-    # least STD² / 2) and the annealing leave.
-    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.1
-    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.1
+    # The last coupling leaves 0.05² beside a variance of at least STD² / 2; and the annealing.
+    assert_standard_normal(z, bias=0.1)
 
 
 def test_time_of_a_noise_level() -> None:
@@ -173,9 +177,7 @@ def test_pigdm_is_exact_for_a_standard_normal(name: str) -> None:
         x = draw(observation)
     a, y = dense(corruption, observation), observation.y[0].flatten()
     z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
-    # Monte Carlo: 4.5 standard errors, plus Heun's bias of 0.01.
-    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
-    assert (torch.cov(z.mT) - torch.eye(dim)).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+    assert_standard_normal(z, bias=0.01)  # Heun's
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
