@@ -11,7 +11,7 @@ import torch
 from command import ROOT
 
 from diffem.command import CONF
-from diffem.em.checkpoint import load_verified, remember
+from diffem.em.checkpoint import SafeCheckpointIO, load_verified, remember
 from diffem.em.init import FromCheckpoint
 from diffem.error import UserError
 from diffem.file import load_plain, sha256
@@ -107,12 +107,15 @@ def test_in_an_experiment_file(
     assert not marker.exists()
 
 
-def test_in_a_saved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_saved_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What a run directory was given goes through the same check."""
     folder = tmp_path / "run" / ".hydra"
     folder.mkdir(parents=True)
     (folder / "overrides.yaml").write_text("- sampler._target_=os.system\n")
     assert tell(monkeypatch, f"resume={tmp_path / 'run'}") == 1
+    assert "sampler._target_=os.system is not allowed" in capsys.readouterr().err
 
 
 class Evil:
@@ -161,3 +164,6 @@ def test_the_marker_would_be_made(evil: tuple[Path, Path]) -> None:
 def test_checkpoints_are_local(url: str) -> None:
     with pytest.raises(UserError, match="no checkpoint at"):
         FromCheckpoint(url)
+    for access in (SafeCheckpointIO().load_checkpoint, SafeCheckpointIO().remove_checkpoint):
+        with pytest.raises(UserError, match=f"read from local files alone, got {url}"):
+            access(url)

@@ -69,8 +69,9 @@ def test_law_4_a_killed_run_is_an_uninterrupted_run(
     assert resumed.module.weights_hash() == whole.module.weights_hash()
     for k in range(ROUNDS + 1):
         assert resumed.store.digest(k) == whole.store.digest(k)
-    # The budgets go on counting; what was lost is not counted.
-    assert resumed.rounds[-1].evaluations <= whole.rounds[-1].evaluations
+    # The budgets go on counting: what was lost is not counted, at most a round's.
+    lost = whole.rounds[-1].evaluations - resumed.rounds[-1].evaluations
+    assert 0 <= lost <= whole.rounds[1].evaluations
     assert resumed.rounds[-1].steps == whole.rounds[-1].steps
     assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
 
