@@ -83,7 +83,8 @@ def run(cfg: DictConfig) -> None:
         on_round=report.on_round,
     )
     trainer = build_trainer(cfg, [em], epochs=settings.rounds * data.epochs)
-    trainer.fit(module, datamodule=data, ckpt_path=resumable(checkpoint), weights_only=True)
+    start = resumable(checkpoint, store.whole)
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
 
     prior = None
     if cfg.prior is not None:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,14 @@ def sha256(path: Path) -> str:
     """Returns the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def matches(path: Path, digest: object) -> bool:
+    """Returns whether a file can be read and has a sha256."""
+    try:
+        return sha256(path) == digest
+    except OSError:
+        return False
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 0) -> None:
@@ -49,6 +58,26 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 
         with suppress(FileNotFoundError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a JSON object with its own checksum, whole or not at all."""
+    text = json.dumps({**record, "sha256": _seal(record)}, indent=1)
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Returns what `write_record` wrote; None if the file is not there, or is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        seal = record.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
+    return record if seal == _seal(record) else None
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

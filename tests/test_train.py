@@ -95,7 +95,10 @@ def test_files(run_dir: Path) -> None:
     }
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
         "SHA256SUMS",
+        "SHA256SUMS.copy",
         "last.ckpt",
+        "last.e_step.ckpt",
+        "last.e_step.previous.ckpt",
         "last.previous.ckpt",
         "posterior.safetensors",
         "prior.ckpt",

@@ -27,7 +27,7 @@ FORBIDDEN = [
     "subprocess.run",
     "importlib.import_module",
     "diffem.em.store.shutil.rmtree",  # by the dots of an allowed module
-    "diffem.em.store.write_file",
+    "diffem.em.store.write_record",
     "diffem.em.logger.os.system",
     "diffem.em.checkpoint.sha256",
     "torch.optim.adam.torch.load",

@@ -8,6 +8,7 @@ The state of training is saved after each epoch, and before and after each E-ste
 was killed anywhere goes on from there, to the same weights.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from diffem.denoiser import Posterior, PosteriorFactory, reconstruct
 from diffem.em.blind import Blind
+from diffem.em.checkpoint import before_e_step
+from diffem.em.claim import share
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
 from diffem.em.meter import Meter
@@ -113,18 +116,18 @@ class EMRounds(Callback):
             self.e_step(trainer, draw)
 
     def e_step(self, trainer: Trainer, draw: Posterior) -> None:
-        """Reconstructs every observation once; processes share the chunks and poll the store.
+        """Reconstructs every observation once; processes claim the chunks and poll the store.
 
-        No collective here: one that waits for a slow process times out and ends the run.
+        No collective once it is begun: one that waits for a slow process ends the run.
         """
         module, data = _parts(trainer)
         store, k, first = data.store, data.round + 1, trainer.is_global_zero
-        store.begin(k, module.weights_hash(), first=first)
+        attempt = trainer.strategy.broadcast(secrets.token_hex(4))
+        store.begin(k, module.weights_hash(), attempt, first=first)
         channel = self.blind.learn(draw, data, module, first=first)
-        observation, rank = data.observed.observation, trainer.global_rank
-        chunks = [c for c in store.missing(k) if c % trainer.world_size == rank]
-        with phase(f"round {k}  E-step", len(chunks), "chunks") as advance:
-            for chunk in chunks:
+        observation, rank = data.observed.observation, (trainer.global_rank, trainer.world_size)
+        with phase(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
+            for chunk in share(store, k, attempt, rank=rank):
                 x = reconstruct(
                     draw,
                     observation.select(store.rows(chunk)),
@@ -134,7 +137,6 @@ class EMRounds(Callback):
                 )
                 store.write(k, chunk, x)
                 advance()
-        store.finish(k, first=first)
         data.round, data.due = k, False
         self.meter.count(module.evaluations, trainer.world_size)
         e_step = self.meter.tick()
@@ -146,10 +148,10 @@ class EMRounds(Callback):
         self.meter.tick()
 
     def save(self, trainer: Trainer) -> None:
-        """Saves the state of training."""
-        module, _ = _parts(trainer)
+        """Saves the state of training; what makes a round is kept until the next one is made."""
+        module, data = _parts(trainer)
         self.meter.count(module.evaluations, trainer.world_size)
-        trainer.save_checkpoint(self.checkpoint)
+        trainer.save_checkpoint(before_e_step(self.checkpoint) if data.due else self.checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the loop has spent."""

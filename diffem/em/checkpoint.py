@@ -1,22 +1,26 @@
-"""Checkpoints: whole or absent, verified, two kept, plain types only.
+"""Checkpoints: whole or absent, verified, two kept of a name, plain types only.
 
-checkpoints/last.ckpt            the newest
+checkpoints/last.ckpt            the newest of an M-step
 checkpoints/last.previous.ckpt   the one before it
-checkpoints/SHA256SUMS           their digests; written before a checkpoint takes its name
+checkpoints/last.e_step.ckpt     what makes the newest round; and last.e_step.previous.ckpt
+checkpoints/SHA256SUMS           digests in the order of saving; written before a checkpoint takes
+                                 its name, and twice: the other is SHA256SUMS.copy
 """
 
+import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from diffem.em.progress import console
+from diffem.em.progress import warn
 from diffem.error import UserError
 from diffem.file import disk_full_told, load_plain, sha256, sync_folder, write_file
 
-SUMS = "SHA256SUMS"
+SUMS = ("SHA256SUMS", "SHA256SUMS.copy")
 KEPT = 4  # digests of a name: two files, and what a kill between two renames leaves
 
 
@@ -37,9 +41,12 @@ class SafeCheckpointIO(CheckpointIO):
         path = local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
+        for left in path.parent.glob(f"{new.name}.tmp*"):
+            left.unlink()  # of a process that was killed; but one process writes
+        digest = hashlib.sha256()
         with disk_full_told(path):
-            write_file(new, lambda file: torch.save(checkpoint, file))
-        remember(path, sha256(new))
+            write_file(new, lambda file: torch.save(checkpoint, _Summed(file, digest)))
+        remember(path, digest.hexdigest())
         if path.exists():
             path.replace(previous(path))
         new.replace(path)
@@ -61,6 +68,21 @@ class SafeCheckpointIO(CheckpointIO):
             file.unlink(missing_ok=True)
 
 
+class _Summed:
+    """A file that sums what is meant to be in it, whatever the disk makes of that."""
+
+    def __init__(self, file: IO[bytes], digest: "hashlib._Hash") -> None:
+        self.file = file
+        self.digest = digest
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def load_verified(path: Path) -> dict[str, Any]:
     """Returns a checkpoint, on the CPU, or the one before it if it is damaged.
 
@@ -70,36 +92,87 @@ def load_verified(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If neither is whole, or one holds more than tensors and plain types.
     """
-    known = digests(path)
-    for file in (path, previous(path)):
-        if not file.is_file():
-            continue
-        if sha256(file) not in known:
-            console.print(f"warning: {file} is damaged; the checkpoint before it is used")
-            continue
-        try:
-            return load_plain(file)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{file} holds more than tensors and plain types and is not read; use a "
-                "checkpoint that this project wrote"
-            ) from error
+    for file in _whole([path, previous(path)]):
+        return _load(file)
     raise UserError(
         f"{path} has no checkpoint that is whole; start the run again in a new run_dir"
     )
 
 
-def resumable(path: Path) -> str | None:
-    """Returns where to go on from, None if no checkpoint was saved yet.
+def resumable(path: Path, whole: Callable[[int], bool] = lambda _: True) -> Path | None:
+    """Returns where to go on from, None for the init.
 
-    The newest may be missing, where a kill fell between two renames.
+    That is the newest checkpoint of which the bytes and the round are whole. As long as one round
+    at most was made by a network, the init stands behind them: it makes the same again.
+
+    Arguments:
+        path: The checkpoint, as in `checkpoints/last.ckpt`; it may be missing, where a kill fell
+            between two renames.
+        whole: Whether a round that a checkpoint is at is on the disk, undamaged.
+
+    Raises:
+        UserError: If no checkpoint is left to go on from.
     """
-    return str(path) if path.is_file() or previous(path).is_file() else None
+    names = (path, before_e_step(path))
+    files = [file for name in names for file in (name, previous(name)) if file.is_file()]
+    for file in _whole(files):
+        round = _load(file)["ReconstructionDataModule"]["round"]
+        if round < 0 or whole(round):
+            return file
+        warn(f"round {round} is damaged; a checkpoint from before it is looked for, not {file}")
+    if previous(before_e_step(path)).is_file():
+        raise UserError(
+            f"{path.parent} has no checkpoint to go on from that is whole, with its round; start "
+            "the run again in a new run_dir"
+        )
+    if files:
+        warn(f"{path.parent} has nothing to go on from that is whole; starting from the init")
+    return None
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """Returns the files that are what was saved, the newest first; warns of the others."""
+    saved = {file: sha256(file) for file in files if file.is_file()}
+    known = digests(files[0].parent) if files else []
+    for file in saved:
+        if saved[file] not in known:
+            warn(f"{file} is damaged; another checkpoint is used")
+    whole = [file for file in saved if saved[file] in known]
+    return sorted(whole, key=lambda file: -known.index(saved[file]))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        return load_plain(file)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} holds more than tensors and plain types and is not read; use a checkpoint "
+            "that this project wrote"
+        ) from error
+
+
+def check_sum(file: Path) -> None:
+    """Refuses a checkpoint that its folder's sums name, and that is damaged.
+
+    Raises:
+        UserError: If it is.
+    """
+    name = file.name.replace(".previous", "")
+    known = [line.split()[0] for line in _lines(file.parent) if line.endswith(f"  {name}")]
+    if known and sha256(file) not in known:
+        raise UserError(
+            f"{file} is damaged: its sha256 is not in {SUMS[0]} beside it; give another checkpoint"
+        )
 
 
 def previous(path: Path) -> Path:
     """Returns where the checkpoint before the newest is."""
     return path.with_suffix(f".previous{path.suffix}")
+
+
+def before_e_step(path: Path) -> Path:
+    """Returns where the checkpoint is that makes a round, and may have to make it again."""
+    return path.with_suffix(f".e_step{path.suffix}")
 
 
 def local(path: str | Path) -> Path:
@@ -113,18 +186,27 @@ def local(path: str | Path) -> Path:
     return Path(path)
 
 
-def digests(path: Path) -> list[str]:
-    """Returns the digests that a checkpoint, or the one before it, may have."""
-    sums = path.parent / SUMS
-    lines = sums.read_text().splitlines() if sums.is_file() else []
-    return [line.split()[0] for line in lines if line.endswith(f"  {path.name}")]
+def digests(folder: Path) -> list[str]:
+    """Returns the digests of a folder's checkpoints, in the order of saving."""
+    return [line.split()[0] for line in _lines(folder)]
 
 
 def remember(path: Path, digest: str) -> None:
     """Adds a checkpoint's digest to the folder's sums, durably."""
-    sums = path.parent / SUMS
-    lines = sums.read_text().splitlines() if sums.is_file() else []
-    others = [line for line in lines if not line.endswith(f"  {path.name}")]
-    own = [f"{d}  {path.name}" for d in [*digests(path), digest][-KEPT:]]
-    text = "".join(f"{line}\n" for line in [*others, *own])
-    write_file(sums, lambda file: file.write(text.encode()))
+    lines = _lines(path.parent)
+    old = [line for line in lines if line.endswith(f"  {path.name}")][: 1 - KEPT]
+    kept = [line for line in lines if line not in old]
+    text = "".join(f"{line}\n" for line in [*kept, f"{digest}  {path.name}"])
+    for sums in SUMS:
+        write_file(path.parent / sums, lambda file: file.write(text.encode()))
+
+
+def _lines(folder: Path) -> list[str]:
+    """Returns the lines of the sums, the oldest first; one of the two files may be damaged."""
+    ages: dict[str, int] = {}
+    for sums in (folder / name for name in SUMS):
+        text = sums.read_text(errors="replace") if sums.is_file() else ""
+        lines = [line for line in text.splitlines() if len(line.split()) == 2]
+        for age, line in enumerate(reversed(lines)):
+            ages[line] = max(age, ages.get(line, 0))
+    return sorted(ages, key=lambda line: -ages[line])

@@ -11,6 +11,7 @@ import torch
 
 from diffem.corruption import Observation
 from diffem.denoiser import Posterior, PosteriorFactory
+from diffem.em.checkpoint import check_sum
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.gaussian import fit_gaussian
 from diffem.em.module import DenoiserModule
@@ -135,8 +136,9 @@ class FromCheckpoint:
         """Returns the other run's posterior and puts its weights into the module.
 
         Raises:
-            UserError: If the checkpoint is of another network.
+            UserError: If the checkpoint is damaged, or of another network.
         """
+        check_sum(self.file)
         state = load_plain(self.file, device=module.device)["state_dict"]
         try:
             module.load_state_dict(state)

@@ -23,6 +23,12 @@ from diffem.em.reconstructions import Batch
 console = Console(stderr=True, highlight=False)
 
 
+def warn(text: str) -> None:
+    """Prints a warning; the first process alone does."""
+    if not getattr(rank_zero_only, "rank", 0):
+        console.print(f"warning: {text}", soft_wrap=True, markup=False)
+
+
 Advance = Callable[..., None]
 """Counts one unit of a phase's work; takes a note to show."""
 

@@ -138,7 +138,7 @@ class SmallRun:
         trainer.fit(
             self.module,
             datamodule=self.data,
-            ckpt_path=resumable(em.checkpoint),
+            ckpt_path=resumable(em.checkpoint, self.store.whole),
             weights_only=True,
         )
         return self

@@ -1,6 +1,7 @@
 """Law 4: a killed run, resumed, is an uninterrupted run."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from small_run import ROUNDS, SmallRun
 
-from diffem.em.checkpoint import load_verified, previous
+from diffem.em.checkpoint import load_verified, previous, resumable
+from diffem.error import UserError
 
 
 class Killed(BaseException):
@@ -138,3 +140,67 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     resumed = SmallRun(tmp_path / "r").fit()
     assert f"{last} is damaged" in "".join(capsys.readouterr().err.split("\n"))
     assert resumed.module.weights_hash() == run.module.weights_hash()
+
+
+def damage(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# Where the run was killed, what is damaged then, what goes on from where.
+DAMAGED = {
+    "M-step 1": (("module", "training_step", 4), ["round_000/chunk_00002.npy"], "from the init"),
+    "M-step 2": (("module", "training_step", 8), ["round_001/chunk_00001.npy"], "round 1 is"),
+    "M-step 2, the commit": (
+        ("module", "training_step", 8),
+        ["round_001/manifest.json"],
+        "round 1 is",
+    ),
+    "E-step 2": (("store", "write", 10), ["round_001/chunk_00000.npy"], "round 1 is"),
+    "E-step 2, its own": (("store", "write", 12), ["round_002/chunk_00001.npy"], "made again"),
+    "E-step 2, what opens it": (("store", "write", 12), ["round_002/weights.json"], None),
+    "at the end": (("store", "commit", -3), ["round_002/chunk_00003.npy"], "made again"),
+    "E-step 1, no round left": (
+        ("store", "write", 7),
+        ["round_000/chunk_00000.npy", "../r.checkpoints/last.ckpt"],
+        "from the init",
+    ),
+}
+
+
+@pytest.mark.parametrize("point", DAMAGED)
+def test_what_is_damaged_after_a_kill_is_made_again(
+    point: str, whole: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (owner, method, call), files, told = DAMAGED[point]
+    first = SmallRun(tmp_path / "r")
+    with pytest.raises(Killed):
+        dying(first, getattr(first, owner), method, call).fit()
+    for file in files:
+        damage(tmp_path / "r" / file)
+    capsys.readouterr()
+    resumed = SmallRun(tmp_path / "r").fit()
+    warnings = [w for w in capsys.readouterr().err.splitlines() if w.startswith("warning: ")]
+    assert any(told in line for line in warnings) if told else not warnings, warnings
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+    for k in range(ROUNDS + 1):
+        assert resumed.store.digest(k) == whole.store.digest(k)
+        assert resumed.store.damaged(k) is None
+
+
+def test_where_nothing_is_whole_it_is_said(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "r").fit()
+    for file in run.store.path.glob("round_*/chunk_00000.npy"):
+        damage(file)
+    with pytest.raises(UserError, match="no checkpoint to go on from that is whole"):
+        SmallRun(tmp_path / "r").fit()
+
+
+def test_a_damaged_sum_takes_no_checkpoint_with_it(whole: SmallRun, tmp_path: Path) -> None:
+    folder = whole.store.path.with_suffix(".checkpoints")
+    for sums in ("SHA256SUMS", "SHA256SUMS.copy"):
+        copy = Path(shutil.copytree(folder, tmp_path / sums))
+        (copy / sums).write_text("")
+        assert resumable(copy / "last.ckpt") == copy / "last.ckpt"

@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_the_old_chunk(
     with pytest.raises(OSError, match="no space"):
         store.write(1, 0, x[4:8])
     np.testing.assert_array_equal(np.load(store.folder(1) / "chunk_00000.npy"), x[:4].numpy())
-    assert [p.name for p in store.folder(1).iterdir()] == ["chunk_00000.npy"]
+    assert {p.name for p in store.folder(1).iterdir()} == {"chunk_00000.npy", "chunk_00000.sha256"}
 
 
 def test_what_other_weights_left_is_removed(store: ReconstructionStore, x: torch.Tensor) -> None:
@@ -117,3 +117,78 @@ def test_old_rounds_are_removed_whole(store: ReconstructionStore, x: torch.Tenso
     store.prune(2)
     assert [k for k in (8, 9, 10) if store.committed(k)] == [9, 10]
     assert not store.folder(8).exists() and store.missing(11) == [1, 2]
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_committed_chunk_that_is_damaged_is_refused(
+    store: ReconstructionStore, x: torch.Tensor
+) -> None:
+    write_all(store, 1, x)
+    store.commit(1, "w")
+    flip(store.folder(1) / "chunk_00001.npy")
+    assert store.committed(1) and not store.whole(1)
+    with pytest.raises(UserError, match=r"chunk_00001\.npy is damaged; start the same command"):
+        store.open(1)
+
+
+def test_a_round_is_read_through_once_a_process(
+    store: ReconstructionStore, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in each epoch."""
+    write_all(store, 1, x)
+    store.commit(1, "w")
+    store.open(1)
+    monkeypatch.setattr("diffem.em.store.matches", lambda *_: pytest.fail("read again"))
+    store.open(1)
+
+
+def test_what_is_damaged_when_a_round_is_begun_again_is_made_again(
+    store: ReconstructionStore, x: torch.Tensor
+) -> None:
+    store.begin(1, "w")
+    write_all(store, 1, x)
+    store.commit(1, "w")
+    store.begin(1, "w")
+    assert store.committed(1) and store.missing(1) == []
+    flip(store.folder(1) / "chunk_00001.npy")
+    store.begin(1, "w")
+    assert not store.committed(1) and store.missing(1) == [1]
+    flip(store.folder(1) / "chunk_00002.sha256")
+    store.begin(1, "w")
+    assert store.missing(1) == [1, 2]
+    assert torch.equal(torch.from_numpy(np.load(store.folder(1) / "chunk_00000.npy")), x[:4])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"w"', '{"sha256": 1}', "\x00" * 9])
+def test_records_that_are_damaged_are_as_good_as_absent(
+    text: str, store: ReconstructionStore, x: torch.Tensor
+) -> None:
+    store.begin(1, "w")
+    store.write_channel(1, [{"noise": 0.1}])
+    write_all(store, 1, x)
+    store.commit(1, "w")
+    assert store.whole(1) and store.channel(1) == [{"noise": 0.1}]
+    for name in ("manifest.json", "weights.json", "channel.json"):
+        (store.folder(1) / name).write_text(text)
+    assert not store.committed(1) and store.begun(1) is None and store.channel(1) is None
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        ReconstructionStore(store.path, size=10, chunk_size=4, config_hash="c").open(1)
+
+
+def test_levels_that_are_damaged_are_not_committed(
+    store: ReconstructionStore, x: torch.Tensor
+) -> None:
+    store.begin(1, "w")
+    store.write_channel(1, [{"noise": 0.1}])
+    write_all(store, 1, x)
+    flip(store.folder(1) / "channel.json")
+    with pytest.raises(UserError, match=r"channel\.json is damaged"):
+        store.commit(1, "w")
+    store.begin(1, "w")
+    assert not (store.folder(1) / "channel.json").exists()
