@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATASET ?= digits
+SEED ?= 0
+COUNT ?= 50
+SIGNAL ?= KILL
 
-.PHONY: train test lint clean features test-experiments test-kills
+.PHONY: train test lint clean features test-experiments test-kills soak
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -26,6 +29,9 @@ test-experiments: $(READY)  # every experiment file at its own size; minutes
 
 test-kills: $(READY)  # runs that are killed and gone on with; minutes
 	$(BIN)/python -m pytest -m kill
+
+soak: $(READY)  # COUNT kills at random moments, or stops with SIGNAL=TERM; a quarter of an hour
+	$(BIN)/python tests/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

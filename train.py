@@ -3,6 +3,9 @@
 Reads top to bottom: compose, fit by EM, fit the prior, evaluate, report.
 """
 
+import diffem.early  # noqa: F401
+
+# isort: split
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

@@ -35,3 +35,18 @@ def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         timeout=300,
     )
+
+
+def ranks(run_dir: Path) -> dict[int, int]:
+    """Returns the processes of a run by their rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(run_dir).encode() in words and b"train.py" in words:
+            rank = environment.partition(b"LOCAL_RANK=")[2].partition(b"\0")[0]
+            found[int(rank or 0)] = int(folder.name)
+    return found

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, train
+from command import ROOT, SHORT, ranks, train
 
 pytestmark = pytest.mark.kill
 
@@ -33,21 +33,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
-
-
-def ranks(run_dir: Path) -> dict[int, int]:
-    """Returns the processes of a run by their rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes()
-            environment = (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(run_dir).encode() in words and b"train.py" in words:
-            rank = environment.partition(b"LOCAL_RANK=")[2].partition(b"\0")[0]
-            found[int(rank or 0)] = int(folder.name)
-    return found
 
 
 def assert_gone(run_dir: Path, seconds: float) -> None:

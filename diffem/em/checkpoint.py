@@ -11,14 +11,14 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from diffem.em.progress import warn
 from diffem.error import UserError
-from diffem.file import disk_full_told, load_plain, sha256, sync_folder, write_file
+from diffem.file import load_plain, sha256, sync_folder, write_file
 
 SUMS = ("SHA256SUMS", "SHA256SUMS.copy")
 KEPT = 4  # digests of a name: two files, and what a kill between two renames leaves
@@ -44,8 +44,7 @@ class SafeCheckpointIO(CheckpointIO):
         for left in path.parent.glob(f"{new.name}.tmp*"):
             left.unlink()  # of a process that was killed; but one process writes
         digest = hashlib.sha256()
-        with disk_full_told(path):
-            write_file(new, lambda file: torch.save(checkpoint, _Summed(file, digest)))
+        write_file(new, lambda file: torch.save(checkpoint, _summed(file, digest)))
         remember(path, digest.hexdigest())
         if path.exists():
             path.replace(previous(path))
@@ -69,18 +68,19 @@ class SafeCheckpointIO(CheckpointIO):
 
 
 class _Summed:
-    """A file that sums what is meant to be in it, whatever the disk makes of that."""
-
     def __init__(self, file: IO[bytes], digest: "hashlib._Hash") -> None:
         self.file = file
         self.digest = digest
+        self.flush = file.flush
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         return self.file.write(data)
 
-    def flush(self) -> None:
-        self.file.flush()
+
+def _summed(file: IO[bytes], digest: "hashlib._Hash") -> IO[bytes]:
+    """Returns a file that sums what is meant to be in it, whatever the disk makes of that."""
+    return cast(IO[bytes], _Summed(file, digest))  # torch.save calls no other method
 
 
 def load_verified(path: Path) -> dict[str, Any]:

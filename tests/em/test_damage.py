@@ -88,7 +88,8 @@ PATTERNS = ("**/*.npy", "**/*.sha256", "**/*.json", "**/*.ckpt", "**/SHA256SUMS*
 
 def hurt(path: Path, draw: random.Random) -> tuple[Path, str]:
     """Damages a file of a run; returns it and how."""
-    file = draw.choice(sorted(path.glob(draw.choice(PATTERNS))))
+    pattern = draw.choice(PATTERNS)
+    file = draw.choice(sorted(p for p in path.glob(pattern) if p.stat().st_size))
     data = bytearray(file.read_bytes())
     how = draw.choice(["flipped", "truncated", "emptied"])
     if how == "flipped":
