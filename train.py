@@ -88,7 +88,6 @@ def run(cfg: DictConfig) -> None:
     trainer = build_trainer(cfg, [em], epochs=settings.rounds * data.epochs)
     start = resumable(checkpoint, store.whole)
     trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-
     prior = None
     if cfg.prior is not None:
         prior = module if objective.learns_prior else fit_prior(cfg, data)

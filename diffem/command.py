@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError, check_count
+from diffem.file import FREE_SOME, FULL
 from diffem.run_dir import resumed_arguments
 from diffem.signals import RANK_DIED, stop, stop_on_signals
 from diffem.trust import check_arguments
@@ -56,6 +57,12 @@ def mistakes_told() -> Iterator[None]:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: no space left on the disk{where}; {FREE_SOME}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
         if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):

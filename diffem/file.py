@@ -14,6 +14,7 @@ import torch
 from diffem.error import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FREE_SOME = "free some and start the same command again: it goes on from where it was"
 # torch lets these overrule what a call of torch.load asks for.
 OVERRIDES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
@@ -99,8 +100,7 @@ def disk_full_told(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or (number is None and free_bytes(path.parent) == 0):
             raise UserError(
-                f"no space left on the disk while writing {path}; free some and start the same "
-                "command again: it goes on from where it was"
+                f"no space left on the disk while writing {path}; {FREE_SOME}"
             ) from error
         raise
 

@@ -1,5 +1,6 @@
 """A disk that fills up ends a run with one line, and leaves what was saved before."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,9 +11,8 @@ from pathlib import Path
 import pytest
 from command import ROOT, SHORT, train
 
+from diffem.command import mistakes_told
 from diffem.em.checkpoint import load_verified
-
-pytestmark = pytest.mark.kill
 
 SLOW = (*SHORT, "prior=null", "em.steps_per_round=80", "em.steps_per_epoch=8", "sampler.steps=64")
 
@@ -40,7 +40,21 @@ def fill(disk: Path) -> Path:
     return disk / "others"
 
 
+def test_whoever_meets_a_full_disk_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file of a logger, or a figure, as well as a chunk."""
+    with pytest.raises(SystemExit) as stop, mistakes_told():
+        raise OSError(errno.ENOSPC, "No space left on device", "figures/round_000.png")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: no space left on the disk while writing figures/round_000.png; free some and "
+        "start the same command again: it goes on from where it was\n"
+    )
+    with pytest.raises(OSError, match="denied"), mistakes_told():
+        raise OSError(errno.EACCES, "denied")
+
+
 # The file at whose appearance the disk is full, and what is written to it next.
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("sign", "written"),
     [

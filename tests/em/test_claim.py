@@ -24,16 +24,20 @@ def make(store: ReconstructionStore, chunk: int) -> None:
 
 
 def process(
-    path: Path, rank: int, ranks: int, before: Callable[[int], None] = lambda chunk: None
+    path: Path,
+    rank: int,
+    ranks: int,
+    before: Callable[[int], None] = lambda chunk: None,
+    attempt: str = "now",
 ) -> list[int]:
     """Does what a process does in an E-step and returns the chunks that it made."""
     store, made = open_store(path), []
-    store.begin(0, "w", "now", first=rank == 0)
-    for chunk in share(store, 0, "now", rank=(rank, ranks)):
+    store.begin(0, "w", attempt, first=rank == 0)
+    for chunk in share(store, 0, attempt, rank=(rank, ranks)):
         before(chunk)
         make(store, chunk)
         made.append(chunk)
-    assert store.committed(0)
+    assert store.whole(0)
     return made
 
 
@@ -62,6 +66,18 @@ def test_a_slow_process_makes_fewer_chunks(slow: int, alone: str, tmp_path: Path
     assert not list((tmp_path / "r" / "round_000").glob("claims_*"))
 
 
+def first_late(path: Path) -> list[int]:
+    """Returns the chunks that two processes make, the second of which is there long before."""
+
+    def late(rank: int) -> list[int]:
+        time.sleep(0.3 * (rank == 0))
+        return process(path, rank, 2, attempt="again")
+
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(late, range(2), timeout=60)
+        return [chunk for one in made for chunk in one]
+
+
 def test_claims_of_the_dead_hold_nothing_up(alone: str, tmp_path: Path) -> None:
     """An attempt that was killed left two chunks, a round opened for the same weights, claims."""
     store = open_store(tmp_path / "r")
@@ -73,15 +89,18 @@ def test_claims_of_the_dead_hold_nothing_up(alone: str, tmp_path: Path) -> None:
     make(store, 0)
     make(store, 3)
 
-    def second(rank: int) -> list[int]:
-        time.sleep(0.3 * (rank == 0))  # the others are there before the first one opens it
-        return process(tmp_path / "r", rank, 2)
-
-    with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(second, range(2), timeout=60))
-    assert sorted(chunk for one in made for chunk in one) == [1, 2, *range(4, 23)]
+    assert sorted(first_late(tmp_path / "r")) == [1, 2, *range(4, 23)]
     assert store.digest(0) == alone
     assert not dead.take(7)
+
+
+def test_a_round_that_was_damaged_is_waited_for(alone: str, tmp_path: Path) -> None:
+    """It has a commit, so that a process which did not wait would take it for done."""
+    path = tmp_path / "r"
+    process(path, 0, 1)
+    (path / "round_000" / "chunk_00002.npy").write_bytes(b"")
+    assert first_late(path) == [2]
+    assert open_store(path).digest(0) == alone
 
 
 @pytest.mark.parametrize("damage", [b"", None])

@@ -184,6 +184,7 @@ def test_what_is_damaged_after_a_kill_is_made_again(
     resumed = SmallRun(tmp_path / "r").fit()
     warnings = [w for w in capsys.readouterr().err.splitlines() if w.startswith("warning: ")]
     assert any(told in line for line in warnings) if told else not warnings, warnings
+    assert any("from the init" in line for line in warnings) == (told == "from the init")
     assert resumed.module.weights_hash() == whole.module.weights_hash()
     for k in range(ROUNDS + 1):
         assert resumed.store.digest(k) == whole.store.digest(k)
