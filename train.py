@@ -14,6 +14,7 @@ import hydra
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from diffem.em import (
     observe,
 )
 from diffem.em.checkpoint import SafeCheckpointIO, resumable
+from diffem.em.logger import close
 from diffem.em.progress import MStepProgress, console
 from diffem.em.stop import Stops
 from diffem.metric import Evaluation
@@ -85,12 +87,13 @@ def run(cfg: DictConfig) -> None:
         checkpoint=checkpoint,
         on_round=report.on_round,
     )
-    trainer = build_trainer(cfg, [em], epochs=settings.rounds * data.epochs)
+    trainer = build_trainer(cfg, [em], build_loggers(cfg), epochs=settings.rounds * data.epochs)
     start = resumable(checkpoint, store.whole)
     trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+
     prior = None
     if cfg.prior is not None:
-        prior = module if objective.learns_prior else fit_prior(cfg, data)
+        prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
     if trainer.is_global_zero:
         evaluate(cfg, module, prior, data, make_posterior, report)
 
@@ -125,12 +128,22 @@ def build_module(
     return DenoiserModule(denoiser, objective, m_step, phase=phase, seed=cfg.seed)
 
 
-def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback], *, epochs: int) -> Trainer:
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """Returns the loggers, which are told the configuration without its secrets."""
+    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    for logger in loggers:
+        logger.log_hyperparams(command.shown(cfg))
+    return loggers
+
+
+def build_trainer(
+    cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, epochs: int
+) -> Trainer:
     """Returns a trainer whose checkpoints are the callbacks' to save."""
     return instantiate(
         cfg.trainer,
         max_epochs=epochs,
-        logger=[instantiate(logger) for logger in cfg.logger.values()],
+        logger=loggers,
         callbacks=[Stops(), MStepProgress(), *callbacks],
         plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,
@@ -141,7 +154,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback], *, epochs: int
     )
 
 
-def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> DenoiserModule:
+def fit_prior(
+    cfg: DictConfig, data: ReconstructionDataModule, loggers: Sequence[Logger]
+) -> DenoiserModule:
     """Trains an unconditional denoiser on the last reconstructions."""
     objective = Unconditional(data.observed.corruption, data.observed.observation)
     module = build_module(cfg, objective, "prior", steps=cfg.prior.steps)
@@ -150,7 +165,7 @@ def fit_prior(cfg: DictConfig, data: ReconstructionDataModule) -> DenoiserModule
     )
     last.round, last.due = data.round, False
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
-    trainer = build_trainer(cfg, [Epochs(checkpoint)], epochs=last.epochs)
+    trainer = build_trainer(cfg, [Epochs(checkpoint)], loggers, epochs=last.epochs)
     trainer.fit(module, datamodule=last, ckpt_path=resumable(checkpoint), weights_only=True)
     return module
 
@@ -172,6 +187,7 @@ def evaluate(
         draw_prior = None if prior is None else partial(sample, cfg, prior)
         draw = make_posterior(denoiser, data.observed.corruption, data.sample())
         report.finish(draw, draw_prior, device)
+    close(module.trainer.loggers)
 
 
 def sample(cfg: DictConfig, prior: DenoiserModule, n: int) -> Tensor:

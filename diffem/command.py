@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from diffem.error import UserError, check_count
 from diffem.file import FREE_SOME, FULL
 from diffem.run_dir import resumed_arguments
+from diffem.secret import hidden, redacted, told
 from diffem.signals import RANK_DIED, stop, stop_on_signals
 from diffem.trust import check_arguments
 
@@ -40,7 +41,7 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     stop_on_signals()
     with mistakes_told():
-        sys.argv[1:] = resumed_arguments(sys.argv[1:])
+        sys.argv[1:] = hidden(resumed_arguments(sys.argv[1:]))
         check_arguments(sys.argv[1:], str(CONF), "train")
         main()
 
@@ -56,7 +57,7 @@ def mistakes_told() -> Iterator[None]:
     except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {told(_sentence(error))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL:
@@ -77,6 +78,24 @@ def about(cfg: DictConfig) -> dict[str, Any]:
     seen = cfg.method.supervised or chosen["init"] == "clean"
     devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
     return {**groups, "clean_images": seen, "seed": cfg.seed, "devices": devices}
+
+
+def shown(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the config as it may be shown: resolved, but for secrets and the environment."""
+    written = redacted(OmegaConf.to_container(cfg, resolve=False))
+    plain = OmegaConf.to_container(OmegaConf.create(_unresolved(written)), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _unresolved(value: Any) -> Any:  # noqa: ANN401 - a container of plain types
+    """Returns a config in which what comes from the environment is no interpolation."""
+    if isinstance(value, dict):
+        return {k: _unresolved(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unresolved(v) for v in value]
+    from_environment = isinstance(value, str) and "oc.env" in value
+    return value.replace("${", "\\${") if from_environment else value
 
 
 def believed(cfg: DictConfig) -> DictConfig:

@@ -1,6 +1,6 @@
 """The run directory: of one configuration, written by one process, gone on with if unfinished.
 
-.hydra/config.yaml      the configuration, with what was changed by those who went on
+.hydra/config.yaml      the configuration, with what was changed by those who went on; no secrets
 .hydra/overrides.yaml   what the first command was given
 .hydra/resumed.jsonl    one line for each time that the run went on, and what was changed
 .lock                   held by the process that writes
@@ -23,6 +23,7 @@ from torch import Tensor
 from diffem.em.progress import console
 from diffem.error import UserError
 from diffem.file import free_bytes
+from diffem.secret import redacted
 
 FREE_KEYS = (  # what may differ between the processes of one run
     "run_dir",
@@ -72,9 +73,9 @@ def open_run(cfg: DictConfig) -> Path:
             raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
         _lock(run_dir)
         folder.mkdir(parents=True)
-        OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
-        OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-    OmegaConf.save(cfg, held)
+        _save(hydra.overrides.task, folder / "overrides.yaml")
+        _save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
+    _save(cfg, held)
     return run_dir
 
 
@@ -113,7 +114,9 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"resume={run_dir}: no run is there; give a run directory, or auto")
     others = [a for a in arguments if not a.startswith("resume=")]
     own = {_key(a) for a in others} | {"run_dir", "resume"}
-    before = [str(o) for o in OmegaConf.load(file) if _key(str(o)) not in own]
+    # Not resolved: an interpolation in an argument is of the config that it goes into.
+    held = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    before = [str(o) for o in held or () if _key(str(o)) not in own]
     return [*before, *others, f"run_dir={run_dir}", "resume=auto"]
 
 
@@ -174,8 +177,13 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _plain(cfg: Any) -> dict[str, Any]:  # noqa: ANN401 - a DictConfig or a ListConfig
-    plain = OmegaConf.to_container(cfg, resolve=False)
+def _save(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or a ListConfig
+    plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
+    OmegaConf.save(OmegaConf.create(redacted(plain)), path)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = redacted(OmegaConf.to_container(cfg, resolve=False))
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
 

@@ -1,6 +1,7 @@
 """The command as a user runs it: what it writes, on one and two processes, in sweeps, to W&B."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from command import SHORT, train
-from wandb_file import history, step_metrics
+from wandb_file import config, history, step_metrics
 
 from diffem.classify import Training, classify
 from diffem.corruption import GaussianNoise, Mask
@@ -16,6 +17,12 @@ from diffem.dataset import Digits
 from diffem.em import observe
 from diffem.metric import ssim, variety
 
+CANARY = "canary-3f9c"
+SECRETS = (
+    f"+note.api_key={CANARY}-given",
+    "+note.where=${oc.env:CANARY}",
+    "+note.too=${note.where}",
+)
 COLUMNS = {
     "round",
     "psnr",
@@ -39,8 +46,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One short run with W&B offline, which most tests look at."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     done = train(
-        *SHORT, f"run_dir={run_dir}", "logger=wandb", WANDB_MODE="offline", WANDB_SILENT="true"
-    )
+        *SHORT, *SECRETS, f"run_dir={run_dir}", "logger=wandb",
+        WANDB_MODE="offline", CANARY=CANARY,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name in ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints"):
         assert f"wrote {run_dir / name}" in done.stdout
@@ -125,13 +133,53 @@ def test_wandb_offline_holds_rounds_steps_and_panels(run_dir: Path) -> None:
     assert [row["step"] for row in rows if "m_step/loss" in row] == [1, 3, 5, 7, 9, 11]
 
 
+def test_no_file_holds_a_secret_or_the_environment(run_dir: Path) -> None:
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    given = "- +note.api_key=${oc.env:DIFFEM_NOTE_API_KEY}\n"
+    assert given in (run_dir / ".hydra" / "overrides.yaml").read_text()
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    shown = config(file)
+    assert (
+        shown["corruption"]["rho"] == 0.5 and shown["logger"]["wandb"]["name"] == "digits-mask-0"
+    )
+    assert shown["note"] == {
+        "api_key": "${oc.env:DIFFEM_NOTE_API_KEY}",
+        "where": "${oc.env:CANARY}",
+        "too": "${oc.env:CANARY}",
+    }
+
+
+def test_a_run_that_goes_on_is_the_same_wandb_run_and_loses_no_row(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(run_dir, again, symlinks=True)
+    with (again / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "m_st\n')  # as a kill may leave it
+    done = train(
+        f"resume={again}", "em.rounds=3", "+note.api_key=another",
+        WANDB_MODE="offline", CANARY=CANARY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(again.glob("wandb/offline-run-*/run-*.wandb"))
+    assert first.name == second.name  # the W&B run's name
+    before, rows = history(first), history(second)
+    assert [row["_step"] for row in before] == list(range(len(before)))
+    told = [row["_step"] for row in rows]
+    assert told == sorted(set(range(told[-1] + 1)) - {len(before)})  # all but the cut line
+    assert [row["round"] for row in rows if "round/psnr" in row] == [0, 1, 2, 3]
+
+
 def test_wandb_without_an_account_stays_offline(tmp_path: Path) -> None:
-    environment = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
+    environment = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
     done = train(
         *SHORT, f"run_dir={tmp_path / 'run'}", "logger=wandb", "prior=null", **environment
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("run/wandb/offline-run-*/run-*.wandb"))) == 1
+    (folder,) = tmp_path.glob("run/wandb/offline-run-*")
+    assert f"W&B: the run is kept offline; later: wandb sync {folder}" in done.stderr
 
 
 def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None:
@@ -139,10 +187,10 @@ def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None
         return {str(p): p.stat().st_mtime_ns for p in run_dir.rglob("*")}
 
     before = state()
-    other = train(*SHORT, f"run_dir={run_dir}", "corruption.rho=0.4")
+    other = train(*SHORT, *SECRETS, f"run_dir={run_dir}", "corruption.rho=0.4")
     assert other.returncode == 1
     assert "holds a run of another config: corruption.rho was 0.5 and is 0.4" in other.stderr
-    same = train(*SHORT, f"run_dir={run_dir}")
+    same = train(*SHORT, *SECRETS, f"run_dir={run_dir}")
     assert same.returncode == 1 and "holds a finished run" in same.stderr
     assert state() == before
 

@@ -49,3 +49,9 @@ def step_metrics(path: Path) -> dict[str, str]:
     """Returns the counter that each defined metric runs against."""
     metrics = [r.metric for r in messages(path) if r.HasField("metric")]
     return {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
+
+
+def config(path: Path) -> dict[str, Any]:
+    """Returns the configuration that the run was opened with."""
+    (run,) = [r.run for r in messages(path) if r.HasField("run")]
+    return {item.key: json.loads(item.value_json) for item in run.config.update}

@@ -18,6 +18,7 @@ from diffem.command import mistakes_told
 from diffem.compare.folder import compare
 from diffem.compare.study import known_studies, methods_study, read_study
 from diffem.em.progress import console
+from diffem.secret import hidden
 
 EPILOG = """\
 studies (conf/study):
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = methods_study(chosen.methods) if chosen.methods else read_study(chosen.study)
         study = replace(
             study,
-            common=(*study.common, *chosen.overrides),
+            common=tuple(hidden((*study.common, *chosen.overrides))),
             seeds=tuple(chosen.seeds or study.seeds),
         )
         try:

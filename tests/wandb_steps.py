@@ -1,0 +1,31 @@
+"""Logs to W&B as a run does, step by step as its standard input says: open, log, close.
+
+After each step it prints how many seconds of the run the step took.
+"""
+
+import sys
+import time
+
+import wandb
+
+from diffem.em.logger import JSONLLogger, RoundWandbLogger
+
+run_dir = sys.argv[1]
+metrics = f"{run_dir}/metrics.jsonl"
+lines = JSONLLogger(metrics)
+logger = RoundWandbLogger("diffem", run_dir, "name", metrics, f"{run_dir}/figures")
+count = 0
+for word in sys.stdin:
+    start = time.monotonic()
+    match word.strip():
+        case "open":
+            logger.log_hyperparams({"seed": 0})
+        case "log":
+            for _ in range(5):
+                lines.log_metrics({"m_step/loss": float(count)}, count)
+                logger.log_metrics({"m_step/loss": float(count)}, count)
+                count += 1
+        case "close":
+            logger.close()
+            wandb.teardown()  # what W&B does when the process ends
+    print(time.monotonic() - start, flush=True)
