@@ -73,10 +73,16 @@ def open_run(cfg: DictConfig) -> Path:
             raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
         _lock(run_dir)
         folder.mkdir(parents=True)
-        _save(hydra.overrides.task, folder / "overrides.yaml")
-        _save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-    _save(cfg, held)
+        save_config(hydra.overrides.task, folder / "overrides.yaml")
+        save_config(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
+    save_config(cfg, held)
     return run_dir
+
+
+def save_config(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or a ListConfig
+    """Saves a config as it is written, its interpolations too, but for its secrets."""
+    plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
+    OmegaConf.save(OmegaConf.create(redacted(plain)), path)
 
 
 def check_space(run_dir: Path, x: Tensor, *, rounds: int) -> None:
@@ -175,11 +181,6 @@ def _free(key: str) -> bool:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
-
-
-def _save(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or a ListConfig
-    plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
-    OmegaConf.save(OmegaConf.create(redacted(plain)), path)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from diffem.command import shown
 from diffem.error import UserError
-from diffem.run_dir import config_hash, resumed_arguments
+from diffem.run_dir import config_hash, resumed_arguments, save_config
 from diffem.secret import HIDDEN, PREFIX, hidden, redacted, told
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_goes_on_is_given_its_secret_again(tmp_path: Path) -> None:
     assert hidden(resumed_arguments([resume])) == [*saved, *rest]  # from the environment
 
 
-def test_a_file_s_secrets_are_left_out_and_decide_nothing() -> None:
+def test_a_file_s_secrets_are_left_out_and_decide_nothing(tmp_path: Path) -> None:
     def config(token: str) -> object:
         return OmegaConf.create(
             {"a": {"token": token, "n": 1}, "credentials": [{"user": token}], "b": "${a.n}"}
@@ -88,6 +88,8 @@ def test_a_file_s_secrets_are_left_out_and_decide_nothing() -> None:
     assert redacted(plain) == {
         "a": {"token": HIDDEN, "n": 1}, "credentials": [{"user": HIDDEN}], "b": "${a.n}"
     }  # fmt: skip
+    save_config(config("canary"), tmp_path / "config.yaml")
+    assert OmegaConf.load(tmp_path / "config.yaml") == redacted(plain)
     assert config_hash(config("canary")) == config_hash(config("another"))
     assert shown(config("canary"))["b"] == 1 and "canary" not in str(shown(config("canary")))
 

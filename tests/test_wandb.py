@@ -132,7 +132,14 @@ def test_down_from_the_middle_on_and_synced_later(kind: str, tmp_path: Path) -> 
     folder = Path(said.replace("\n", "").rpartition("wandb sync ")[2])
     with serving(port) as server:
         command = [sys.executable, "-m", "wandb", "sync", str(folder)]
-        subprocess.run(command, env=run.environment, check=True, timeout=60, capture_output=True)
+        subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=run.environment,
+            check=True,
+            timeout=60,
+            capture_output=True,
+        )
         assert sorted(row["step"] for row in server.rows) == list(range(10))
 
 
