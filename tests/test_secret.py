@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from diffem.command import shown
 from diffem.error import UserError
@@ -79,8 +79,8 @@ def test_a_run_that_goes_on_is_given_its_secret_again(tmp_path: Path) -> None:
 
 
 def test_a_file_s_secrets_are_left_out_and_decide_nothing(tmp_path: Path) -> None:
-    def config(token: str) -> object:
-        return OmegaConf.create(
+    def config(token: str) -> DictConfig:
+        return DictConfig(
             {"a": {"token": token, "n": 1}, "credentials": [{"user": token}], "b": "${a.n}"}
         )
 

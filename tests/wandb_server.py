@@ -51,10 +51,10 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
-    server: Server
 
     def do_POST(self) -> None:
         """Answers."""
+        assert isinstance(self.server, Server)
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
 
 

@@ -124,7 +124,8 @@ class RoundWandbLogger(Logger):
         if not whole and not run.disabled:
             why = "is kept offline" if upload is None else "could not be uploaded whole"
             folder = Path(run.dir).parent
-            console.print(f"W&B: the run {why}; later: wandb sync {folder}", soft_wrap=True)
+            line = f"W&B: the run {why}; later: wandb sync {folder}"
+            console.print(line, soft_wrap=True, markup=False)
 
     def _open(self, config: dict[str, Any]) -> None:
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # it waits for the server, offline too
