@@ -33,9 +33,10 @@ from diffem.em import (
     Unconditional,
     observe,
 )
-from diffem.em.checkpoint import SafeCheckpointIO, resumable
+from diffem.em.checkpoint import SafeCheckpointIO
 from diffem.em.logger import close
 from diffem.em.progress import MStepProgress, console
+from diffem.em.rollback import fit
 from diffem.em.stop import Stops
 from diffem.metric import Evaluation
 from diffem.random import seeded
@@ -87,9 +88,9 @@ def run(cfg: DictConfig) -> None:
         checkpoint=checkpoint,
         on_round=report.on_round,
     )
-    trainer = build_trainer(cfg, [em], build_loggers(cfg), epochs=settings.rounds * data.epochs)
-    start = resumable(checkpoint, store.whole)
-    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    loggers = build_loggers(cfg)
+    make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=settings.rounds * data.epochs)
+    trainer = fit(make_trainer, module, data, checkpoint)
 
     prior = None
     if cfg.prior is not None:
@@ -165,8 +166,8 @@ def fit_prior(
     )
     last.round, last.due = data.round, False
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
-    trainer = build_trainer(cfg, [Epochs(checkpoint)], loggers, epochs=last.epochs)
-    trainer.fit(module, datamodule=last, ckpt_path=resumable(checkpoint), weights_only=True)
+    make_trainer = partial(build_trainer, cfg, [Epochs(checkpoint)], loggers, epochs=last.epochs)
+    fit(make_trainer, module, last, checkpoint)
     return module
 
 

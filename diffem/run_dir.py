@@ -37,6 +37,7 @@ FREE_KEYS = (  # what may differ between the processes of one run
     "em.rounds",
     "em.seconds",
     "em.evaluations",
+    "m_step.rollbacks",
 )
 AUTO = "auto"
 _locks: list[IO[str]] = []  # open as long as this process lives

@@ -117,3 +117,34 @@ def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> 
     assert_gone(run_dir, 15)
     if rank == 1:
         assert error.splitlines()[-1].endswith("the same command goes on from where the run was")
+
+
+def poisoned_train(*overrides: str) -> subprocess.CompletedProcess[str]:
+    """Runs train.py on two processes, of which the second has an infinite loss at step 5."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "poisoned_train.py"), *SHORT, *TWO, *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_two_processes_meet_bad_numbers_alike(tmp_path: Path) -> None:
+    """One has the bad loss; both stop, or both roll back, and neither waits for the other."""
+    stopped, whole = f"run_dir={tmp_path / 'stopped'}", f"run_dir={tmp_path / 'whole'}"
+    often = "em.steps_per_epoch=2"
+    done = poisoned_train(stopped, often)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("not finite at optimiser step 5 (round 1)") == 1
+    assert poisoned_train(stopped, often, "m_step.rollbacks=1").returncode == 0
+    done = poisoned_train(whole, often, "m_step.rollbacks=1")
+    assert done.returncode == 0, done.stderr
+    assert "going on from it at 0.5 of the learning rate" in done.stderr
+    manifests = [
+        json.loads((path / "reconstructions" / "round_002" / "manifest.json").read_text())
+        for path in (tmp_path / "stopped", tmp_path / "whole")
+    ]
+    assert manifests[0]["weights_sha256"] == manifests[1]["weights_sha256"]
+    assert manifests[0]["chunks"] == manifests[1]["chunks"]

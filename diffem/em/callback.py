@@ -70,6 +70,11 @@ class EMRounds(Callback):
             self.next_round(trainer)
         self.stop_if_over(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the state before the first step, for a roll-back to go back to."""
+        if trainer.global_step == 0:
+            self.save(trainer)
+
     def on_train_batch_end(
         self,
         trainer: Trainer,

@@ -177,6 +177,11 @@ class Epochs(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the state before the first step, for a roll-back to go back to."""
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.checkpoint)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the epoch and saves the state of training."""
         trainer.datamodule.epoch += 1  # type: ignore[attr-defined]

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import EMA
 from diffem.em.objective import Objective
 from diffem.em.reconstructions import Batch
-from diffem.error import check_fraction
+from diffem.error import check_count, check_fraction
 from diffem.file import write_file
 from diffem.random import seeded
 
@@ -43,9 +44,16 @@ class MStep:
     """The decay of the weights' moving average, in [0, 1)."""
     augment: Callable[[Tensor], Tensor] | None = None
     """What is done to the reconstructions before they are corrupted afresh."""
+    rollbacks: int = 0
+    """How often numbers may go bad and the rate be halved before the run ends, >= 0."""
 
     def __post_init__(self) -> None:
         check_fraction("m_step.ema_decay", self.ema_decay)
+        check_count("m_step.rollbacks", self.rollbacks, minimum=0)
+
+
+class BadNumbers(FloatingPointError):
+    """A loss, a gradient or a weight is not finite; every process meets it at the same step."""
 
 
 class DenoiserModule(LightningModule):
@@ -57,6 +65,9 @@ class DenoiserModule(LightningModule):
         m_step: How to optimise.
         phase: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
+
+    Attributes:
+        rollbacks: How often the learning rate has been halved.
     """
 
     def __init__(
@@ -75,27 +86,70 @@ class DenoiserModule(LightningModule):
         self.seed = seed
         self.phase = phase
         self.ema = EMA(denoiser, m_step.ema_decay)
+        self.rollbacks = 0
 
     def training_step(self, batch: Batch) -> Tensor:
         """Returns the loss of one batch of reconstructions."""
-        current = self.trainer.datamodule.round  # type: ignore[attr-defined]
-        if batch.round != current:
-            raise RuntimeError(f"a batch of round {batch.round} reached round {current}")
+        if batch.round != self._round:
+            raise RuntimeError(f"a batch of round {batch.round} reached round {self._round}")
         key = (self.seed, self.phase, self.trainer.global_step, self.trainer.global_rank)
         with seeded(*key, device=self.device):
             if self.m_step.augment is not None:
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)
             loss = self.objective.loss(self.denoiser, batch, t, key)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at optimiser step {self.trainer.global_step} "
-                f"(round {current + 1}); checkpoints/last.ckpt is from before it: lower "
-                "m_step.optimizer.lr, or set trainer.precision=32-true, in a new run_dir with "
-                "init=checkpoint"
-            )
         self.log(f"{self.phase}/loss", loss, prog_bar=True)
-        return loss
+        # Times 1, or NaN where the loss is not finite: the gradients of all processes tell of it.
+        return loss * (1 + 0 * loss.detach())
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Refuses a step along gradients that are not finite.
+
+        Raises:
+            BadNumbers: If they are not, on any process.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # 16-mixed: it skips what overflows, and halves its scale
+            self._check(scaler.get_scale() >= 1)
+            return
+        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        self._check(bool(get_total_norm(gradients).isfinite()))
+
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            where = "the prior" if self.phase == "prior" else f"round {self._round + 1}"
+            raise BadNumbers(
+                f"the loss, its gradient or the weights are not finite at optimiser step "
+                f"{self.trainer.global_step} ({where})"
+            )
+
+    @property
+    def _round(self) -> int:
+        return self.trainer.datamodule.round  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the number of halvings; a checkpoint of weights that are not finite is refused.
+
+        Raises:
+            BadNumbers: If a weight is not finite.
+        """
+        self._check(all(bool(weight.isfinite().all()) for weight in self.parameters()))
+        checkpoint["rollbacks"] = self.rollbacks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the number of halvings, unless a roll-back has just raised it."""
+        self.rollbacks = max(self.rollbacks, checkpoint.get("rollbacks", 0))
+
+    def on_train_start(self) -> None:
+        """Sets the rate of the next step, which may have been saved before a roll-back."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate * self._factor(scheduler.last_epoch)
+
+    def _factor(self, step: int) -> float:
+        """Returns the factor of the learning rate at a step of a round."""
+        return 0.5**self.rollbacks * self.m_step.schedule(step / self.m_step.steps)
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
         """Averages the weights after each optimiser step."""
@@ -104,9 +158,7 @@ class DenoiserModule(LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """Returns the optimiser and its schedule over one round; called anew each round."""
         optimizer = self.m_step.optimizer(self.denoiser.parameters())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.m_step.schedule(step / self.m_step.steps)
-        )
+        scheduler = LambdaLR(optimizer, lambda step: self._factor(step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     @contextmanager

@@ -8,6 +8,7 @@ import torch
 from azula.noise import VESchedule
 from azula.sample import DDIMSampler
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from diffem.corruption import Corruption, GaussianNoise, Mask
@@ -33,9 +34,10 @@ from diffem.em import (
     Unconditional,
     observe,
 )
-from diffem.em.checkpoint import SafeCheckpointIO, resumable
+from diffem.em.checkpoint import SafeCheckpointIO
 from diffem.em.init import Gaussian, Init
 from diffem.em.objective import Recorrupted
+from diffem.em.rollback import fit
 from diffem.network import UNet
 from diffem.random import seeded
 
@@ -61,6 +63,7 @@ class SmallRun:
         rival: PosteriorFactory | None = None,
         make_objective: ObjectiveFactory | None = None,
         believed: Corruption | None = None,
+        rollbacks: int = 0,
     ) -> None:
         corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
         x = Digits([1, 8, 8], train=SIZE).load().train
@@ -76,6 +79,7 @@ class SmallRun:
             schedule=Cosine(warmup=0.1, final=0.1),
             steps=STEPS,
             ema_decay=0.5,
+            rollbacks=rollbacks,
         )
         denoiser = Denoiser(network, VESchedule(0.02, 20.0))
         self.module = DenoiserModule(denoiser, objective, m_step, phase="m_step", seed=seed)
@@ -86,6 +90,7 @@ class SmallRun:
         )
         self.rounds: list[Round] = []
         self.supervised = False
+        self.plugins: list[MixedPrecision] = []
 
     @staticmethod
     def settings_of(rounds: int) -> EMSettings:
@@ -122,23 +127,19 @@ class SmallRun:
             blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
             on_round=lambda _, round: self.told(round),
         )
-        trainer = Trainer(
+        make_trainer = partial(
+            Trainer,
             accelerator="cpu",
             devices=1,
             max_epochs=self.settings.rounds * self.data.epochs,
             callbacks=[em],
             logger=False,
-            plugins=[SafeCheckpointIO()],
+            plugins=[SafeCheckpointIO(), *self.plugins],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(
-            self.module,
-            datamodule=self.data,
-            ckpt_path=resumable(em.checkpoint, self.store.whole),
-            weights_only=True,
-        )
+        fit(make_trainer, self.module, self.data, em.checkpoint)
         return self

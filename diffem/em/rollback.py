@@ -1,0 +1,58 @@
+"""Roll-back: a fit whose numbers go bad goes on from its last checkpoint, at half the rate.
+
+The number of halvings is part of the checkpoint, and a process that was killed meets the same
+numbers again: what went on after a roll-back can be killed and gone on with like any other run.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning import Trainer
+
+from diffem.em.checkpoint import resumable
+from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.module import BadNumbers, DenoiserModule
+from diffem.em.progress import console
+from diffem.error import UserError
+
+
+def fit(
+    make_trainer: Callable[[], Trainer],
+    module: DenoiserModule,
+    data: ReconstructionDataModule,
+    checkpoint: Path,
+) -> Trainer:
+    """Fits a module, from the checkpoint if there is one, and returns the trainer.
+
+    Arguments:
+        make_trainer: Makes a trainer that saves the checkpoint before its first step.
+        module: The module.
+        data: Its data.
+        checkpoint: The file that the state of training is saved in.
+
+    Raises:
+        UserError: If numbers go bad once more than `m_step.rollbacks` allows.
+    """
+    while True:
+        trainer = make_trainer()
+        try:
+            start = resumable(checkpoint, data.store.whole)
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+            return trainer
+        except BadNumbers as error:
+            # Every process meets the same bad number: the first one tells of it.
+            told, allowed = f"{error}; the last good checkpoint is {checkpoint}", module.m_step
+            if module.rollbacks >= allowed.rollbacks:
+                if not trainer.is_global_zero:
+                    sys.exit(0)
+                raise UserError(
+                    f"{told}: go on from it at half the learning rate with "
+                    f"m_step.rollbacks={module.rollbacks + 1}, or start again with a lower "
+                    "m_step.optimizer.lr or trainer.precision=32-true"
+                ) from error
+            module.rollbacks += 1
+            if trainer.is_global_zero:
+                rate = f"{0.5**module.rollbacks:g} of the learning rate"
+                line = f"warning: {told}; going on from it at {rate}"
+                console.print(line, soft_wrap=True, markup=False)
