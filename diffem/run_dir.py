@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from diffem.em.checkpoint import SafeCheckpointIO
 from diffem.em.progress import console
 from diffem.error import UserError
 from diffem.file import free_bytes
@@ -65,6 +66,8 @@ def open_run(cfg: DictConfig) -> Path:
         _lock(run_dir)
         if (summary := run_dir / "summary.json").is_file():
             summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
+        if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
+            SafeCheckpointIO().remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
         line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
         with (folder / "resumed.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -78,6 +78,21 @@ def test_a_killed_run_is_gone_on_with(file: str, whole: Path, tmp_path: Path) ->
     expected = json.loads((whole / "summary.json").read_text())
     assert [r["psnr"] for r in rows["rounds"]] == [r["psnr"] for r in expected["rounds"]]
     assert rows["final"] == expected["final"]
+    assert losses(run_dir) == losses(whole)  # each step once
+    assert rounds_told(run_dir) == rounds_told(whole) == ([0, 1, 2], [0, 1, 2])
+
+
+def losses(run_dir: Path) -> list[dict[str, float]]:
+    """Returns the lines of metrics.jsonl that are of a step."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "round" not in line]
+
+
+def rounds_told(run_dir: Path) -> tuple[list[int], list[int]]:
+    """Returns the rounds in metrics.jsonl and in rounds.json."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    held = json.loads((run_dir / "rounds.json").read_text())["rounds"]
+    return [int(line["round"]) for line in lines if "round" in line], [r["round"] for r in held]
 
 
 def train_state(path: Path) -> dict[str, list[float]]:
@@ -123,6 +138,12 @@ def test_more_rounds_and_other_loggers_go_on_and_are_written_down(
     done = train(f"resume={run_dir}", "em.rounds=2", "logger=csv")
     assert done.returncode == 0, done.stderr
     assert weights(run_dir) == weights(whole)
+    # The prior is that of the last round, and so are its lines.
+    held, expected = (d / "checkpoints" / "prior.safetensors" for d in (run_dir, whole))
+    assert held.read_bytes() == expected.read_bytes()
+    assert losses(run_dir) == losses(whole)
+    assert rounds_told(run_dir) == ([0, 1, 2], [0, 1, 2])
+    assert len(list(run_dir.glob("csv/version_*/metrics.csv"))) == 2  # the EM loop's, the prior's
     assert len(json.loads((run_dir / "summary.previous.json").read_text())["rounds"]) == 2
     line = json.loads((run_dir / ".hydra" / "resumed.jsonl").read_text())
     assert line["changed"]["em.rounds"] == [1, 2] and "logger.csv.name" in line["changed"]

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from requests.utils import get_netrc_auth
 
 from diffem.em.progress import console
 from diffem.em.upload import Upload
+from diffem.file import write_file
 
 # What the metrics run against: a run that goes on repeats steps, which W&B's own counter forbids.
 COUNTERS = (("round", "round/*"), ("step", "m_step/*"), ("step", "prior/*"))
@@ -28,6 +30,9 @@ COUNTERS = (("round", "round/*"), ("step", "m_step/*"), ("step", "prior/*"))
 class JSONLLogger(Logger):
     """Appends one JSON object for each call, on the first process.
 
+    A run that goes on from an earlier point logs steps and rounds again: the first line takes the
+    place of what its phase had logged from there on.
+
     Arguments:
         path: The file.
     """
@@ -35,6 +40,7 @@ class JSONLLogger(Logger):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = Path(path)
+        self._at: dict[str, float] = {}  # the phases' counters, in this process
 
     @property
     def name(self) -> str:
@@ -48,10 +54,14 @@ class JSONLLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends the metrics as a line."""
-        line = {k: v for k, v in metrics.items() if k != "epoch"}
+        """Appends the metrics as a line; what is not finite is null, as JSON has it."""
+        line = {k: v if math.isfinite(v) else None for k, v in metrics.items() if k != "epoch"}
         if "round" not in line:
             line = {"step": step, **line}
+        phase, counter = _phase(line), next(iter(line.values()))
+        if counter <= self._at.get(phase, counter):
+            _make_room(self.path, line)
+        self._at[phase] = counter
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -59,6 +69,30 @@ class JSONLLogger(Logger):
         self, params: dict[str, Any] | Namespace, *_: object, **__: object
     ) -> None:
         """Does nothing: the configuration is in the run's .hydra folder."""
+
+
+def _make_room(path: Path, first: Mapping[str, Any]) -> None:
+    """Removes a phase's lines from a counter on, and a last line that a kill has cut.
+
+    Arguments:
+        path: The file of lines.
+        first: The line to come; its first key is the counter, "step" or "round".
+    """
+    text = path.read_text() if path.is_file() else ""
+    counter, kept = next(iter(first)), []
+    for held in text.splitlines(keepends=True):
+        if not held.endswith("}\n"):
+            continue
+        line = json.loads(held)
+        if _phase(line) != _phase(first) or line[counter] < first[counter]:
+            kept.append(held)
+    if (whole := "".join(kept)) != text:
+        write_file(path, lambda file: file.write(whole.encode()))
+
+
+def _phase(line: Mapping[str, Any]) -> str:
+    """Returns what a line tells of: a round, or the phase that is trained."""
+    return list(line)[-1].partition("/")[0]
 
 
 class RoundWandbLogger(Logger):
@@ -154,6 +188,8 @@ class RoundWandbLogger(Logger):
     def _tell(self) -> None:
         if self.run is None or not self.metrics.is_file():
             return
+        if self.metrics.stat().st_size < self._bytes:
+            self._bytes = 0  # steps are taken again: told after those before
         with self.metrics.open("rb") as file:
             file.seek(self._bytes)
             new = file.read()
