@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -64,6 +65,8 @@ def run(cfg: DictConfig) -> None:
     make_posterior: PosteriorFactory = instantiate(
         cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
     )
+    # Its mistakes are told now, before anything is written.
+    make_posterior(module.denoiser, train.corruption, torch.zeros(2, *cfg.dataset.shape))
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
     run_dir = open_run(cfg)

@@ -23,6 +23,7 @@ from diffem.em.progress import console, phase
 from diffem.error import UserError, check_count
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.random import generator, seeded
+from diffem.trust import check_arguments
 
 BATCH_SIZE = 128
 LR = 3e-3
@@ -72,12 +73,19 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out must be a .safetensors file, got {out}")
+    check_arguments(chosen := [f"dataset={name}", *overrides], str(CONF), "train")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"dataset={name}", *overrides])
+        cfg = compose("train", chosen)
     dataset: ImageDataset = instantiate(cfg.dataset, _convert_="all")
     if not isinstance(dataset, LabelledDataset):
         raise UserError(f"--dataset {name} has no labels to train on; choose a data set of images")
     images, labels = dataset.load(), dataset.labels()
+    for split, x, shown in zip(images._fields, images, labels, strict=True):
+        if len(x) != len(shown):
+            raise UserError(
+                f"--dataset {name}: the {split} split has {len(x)} images and {len(shown)} "
+                "labels; get its files again"
+            )
     network = train_network(images.train, labels.train, training)
     accuracy = float((predict(network, images.heldout) == labels.heldout).double().mean())
     about = {

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -18,15 +17,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from diffem.error import UserError, check_count
+from diffem.error import UserError, check_count, check_fraction, check_positive
 from diffem.file import FREE_SOME, FULL
 from diffem.run_dir import resumed_arguments
 from diffem.secret import hidden, redacted, told
 from diffem.signals import RANK_DIED, stop, stop_on_signals
+from diffem.trainer import check_trainer
 from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -65,7 +66,13 @@ def mistakes_told() -> Iterator[None]:
         where = f" while writing {error.filename}" if error.filename else ""
         print(f"error: no space left on the disk{where}; {FREE_SOME}", file=sys.stderr)
         sys.exit(1)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            line = str(error).splitlines()[0] if str(error) else "no more is there"
+            sys.exit(
+                f"error: the memory does not suffice ({line}); lower em.batch_size, em.chunk_size "
+                "or the size of the network or the data"
+            )
         if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):
             stop(RANK_DIED, 1)  # a collective fails when a rank is gone
         raise
@@ -119,44 +126,38 @@ def check(cfg: DictConfig) -> None:
     """Refuses what no part of the config refuses by itself.
 
     Raises:
-        UserError: If a number of steps is not at least 1, or the machine lacks the devices.
+        UserError: If a number of steps is not at least 1, or of the trainer's keys one is not
+            known to keep the laws, or the machine lacks the devices.
     """
     check_count("sampler.steps", cfg.sampler.steps)
+    for key in ("order", "corrections"):
+        if key in cfg.sampler:
+            check_count(f"sampler.{key}", cfg.sampler[key])
+    if "delta" in cfg.sampler:
+        check_fraction("sampler.delta", cfg.sampler.delta)
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
-    check_devices(cfg)
+    check_trainer(_plain(cfg.trainer))
+    if type(cfg.seed) is not int:
+        raise UserError(f"seed must be a whole number, got {cfg.seed!r}")
+    for side in cfg.dataset.shape:
+        check_count("dataset.shape: a side", side)
+    sigmas = [k for k in ("sigma_min", "sigma_max") if k in cfg.schedule]
+    levels = [check_positive(f"schedule.{k}", cfg.schedule[k]) for k in sigmas]
+    if levels != sorted(set(levels)):
+        raise UserError(f"schedule.sigma_min must be below schedule.sigma_max, got {levels}")
+    for name, logger in cfg.logger.items():
+        if not OmegaConf.is_dict(logger) or "_target_" not in logger:
+            raise UserError(f"logger.{name} must have a _target_, got {logger}")
+    if cfg.trainer.devices != 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"-m runs its jobs on one device each, got trainer.devices={cfg.trainer.devices}; "
+            "start the runs one by one to use several devices"
+        )
 
 
-def check_devices(cfg: DictConfig) -> None:
-    """Refuses devices that this machine does not have.
-
-    Raises:
-        UserError: If there are fewer GPUs, or fewer than half as many CPU cores, as devices; or
-            if a sweep has several devices.
-    """
-    accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
-    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
-    if accelerator not in ACCELERATORS:
-        raise UserError(
-            f"trainer.accelerator must be one of {', '.join(ACCELERATORS)}, got {accelerator}"
-        )
-    if accelerator in ("gpu", "cuda") and gpus == 0:
-        raise UserError(
-            f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
-            "trainer.accelerator=cpu or auto"
-        )
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")
-    if isinstance(devices, int) and not 1 <= devices <= limit:
-        raise UserError(
-            f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), "
-            f"got {devices}"
-        )
-    if devices != 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"-m runs its jobs on one device each, got trainer.devices={devices}; start the runs "
-            "one by one to use several devices"
-        )
+def _plain(node: Any) -> Any:  # noqa: ANN401
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
 
 
 def _sentence(error: Exception) -> str:

@@ -111,18 +111,19 @@ def free_bytes(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def load_plain(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401
-    """Returns what torch.save wrote, if it is tensors and plain types; nothing is executed.
+def load_plain(path: Path) -> Any:  # noqa: ANN401
+    """Returns what torch.save wrote, on the CPU, if it is tensors and plain types.
+
+    Nothing is executed.
 
     Arguments:
         path: A local file.
-        device: Where to put the tensors.
 
     Raises:
         pickle.UnpicklingError: If the file holds anything else.
     """
     kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     finally:
         os.environ.update(kept)

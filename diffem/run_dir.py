@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from diffem.em.checkpoint import SafeCheckpointIO
 from diffem.em.progress import console
@@ -62,7 +64,7 @@ def open_run(cfg: DictConfig) -> Path:
     folder = run_dir / ".hydra"
     held = folder / "config.yaml"
     if held.exists():
-        changed = _check(run_dir, OmegaConf.load(held), cfg)
+        changed = _check(run_dir, _saved(held, DictConfig), cfg)
         _lock(run_dir)
         if (summary := run_dir / "summary.json").is_file():
             summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
@@ -125,7 +127,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     others = [a for a in arguments if not a.startswith("resume=")]
     own = {_key(a) for a in others} | {"run_dir", "resume"}
     # Not resolved: an interpolation in an argument is of the config that it goes into.
-    held = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    held = OmegaConf.to_container(_saved(file, ListConfig), resolve=False)
     before = [str(o) for o in held or () if _key(str(o)) not in own]
     return [*before, *others, f"run_dir={run_dir}", "resume=auto"]
 
@@ -177,6 +179,21 @@ def _lock(run_dir: Path) -> None:
             "another"
         ) from error
     _locks.append(file)
+
+
+def _saved(file: Path, kind: type) -> Any:  # noqa: ANN401 - a DictConfig or a ListConfig
+    """Returns what a run had saved of its configuration.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        held = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError):
+        held = None
+    if not isinstance(held, kind):
+        raise UserError(f"{file} is damaged; choose another run_dir")
+    return held
 
 
 def _free(key: str) -> bool:

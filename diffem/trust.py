@@ -5,6 +5,7 @@ that came from elsewhere. Its own block list is no boundary: this allow list is 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
 from diffem.error import UserError
+from diffem.kind import check_kinds
 
 PARTS = (  # packages whose own classes and functions may be built
     "diffem.corruption",
@@ -43,7 +45,8 @@ def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
         name: The name of its first file.
 
     Raises:
-        UserError: If a flag or a `_target_` is not allowed.
+        UserError: If a flag or a `_target_` is not allowed, or a value is of another kind than the
+            chosen files have in its place.
     """
     overrides, skip = [], False
     for argument in arguments:
@@ -57,13 +60,18 @@ def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
             overrides.append(argument)
     with initialize_config_dir(conf, version_base="1.3"):
         for chosen in _without_sweeps(overrides):
+            groups = list(_groups(chosen, Path(conf)))
             cfg = compose(name, chosen, return_hydra_config=True)
             hydra = OmegaConf.to_container(cfg.hydra, resolve=False)
-            for where, target in _targets(hydra, "hydra"):
+            for where, target in _found(hydra, "_target_", "hydra"):
                 _check_prefix(where, target, PLUGINS)
             with open_dict(cfg):
                 del cfg["hydra"]
-            check_targets(OmegaConf.to_container(cfg, resolve=False))
+            given = OmegaConf.to_container(cfg, resolve=False)
+            check_targets(given)
+            files = OmegaConf.to_container(compose(name, groups), resolve=False)
+            assert isinstance(given, dict) and isinstance(files, dict)
+            check_kinds(given, files)
 
 
 def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain types
@@ -72,7 +80,10 @@ def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain t
     Raises:
         UserError: If one is not in the allow list, or leads out of it.
     """
-    for where, target in _targets(config):
+    for where, flag in _found(config, "_partial_"):
+        if not isinstance(flag, bool):
+            raise UserError(f"{where} must be true or false, got {flag!r}")
+    for where, target in _found(config, "_target_"):
         if target in NAMES:
             continue
         _check_prefix(where, target, PARTS)
@@ -95,18 +106,35 @@ def _check_prefix(where: str, target: object, prefixes: Iterable[str]) -> None:
         )
 
 
-def _targets(node: object, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the key and the value of each `_target_`."""
+def _found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields where a key stands in a configuration, and each of its values."""
     if isinstance(node, dict):
         for key, value in node.items():
             name = f"{where}.{key}" if where else str(key)
-            if key == "_target_":
+            if key == wanted:
                 yield name, value
             else:
-                yield from _targets(value, name)
+                yield from _found(value, wanted, name)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            yield from _targets(value, f"{where}.{i}")
+            yield from _found(value, wanted, f"{where}.{i}")
+
+
+def _groups(overrides: Sequence[str], conf: Path) -> Iterator[str]:
+    """Yields the overrides that choose files, and those of Hydra's own node.
+
+    Raises:
+        UserError: If a choice is no name.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if (folder := conf / key).is_dir() and not override.is_delete():
+            names = value if isinstance(value, list) else [value]
+            if not all(isinstance(name, str) for name in names):
+                known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+                raise UserError(f"{override.input_line} is not a choice; {key} can be: {known}")
+        if folder.is_dir() or key.startswith("hydra"):
+            yield str(override.input_line)
 
 
 def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -1,6 +1,7 @@
 """Datasets: clean images of a benchmark, from which observations are drawn."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -70,3 +71,17 @@ def checked(splits: Splits, shape: Sequence[int]) -> Splits:
 def limited(x: Tensor, limit: int | None) -> Tensor:
     """Returns the first images up to a limit; None for all."""
     return x if limit is None else x[:limit]
+
+
+def inside(file: Path, *folders: Path) -> Path:
+    """Returns a file of a data folder.
+
+    Raises:
+        UserError: If it is, or stands behind, a link that leads out of the folders.
+    """
+    real = file.resolve()
+    if not any(real.is_relative_to(folder.resolve()) for folder in folders):
+        raise UserError(
+            f"dataset.path: {file} leads out of {folders[0]}, to {real}; put the file itself there"
+        )
+    return file

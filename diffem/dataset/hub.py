@@ -1,18 +1,24 @@
 """Image sets of the Hugging Face hub, or of a local folder in one of its layouts."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from diffem.dataset.base import Labels, Splits, checked
+from diffem.dataset.base import Labels, Splits, checked, inside
 from diffem.error import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start a program: EPS
+SHRINK = 64  # a side is at most so many times as long as the one it is resized to
 
 
 class HubImages:
@@ -80,6 +86,9 @@ class HubImages:
 
         split, limit = self.splits[index], self.limits[index]
         datasets.disable_progress_bars()
+        for file in Path(self.path).rglob("*"):  # nothing, if it is a name on the hub
+            if file.is_symlink():
+                inside(file, Path(self.path))
         try:
             data = datasets.load_dataset(self.path, split=split)
         except Exception as error:  # the hub raises dozens of types
@@ -89,6 +98,8 @@ class HubImages:
                 "local folder of images"
             ) from error
         assert isinstance(data, datasets.Dataset)
+        if len(data) == 0:
+            raise UserError(f"dataset.path: split {split!r} of {self.path!r} holds nothing")
         if column not in data.column_names:
             raise UserError(
                 f"dataset.{key} must be one of {data.column_names} for {self.path!r}, "
@@ -97,10 +108,23 @@ class HubImages:
         return data.select(range(min(len(data), limit or len(data))))
 
     def _images(self, rows: "Dataset") -> Tensor:
-        images = np.stack([self._prepare(row[self.column]) for row in rows])  # type: ignore[index]
-        return torch.from_numpy(images).float().div_(127.5).sub_(1)
+        import datasets
 
-    def _prepare(self, image: Image.Image) -> np.ndarray:
+        if not isinstance(rows.features[self.column], datasets.Image):
+            raise UserError(
+                f"dataset.column: column {self.column!r} of {self.path!r} holds no images; choose "
+                "another column"
+            )
+        raw = rows.cast_column(self.column, datasets.Image(decode=False))
+        folders = Path(self.path), Path(datasets.config.HF_DATASETS_CACHE)
+        images = [self._prepare(row[self.column], i, folders) for i, row in enumerate(raw)]  # type: ignore[index]
+        stacked = torch.from_numpy(np.stack(images))
+        return stacked.float().div_(127.5).sub_(1)
+
+    def _prepare(
+        self, value: Mapping[str, Any] | None, number: int, folders: Sequence[Path]
+    ) -> np.ndarray:
+        image = self._decode(value, number, folders)
         side = min(*image.size, self.crop or min(image.size))
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
@@ -109,3 +133,28 @@ class HubImages:
             image = image.resize((self.shape[2], self.shape[1]), Image.Resampling.BICUBIC)
         array = np.asarray(image, dtype=np.uint8)
         return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+
+    def _decode(
+        self, value: Mapping[str, Any] | None, number: int, folders: Sequence[Path]
+    ) -> Image.Image:
+        """Returns an image, unpacked once its size is known to be sane."""
+        if not value:
+            raise UserError(f"dataset.path: image {number} of {self.path!r} is missing; remove it")
+        name = f"dataset.path: image {number} of {self.path!r} ({value['path']})"
+        held = value["bytes"]
+        source = inside(Path(value["path"]), *folders) if held is None else BytesIO(held)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(source, formats=FORMATS)
+            limit = SHRINK**2 * self.shape[1] * self.shape[2]
+            if image.width * image.height > limit:
+                raise UserError(
+                    f"{name} has {image.width} × {image.height} pixels, more than {limit} for "
+                    f"dataset.shape={list(self.shape)}; scale it down or remove it"
+                )
+            return ImageOps.exif_transpose(image)
+        except UserError:
+            raise
+        except Exception as error:  # a decoder raises whatever it meets
+            raise UserError(f"{name} cannot be read ({error}); repair or remove it") from error

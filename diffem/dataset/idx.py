@@ -5,15 +5,18 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.dataset.base import Labels, Splits, checked, limited
+from diffem.dataset.base import Labels, Splits, checked, inside, limited
 from diffem.error import UserError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+LARGEST = 2**33  # bytes of a file, unpacked
+DEFLATE = 1032  # the most bytes that a compressed byte unpacks to (zlib's Technical Details)
 
 
 class IdxImages:
@@ -65,7 +68,7 @@ class IdxImages:
         name = f"{stem}-ubyte"
         for path in (self.path / f"{name}.gz", self.path / name):
             if path.is_file():
-                return path
+                return inside(path, self.path)
         raise UserError(
             f"dataset.path: {self.path} has no {name} or {name}.gz; install Debian's package with "
             "`apt-get install dataset-fashion-mnist`, or give a folder that holds the idx files"
@@ -82,22 +85,42 @@ def read_idx(path: Path, *, axes: int = 3) -> Tensor:
         axes: The number of axes: 3 for images, 1 for labels.
 
     Raises:
-        UserError: If it is no such file, or is cut short.
+        UserError: If it is no such file, or holds more or less than it announces. No more than
+            that is read or unpacked.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            size, dtype = _read_header(file, path, axes)
+            entries = math.prod(size)
+            data = file.read(entries * dtype.itemsize)
+            extra = len(file.read(1))  # reading to the end checks a gzip file's sum
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); get the file again") from error
-    start = 4 + 4 * axes
-    if len(data) < start or data[:2] != b"\0\0" or data[2] not in DTYPES or data[3] != axes:
+    if extra or len(data) != entries * dtype.itemsize:
+        raise UserError(
+            f"{path} announces {_product(size)} entries but holds "
+            f"{'more' if extra else f'{len(data)} bytes'}; get the file again"
+        )
+    x = torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32).reshape(size))
+    return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x
+
+
+def _read_header(file: IO[bytes], path: Path, axes: int) -> tuple[list[int], np.dtype]:
+    """Returns the size and the type that a file announces, if it can hold as much."""
+    head = file.read(4 + 4 * axes)
+    if len(head) < 4 + 4 * axes or head[:2] != b"\0\0" or head[2] not in DTYPES or head[3] != axes:
         what = "images (N, H, W)" if axes == 3 else "labels (N,)"
         raise UserError(f"{path} is not an idx file of {what}; get the file again")
-    size = [int(n) for n in np.frombuffer(data, ">u4", count=axes, offset=4)]
-    dtype = np.dtype(DTYPES[data[2]])
-    if len(data) != start + math.prod(size) * dtype.itemsize:
+    size = [int(n) for n in np.frombuffer(head, ">u4", offset=4)]
+    dtype = np.dtype(DTYPES[head[2]])
+    held = path.stat().st_size * (DEFLATE if path.suffix == ".gz" else 1)
+    if math.prod(size) * dtype.itemsize > min(held, LARGEST):
         raise UserError(
-            f"{path} announces {' × '.join(map(str, size))} entries but holds "
-            f"{len(data) - start} bytes; get the file again"
+            f"{path} announces {_product(size)} entries, more than it can hold or than the "
+            f"{LARGEST / 2**30:g} GiB that are read; get the file again"
         )
-    x = torch.from_numpy(np.frombuffer(data, dtype, offset=start).astype(np.float32).reshape(size))
-    return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x
+    return size, dtype
+
+
+def _product(size: Sequence[int]) -> str:
+    return " × ".join(map(str, size))

@@ -6,10 +6,13 @@ heuristics that cost no derivative. With a prior covariance Σ_x all three are
     V = (Σ_x⁻¹ + α_t²/σ_t²)⁻¹,   Σ_x = I (`identity`),  ∞ (`cov_t`),  that of the data (`cov_x`)
 """
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from diffem.error import check_count, check_positive
 
 
 class Heuristic(Protocol):
@@ -32,6 +35,8 @@ class Isotropic:
     """
 
     def __init__(self, variance: float = 1.0) -> None:
+        if variance != math.inf:
+            check_positive("method.posterior.covariance.variance", variance)
         self.variance = variance
 
     def fitted(self, x: Tensor | None) -> "Isotropic":
@@ -54,7 +59,7 @@ class PrincipalComponents:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
+        self.rank = check_count("method.posterior.covariance.rank", rank)
         self.vectors = self.values = torch.zeros(0)
         self.rest = torch.ones(())
 

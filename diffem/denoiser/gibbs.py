@@ -15,6 +15,7 @@ from diffem.corruption import Corruption, Observation
 from diffem.corruption.base import expand
 from diffem.denoiser.denoiser import Denoiser
 from diffem.denoiser.posterior import Posterior, SamplerFactory
+from diffem.error import UserError, check_count, check_positive
 
 
 def time_of(denoiser: Denoiser, rho: float) -> float:
@@ -48,9 +49,13 @@ def split_gibbs(
         sweeps: The number of sweeps, each one step of z and one of x.
 
     Raises:
+        UserError: If a number is not positive.
         NotImplementedError: If the operator's spectrum is not at hand (when drawing).
     """
-    first, last = coupling
+    check_count("method.posterior.sweeps", sweeps)
+    if len(coupling) != 2:
+        raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
+    first, last = (check_positive("method.posterior.coupling: each", rho) for rho in coupling)
     steps = max(1, sampler.keywords["steps"] // sweeps)
     rhos = [first * (last / first) ** (i / max(1, sweeps - 1)) for i in range(sweeps)]
 

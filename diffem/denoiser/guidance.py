@@ -17,6 +17,7 @@ from torch import Tensor
 from diffem.corruption import Corruption, Observation
 from diffem.denoiser.denoiser import Denoiser
 from diffem.denoiser.posterior import Posterior, SamplerFactory
+from diffem.error import UserError, check_count, check_positive
 
 
 class Flattened(AzulaDenoiser):
@@ -95,7 +96,13 @@ def mmps(
         sampler: The sampler.
         solver: azula's linear solver, "gmres" or "cg".
         iterations: The number of solver iterations.
+
+    Raises:
+        UserError: If the solver or the number of iterations is none.
     """
+    check_count("method.posterior.iterations", iterations)
+    if solver not in ("gmres", "cg"):
+        raise UserError(f"method.posterior.solver must be gmres or cg, got {solver!r}")
 
     def build(flat: Flattened, problem: Problem) -> Sampler:
         def cov_y(v: Tensor) -> Tensor:
@@ -132,7 +139,12 @@ def diffpir(
         sampler: The sampler.
         lmbda: The weight of the denoiser's estimate.
         iterations: The number of conjugate-gradient iterations of the proximal step.
+
+    Raises:
+        UserError: If a number is not positive.
     """
+    check_positive("method.posterior.lmbda", lmbda)
+    check_count("method.posterior.iterations", iterations)
 
     def build(flat: Flattened, problem: Problem) -> Sampler:
         guide = DiffPIRDenoiser(
@@ -202,7 +214,11 @@ def dps(
         x: Not used.
         sampler: The sampler, of which the number of steps is used.
         zeta: The guidance strength.
+
+    Raises:
+        UserError: If zeta is not positive.
     """
+    check_positive("method.posterior.zeta", zeta)
 
     def build(flat: Flattened, problem: Problem) -> Sampler:
         return DPSSampler(flat, problem, zeta=zeta, steps=sampler.keywords["steps"])

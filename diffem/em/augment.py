@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from diffem.error import check_fraction
+
 # NTSC's YIQ: luma, and a chroma plane in which a rotation changes the hue.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -17,13 +19,16 @@ class Augment:
     Arguments:
         flip: Whether to mirror the last axis of half of the images.
         hue: The largest turn of the hue, as a fraction of the full circle; RGB images only.
-        saturation: The largest relative change of the saturation; RGB images only.
+        saturation: The largest relative change of the saturation, in [0, 1); RGB images only.
+
+    Raises:
+        UserError: If a number is outside [0, 1).
     """
 
     def __init__(self, *, flip: bool = True, hue: float = 0.0, saturation: float = 0.0) -> None:
         self.flip = flip
-        self.hue = hue
-        self.saturation = saturation
+        self.hue = check_fraction("m_step.augment.hue", hue)
+        self.saturation = check_fraction("m_step.augment.saturation", saturation)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns augmented images, (B, C, *S), drawn from the global generators."""

@@ -25,7 +25,7 @@ from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
 from diffem.em.store import wait_until
-from diffem.error import UserError, check_count
+from diffem.error import UserError, check_count, check_positive
 from diffem.random import Key
 
 SEARCH = 2.0  # an operator's level moves at most by this factor in an iteration
@@ -53,7 +53,7 @@ class Blind:
     def __post_init__(self) -> None:
         check_count("blind.iterations", self.iterations)
         check_count("blind.samples", self.samples)
-        if not self.widen >= 1:
+        if check_positive("blind.widen", self.widen) < 1:
             raise UserError(f"blind.widen must be at least 1, got {self.widen}")
 
     def take(self, corruption: Corruption, estimate: Levels | None = None) -> None:

@@ -4,6 +4,7 @@ An init has one method, `prepare`, which returns a posterior p_0(x | y): a funct
 x̂ for each of a batch of observations from the global generators.
 """
 
+import pickle
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.gaussian import fit_gaussian
 from diffem.em.module import DenoiserModule
 from diffem.em.progress import phase
-from diffem.error import UserError, check_count
+from diffem.error import UserError, check_count, check_positive
 from diffem.file import load_plain
 from diffem.random import seeded
 
@@ -57,9 +58,7 @@ class Gaussian:
         self.rank = check_count("init.rank", rank)
         self.iterations = check_count("init.iterations", iterations)
         self.samples = check_count("init.samples", samples, minimum=2)
-        if variance is not None and not variance > 0:
-            raise UserError(f"init.variance must be positive or null, got {variance}")
-        self.variance = variance
+        self.variance = None if variance is None else check_positive("init.variance", variance)
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
@@ -120,7 +119,7 @@ class FromCheckpoint:
         path: The other run's directory, or one of its checkpoint files.
 
     Raises:
-        UserError: If there is no checkpoint.
+        UserError: If there is no checkpoint, or the file is none, or damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -129,6 +128,14 @@ class FromCheckpoint:
             raise UserError(
                 f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"
             )
+        check_sum(self.file)
+        try:
+            self.state = load_plain(self.file)["state_dict"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
+            raise UserError(
+                f"init.path: {self.file} is no checkpoint of a run ({type(error).__name__}); give "
+                "a run directory or a .ckpt file"
+            ) from error
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
@@ -136,13 +143,11 @@ class FromCheckpoint:
         """Returns the other run's posterior and puts its weights into the module.
 
         Raises:
-            UserError: If the checkpoint is damaged, or of another network.
+            UserError: If the checkpoint is of another network.
         """
-        check_sum(self.file)
-        state = load_plain(self.file, device=module.device)["state_dict"]
         try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
+            module.load_state_dict(self.state)
+        except (RuntimeError, TypeError) as error:
             raise UserError(
                 f"init.path: {self.file} is of another network; use the network, dataset and "
                 "corruption that it was trained with"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,7 +24,7 @@ from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import EMA
 from diffem.em.objective import Objective
 from diffem.em.reconstructions import Batch
-from diffem.error import check_count, check_fraction
+from diffem.error import UserError, check_count, check_fraction
 from diffem.file import write_file
 from diffem.random import seeded
 
@@ -50,6 +51,13 @@ class MStep:
     def __post_init__(self) -> None:
         check_fraction("m_step.ema_decay", self.ema_decay)
         check_count("m_step.rollbacks", self.rollbacks, minimum=0)
+        check_count("a round's optimiser steps", self.steps)
+        if self.augment is not None and not callable(self.augment):
+            raise UserError(f"m_step.augment must be null or an Augment, got {self.augment!r}")
+        try:  # an optimiser checks its numbers when it is built
+            self.optimizer([nn.Parameter(torch.zeros(1))])
+        except Exception as error:  # torch's optimisers raise what they like
+            raise UserError(f"m_step.optimizer cannot be built: {error}") from error
 
 
 class BadNumbers(FloatingPointError):

@@ -3,6 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 
+from diffem.error import check_fraction
+
 
 class Schedule(ABC):
     """Linear warm-up from 0 to 1, then a decay to a final factor.
@@ -13,8 +15,8 @@ class Schedule(ABC):
     """
 
     def __init__(self, warmup: float, final: float) -> None:
-        self.warmup = warmup
-        self.final = final
+        self.warmup = check_fraction("m_step.schedule.warmup", warmup)
+        self.final = final if final == 1 else check_fraction("m_step.schedule.final", final)
 
     def __call__(self, progress: float) -> float:
         """Returns the factor at a progress through the round in [0, 1]."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffem.error import UserError, check_count
+from diffem.error import UserError, check_count, check_positive
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class EMSettings:
                 "give one of em.steps_per_round and em.epochs_per_round and set the other to "
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
-        for name, value in vars(self).items():
-            if value is not None and name not in ("seconds", "evaluations"):
+        for name in ("rounds", "steps_per_epoch", "batch_size", "chunk_size"):
+            check_count(f"em.{name}", getattr(self, name))
+        for name in ("steps_per_round", "epochs_per_round", "keep_rounds"):
+            if (value := getattr(self, name)) is not None:
                 check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)
         for name in ("seconds", "evaluations"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"em.{name} must be positive or null, got {value}")
+            if (value := getattr(self, name)) is not None:
+                check_positive(f"em.{name}", value)
 
     @property
     def rounds_on_disk(self) -> int:

@@ -117,12 +117,12 @@ def read_about(path: Path) -> dict[str, Any]:
         )
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            about = json.loads((file.metadata() or {}).get(HELD, "null"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"metric.features: {path} is no classifier's file ({error})") from error
-    if HELD not in metadata:
+    if not isinstance(about, dict) or not {"shape", "labels"} <= about.keys():
         raise UserError(
             f"metric.features: {path} was not written by `python -m diffem.classify`; train one "
             "with `make features DATASET=NAME`"
         )
-    return json.loads(metadata[HELD])
+    return about

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffem.error import check_count
+from diffem.error import UserError, check_count
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
 
@@ -34,6 +34,14 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("samples", "subset", "heldout", "prior"):
             check_count(f"metric.{name}", getattr(self, name), minimum=2)
+        for part in self.features:
+            if not isinstance(part, Extractor):
+                raise UserError(
+                    f"metric.features must be a list of feature spaces, as in metric=inception, "
+                    f"got {part!r} in it"
+                )
+        if not isinstance(self.lpips, LPIPS | None):
+            raise UserError(f"metric.lpips must be null or as in metric=lpips, got {self.lpips!r}")
         for part in (*self.features, self.lpips):
             if part is not None and self.shape:
                 part.check(self.shape)

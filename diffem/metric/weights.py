@@ -41,18 +41,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a .safetensors file, or one of `torch.save` without executing what it holds.
 
     Raises:
-        UserError: If it is neither, or holds more than tensors by name.
+        UserError: If it is neither, or holds more than tensors by name, or values that are not
+            finite.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = load_plain(path)
+        state = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"weights: {path} holds no weights ({type(error).__name__}); get the file again"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"weights: {path} holds more than tensors by name; give a state dict")
+    if bad := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"weights: {path} holds NaN or infinity in {bad[0]}; get the file again")
     return state
 
 

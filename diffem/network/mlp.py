@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from diffem.error import UserError
+from diffem.error import UserError, check_count
 from diffem.network.embedding import NoiseEmbedding
 
 
@@ -21,7 +21,7 @@ class MLP(nn.Module):
         embedding: The number of features of the noise level's embedding, even.
 
     Raises:
-        UserError: If x is not a vector.
+        UserError: If x is not a vector, or a number is too small.
     """
 
     def __init__(
@@ -39,6 +39,10 @@ class MLP(nn.Module):
                 f"network=mlp needs vectors of shape (D,), got {tuple(shape)}; "
                 "use network=unet for images and signals"
             )
+        for name, value in (("width", width), ("depth", depth), ("embedding", embedding)):
+            check_count(f"network.{name}", value)
+        if embedding % 2:
+            raise UserError(f"network.embedding must be even, got {embedding}")
         (dim,) = shape
         self.cond_channels = cond_channels
         self.embedding = NoiseEmbedding(embedding)

@@ -8,7 +8,7 @@ from azula.nn.unet import UNet as AzulaUNet
 from azula.nn.unet import UNetBlock
 from torch import Tensor, nn
 
-from diffem.error import UserError
+from diffem.error import UserError, check_count, check_fraction
 from diffem.network.embedding import NoiseEmbedding
 
 GROUPS = 16  # of azula's group normalisation
@@ -79,13 +79,14 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self._check(shape, channels, blocks, attention)
+        check_count("network.heads", heads)
         self.cond_channels = cond_channels
         features = max(64, 2 * channels[0])
         block = {
             "mod_features": features,
             "norm": "group",
             "groups": GROUPS,
-            "dropout": dropout or None,
+            "dropout": check_fraction("network.dropout", dropout) or None,
             "spatial": len(shape) - 1,
         }
         self.embedding = NoiseEmbedding(features)
@@ -136,14 +137,17 @@ class UNet(nn.Module):
                 f"network=unet needs images or signals of shape (C, *S), got {tuple(shape)}; "
                 "use network=mlp for vectors"
             )
-        if any(c % GROUPS for c in channels):
+        for name, numbers in (("channels", channels), ("blocks", blocks)):
+            for number in numbers:
+                check_count(f"network.{name}: each", number)
+        if not channels or any(c % GROUPS for c in channels):
             raise UserError(f"network.channels must be multiples of {GROUPS}, got {channels}")
         if len(channels) != len(blocks):
             raise UserError(
                 f"network.blocks must have one number for each of network.channels {channels}, "
                 f"got {blocks}"
             )
-        if any(not 0 <= level < len(channels) for level in attention):
+        if any(level not in range(len(channels)) for level in attention):
             raise UserError(
                 f"network.attention must name levels in [0, {len(channels) - 1}], got {attention}"
             )
