@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffem import command
+from diffem.corruption import Corruption
 from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
     DenoiserModule,
@@ -62,11 +63,7 @@ def run(cfg: DictConfig) -> None:
     make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
     objective = make_objective(train.corruption, train.observation)
     module = build_module(cfg, objective, "m_step", steps=steps)
-    make_posterior: PosteriorFactory = instantiate(
-        cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
-    )
-    # Its mistakes are told now, before anything is written.
-    make_posterior(module.denoiser, train.corruption, torch.zeros(2, *cfg.dataset.shape))
+    make_posterior = build_posterior(cfg, module.denoiser, train.corruption)
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
     run_dir = open_run(cfg)
@@ -138,6 +135,17 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
     for logger in loggers:
         logger.log_hyperparams(command.shown(cfg))
     return loggers
+
+
+def build_posterior(
+    cfg: DictConfig, denoiser: Denoiser, corruption: Corruption
+) -> PosteriorFactory:
+    """Returns the factory of the E-step's posterior, once tried: its mistakes are told early."""
+    make_posterior: PosteriorFactory = instantiate(
+        cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
+    )
+    make_posterior(denoiser, corruption, torch.zeros(2, *cfg.dataset.shape))
+    return make_posterior
 
 
 def build_trainer(

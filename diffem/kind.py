@@ -53,10 +53,11 @@ def _check(given: Mapping[Any, Any], files: Mapping[Any, Any], where: str, root:
         # The level of a channel is a number, or the range that each sample's own is drawn from.
         level = where.startswith("corruption") and key != "learn" and kind in (float, list)
         fits = any(_is(value, k) for k in ((float, list) if level else (kind,)))
-        if not fits or (kind is dict and "_target_" in expected and "_target_" not in value):
-            raise UserError(f"{name} must be {KINDS[kind]}, got {value!r}")
-        if kind is dict:
+        if isinstance(value, dict) and isinstance(expected, dict):
+            fits &= "_target_" in value or "_target_" not in expected
             _check(value, expected, name, root)
+        if not fits:
+            raise UserError(f"{name} must be {KINDS[kind]}, got {value!r}")
 
 
 def _kind(value: object) -> type:

@@ -198,7 +198,7 @@ def weights(write: Callable[[Path], object], *overrides: str, suffix: str = "") 
 def classifier(shape: Sequence[int], value: float = 0.0) -> Callable[[Path], None]:
     network = ClassifierNetwork(shape, 10)
     with torch.no_grad():
-        network.head[1].bias.fill_(value)
+        network.get_parameter("head.1.bias").fill_(value)
     return lambda file: save_classifier(file, network, {"shape": shape, "labels": 10})
 
 

@@ -109,6 +109,7 @@ class HubImages:
 
     def _images(self, rows: "Dataset") -> Tensor:
         import datasets
+        from datasets.config import HF_DATASETS_CACHE
 
         if not isinstance(rows.features[self.column], datasets.Image):
             raise UserError(
@@ -116,7 +117,7 @@ class HubImages:
                 "another column"
             )
         raw = rows.cast_column(self.column, datasets.Image(decode=False))
-        folders = Path(self.path), Path(datasets.config.HF_DATASETS_CACHE)
+        folders = Path(self.path), Path(HF_DATASETS_CACHE)
         images = [self._prepare(row[self.column], i, folders) for i, row in enumerate(raw)]  # type: ignore[index]
         stacked = torch.from_numpy(np.stack(images))
         return stacked.float().div_(127.5).sub_(1)

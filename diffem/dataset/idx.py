@@ -5,7 +5,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -90,7 +89,7 @@ def read_idx(path: Path, *, axes: int = 3) -> Tensor:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            size, dtype = _read_header(file, path, axes)
+            size, dtype = _read_header(file.read(4 + 4 * axes), path, axes)
             entries = math.prod(size)
             data = file.read(entries * dtype.itemsize)
             extra = len(file.read(1))  # reading to the end checks a gzip file's sum
@@ -105,9 +104,8 @@ def read_idx(path: Path, *, axes: int = 3) -> Tensor:
     return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x
 
 
-def _read_header(file: IO[bytes], path: Path, axes: int) -> tuple[list[int], np.dtype]:
+def _read_header(head: bytes, path: Path, axes: int) -> tuple[list[int], np.dtype]:
     """Returns the size and the type that a file announces, if it can hold as much."""
-    head = file.read(4 + 4 * axes)
     if len(head) < 4 + 4 * axes or head[:2] != b"\0\0" or head[2] not in DTYPES or head[3] != axes:
         what = "images (N, H, W)" if axes == 3 else "labels (N,)"
         raise UserError(f"{path} is not an idx file of {what}; get the file again")
