@@ -57,7 +57,7 @@ def test_epochs_count_passes_over_the_reconstructions() -> None:
         ({"epochs_per_round": 2}, "got 5 and 2"),
         ({"batch_size": -1}, "em.batch_size"),
         ({"chunk_size": 1.5}, "em.chunk_size"),
-        ({"seconds": 0}, "em.seconds must be positive or null, got 0"),
+        ({"seconds": 0}, "em.seconds must be a positive number, got 0"),
     ],
 )
 def test_bad_settings(changes: dict[str, object], sentence: str) -> None:
