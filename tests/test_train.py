@@ -110,6 +110,7 @@ def test_files(run_dir: Path) -> None:
         "last.previous.ckpt",
         "posterior.safetensors",
         "prior.ckpt",
+        "prior.previous.ckpt",
         "prior.safetensors",
     }
     figures = {p.name for p in (run_dir / "figures").iterdir()}
