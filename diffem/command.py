@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,20 +15,29 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffem.error import UserError, check_count
 from diffem.run_dir import resumed_arguments
-from diffem.signals import RANK_DIED, stop, stop_on_signals
+from diffem.signals import (
+    RANK_DIED,
+    place,
+    stop,
+    stop_on_signals,
+    tell,
+    tied_to_parent,
+    watch_signals,
+)
+from diffem.sweep import summed_up
 from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
+SWEEP = ("-m", "--multirun")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Runs a command's Hydra main; a user's mistake becomes one sentence and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through, to be told here
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -38,28 +48,34 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     stop_on_signals()
-    with mistakes_told():
-        sys.argv[1:] = resumed_arguments(sys.argv[1:])
+    watch_signals()
+    with tied_to_parent(), mistakes_told():
+        given = resumed_arguments(sys.argv[1:])
+        sys.argv[1:] = sorted(given, key=lambda a: a not in SWEEP)  # Hydra wants it first
+        if not set(SWEEP).isdisjoint(given) and (started_elsewhere() or 1) > 1:
+            raise UserError(
+                "-m is started as one process, and its jobs start theirs; leave out torchrun and "
+                "srun (docs/cluster.md has sweeps under SLURM)"
+            )
         check_arguments(sys.argv[1:], str(CONF), "train")
-        main()
+        with summed_up():
+            main()
 
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """Opens a scope in which a user's mistake ends the process with one sentence.
-
-    The jobs of a sweep pass their mistakes on: Hydra runs the other jobs, and then raises.
-    """
+    """Opens a scope in which a user's mistake ends the process with one sentence."""
     try:
         yield
     except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        where = f"process {rank}: " if (rank := place()) else ""
+        tell(f"{where}error: {_sentence(error)}")
         sys.exit(1)
     except RuntimeError as error:
         if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):
-            stop(RANK_DIED, 1)  # a collective fails when a rank is gone
+            # A collective fails when a rank is gone. The watch over the ranks can say more.
+            time.sleep(1.0)
+            stop(RANK_DIED, 1)
         raise
 
 
@@ -93,20 +109,28 @@ def check(cfg: DictConfig) -> None:
     """Refuses what no part of the config refuses by itself.
 
     Raises:
-        UserError: If a number of steps is not at least 1, or the machine lacks the devices.
+        UserError: If a number of steps is not at least 1, the machine lacks the devices, or
+            several processes would each choose a run directory.
     """
     check_count("sampler.steps", cfg.sampler.steps)
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
     check_devices(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    if (started_elsewhere() or 1) > 1 and "${now:" in str(plain["run_dir"]):
+        raise UserError(
+            "run_dir must be given where torchrun or srun starts the processes, or each would "
+            "name its own by the time: run_dir=runs/NAME"
+        )
 
 
 def check_devices(cfg: DictConfig) -> None:
     """Refuses devices that this machine does not have.
 
     Raises:
-        UserError: If there are fewer GPUs, or fewer than half as many CPU cores, as devices; or
-            if a sweep has several devices.
+        UserError: If there are fewer GPUs, or fewer than half as many CPU cores, as devices; or if
+            the run's processes were not started, or another number of them.
     """
     accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
     gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
@@ -126,11 +150,27 @@ def check_devices(cfg: DictConfig) -> None:
             f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), "
             f"got {devices}"
         )
-    if devices != 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    started, nodes = started_elsewhere(), cfg.trainer.num_nodes
+    if started is None and nodes != 1 and "NODE_RANK" not in os.environ:
         raise UserError(
-            f"-m runs its jobs on one device each, got trainer.devices={devices}; start the runs "
-            "one by one to use several devices"
+            f"trainer.num_nodes={nodes} needs a process on each device of each node, started by "
+            "torchrun or srun (docs/cluster.md)"
         )
+    if started is not None and isinstance(devices, int) and started != devices * nodes:
+        raise UserError(
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} need {devices * nodes} "
+            f"processes, but torchrun or srun started {started}; devices are those of one node"
+        )
+
+
+def started_elsewhere() -> int | None:
+    """Returns how many processes of this run torchrun or srun started, None if neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None  # as Lightning has it: a shell in an allocation
+    tasks = os.environ.get("SLURM_NTASKS")
+    return int(tasks) if tasks else None
 
 
 def _sentence(error: Exception) -> str:

@@ -9,7 +9,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from diffem.em.progress import console
 from diffem.error import UserError
-from diffem.file import free_bytes
+from diffem.file import free_bytes, write_file
+from diffem.signals import place
 
 FREE_KEYS = (  # what may differ between the processes of one run
     "run_dir",
@@ -33,6 +33,7 @@ FREE_KEYS = (  # what may differ between the processes of one run
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.log_every_n_steps",
+    "objective",
     "em.rounds",
     "em.seconds",
     "em.evaluations",
@@ -54,12 +55,12 @@ def open_run(cfg: DictConfig) -> Path:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     OmegaConf.update(cfg, "run_dir", str(run_dir))
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return run_dir  # the first process has opened it
-    folder = run_dir / ".hydra"
+    folder, first = run_dir / ".hydra", place() == 0
     held = folder / "config.yaml"
+    changed = _check(run_dir, OmegaConf.load(held), cfg) if held.exists() else {}
+    if not first:
+        return run_dir  # the first process opens it; the others wait for it where the fit begins
     if held.exists():
-        changed = _check(run_dir, OmegaConf.load(held), cfg)
         _lock(run_dir)
         if (summary := run_dir / "summary.json").is_file():
             summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
@@ -74,7 +75,8 @@ def open_run(cfg: DictConfig) -> Path:
         folder.mkdir(parents=True)
         OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
         OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-    OmegaConf.save(cfg, held)
+    content = OmegaConf.to_yaml(cfg).encode()
+    write_file(held, lambda file: file.write(content))  # whole, for the other processes
     return run_dir
 
 
@@ -145,7 +147,8 @@ def _check(run_dir: Path, held: Any, cfg: DictConfig) -> dict[str, Any]:  # noqa
         )
     if (run_dir / "summary.json").is_file() and cfg.em.rounds == held.em.rounds:
         if cfg.resume == AUTO:
-            console.print(f"{run_dir} is finished already", soft_wrap=True, markup=False)
+            if place() == 0:
+                console.print(f"{run_dir} is finished already", soft_wrap=True, markup=False)
             sys.exit(0)
         raise UserError(
             f"run_dir={run_dir} holds a finished run; choose another run_dir, or a larger "

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from diffem.corruption import Corruption, Observation
 from diffem.em.progress import phase
 from diffem.metric import (
     Extractor,
@@ -14,6 +15,7 @@ from diffem.metric import (
     spread,
     variety,
 )
+from diffem.random import generator
 
 
 def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
@@ -27,6 +29,31 @@ def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """
     true = {f"{name}_truth": value for name, value in variety(truth).items()}
     return variety(samples[0]) | true | {"spread": spread(samples)}
+
+
+def recorruption_scores(
+    x: Tensor, truth: Tensor, corruption: Corruption, observation: Observation, *, seed: int
+) -> dict[str, float]:
+    """Returns how far observations drawn afresh from reconstructions are from the observations.
+
+    `recorrupted` is the Fréchet distance of the two sets on the grid of x. Under the true prior
+    x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y. It needs no ground truth, and
+    sees the two laws' means and covariances alone; `recorrupted_truth` is that of true images.
+
+    Arguments:
+        x: One sample of each observation's posterior, (B, *shape), B >= 2.
+        truth: The clean images, (B, *shape).
+        corruption: The channel as it is believed to be.
+        observation: The observations, (B, …).
+        seed: The run's seed.
+    """
+    seen = corruption.lift(observation)
+    return {
+        name: frechet_pixels(
+            corruption.lift(corruption.draw(images, generator(seed, "recorrupted"))), seen
+        )
+        for name, images in (("recorrupted", x), ("recorrupted_truth", truth))
+    }
 
 
 def prior_scores(x: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
