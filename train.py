@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffem import command, sweep
+from diffem import command
 from diffem.denoiser import Denoiser, PosteriorFactory, sample_prior
 from diffem.em import (
     DenoiserModule,
@@ -36,13 +36,13 @@ from diffem.metric import Evaluation
 from diffem.random import seeded
 from diffem.report import RunReport
 from diffem.run_dir import check_space, config_hash, open_run
+from diffem.sweep import JobsApart
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """Runs one experiment in its run directory; of a sweep, in a process of its own."""
-    if sweep.is_job():
-        return sweep.run_job(cfg.objective)
+@JobsApart
+def main(cfg: DictConfig) -> None:
+    """Runs one experiment in its run directory."""
     with command.mistakes_told():
         run(cfg)
 

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from diffem.em.progress import console
 from diffem.file import write_file
 from diffem.job import end_runs, last_line, read_summary, start_run
 from diffem.report.closing import COLUMNS
-from diffem.signals import GO_ON, PARENT, RESUMABLE, die_with, stop
+from diffem.signals import GO_ON, PARENT, die_with, stop
 
 RECORDS = ".jobs"
 POLL_SECONDS = 0.1
@@ -73,8 +74,8 @@ class Job(NamedTuple):
 
     def line(self) -> str:
         """Returns the line that tells how it went."""
-        how = FINISHED if self.ended == FINISHED else f"FAILED: {self.ended};"
-        return f"{self}: {how} in {self.seconds:.0f} s"
+        how = FINISHED if self.ended == FINISHED else f"FAILED: {self.ended}"
+        return f"{self} in {self.seconds:.0f} s: {how}"
 
     def keep(self, folder: Path) -> None:
         """Writes the job among the records."""
@@ -82,9 +83,26 @@ class Job(NamedTuple):
         write_file(folder / f"{self.number:05d}.json", lambda file: file.write(content))
 
 
-def is_job() -> bool:
-    """Returns whether Hydra calls for a job of a sweep."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+class JobsApart:
+    """Decorates Hydra's main: of a sweep, each job is run in a process of its own.
+
+    A launcher may send it elsewhere, and there only jobs are run: the main is left behind.
+    """
+
+    def __init__(self, main: Callable[[DictConfig], None] | None = None) -> None:
+        self.main = main
+        if main is not None:
+            update_wrapper(self, main)
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Runs a job, or the main."""
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_job(cfg.objective)
+        assert self.main is not None
+        return self.main(cfg)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return JobsApart, ()
 
 
 def run_job(objective: str) -> float | None:
@@ -194,15 +212,15 @@ def _wait(process: "subprocess.Popen[bytes]", job: Job, *, shown: bool) -> None:
 
 def _outcome(code: int, job: Job, objective: str) -> tuple[float | None, str]:
     """Returns a run's score and `finished`, or None and why it failed."""
+    line = last_line(job.log).removeprefix("error: ")
     if code < 0:
-        name = signal.Signals(-code).name
         memory = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return None, f"killed by {name}{memory}"
-    if code not in (0, RESUMABLE):
-        return None, last_line(job.log)
+        return None, f"killed by {signal.Signals(-code).name}{memory}"
+    if code == 1:  # told by the run, or the last line of a traceback
+        return None, line
     summary = read_summary(Path(job.run_dir))
-    if code == RESUMABLE or summary is None:
-        return None, f"exit code {code} before its end: {last_line(job.log)}"
+    if code != 0 or summary is None:
+        return None, f"exit code {code} before its end, after: {line}"
     if objective not in summary["final"]:
         known = ", ".join(k for k, v in summary["final"].items() if isinstance(v, float))
         return None, f"objective={objective} is not among the run's scores: {known}"

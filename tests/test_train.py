@@ -1,4 +1,4 @@
-"""The command as a user runs it: what it writes, on one and two processes, in sweeps, to W&B."""
+"""The command as a user runs it: what it writes, on one and two processes, to W&B."""
 
 import json
 from pathlib import Path
@@ -206,19 +206,6 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         "error: em.batch_size must be a multiple of the number of devices, 2, got 9" in odd.stderr
     )
     assert "Traceback" not in odd.stderr
-
-
-def test_a_sweep_makes_a_run_for_each_job(tmp_path: Path) -> None:
-    done = train(
-        "-m", "corruption=mask,blur", "seed=0,1", "experiment=digits_mask", *SHORT, "em.rounds=1",
-        f"run_dir={tmp_path}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    made = [read_summary(tmp_path / str(job)) for job in range(4)]
-    assert [(s["corruption"], s["seed"]) for s in made] == [
-        ("mask", 0), ("mask", 1), ("blur", 0), ("blur", 1)
-    ]  # fmt: skip
-    assert len({s["rounds"][1]["psnr"] for s in made}) == 4
 
 
 @pytest.mark.parametrize(
