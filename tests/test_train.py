@@ -60,6 +60,7 @@ def test_summary(run_dir: Path) -> None:
     assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
     truth = variety(Digits([1, 8, 8], train=200).load().heldout[:20])
     assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
+    assert {"recorrupted", "recorrupted_truth"} <= final.keys()
     assert final["diversity"] > 0 and final["spread"] > 0 and 1 <= final["effective_rank"] <= 19
     assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
 

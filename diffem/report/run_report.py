@@ -148,7 +148,7 @@ class RunReport:
         self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
         final |= variety_scores(stacked, truth)
         final |= recorruption_scores(
-            stacked[0], truth, self.train.corruption, observation, seed=self.about["seed"]
+            stacked, truth, self.train.corruption, observation, seed=self.about["seed"]
         )
         if (lpips := self.evaluation.lpips) is not None:
             final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())

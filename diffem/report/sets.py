@@ -10,12 +10,15 @@ from diffem.em.progress import phase
 from diffem.metric import (
     Extractor,
     distribution_scores,
+    energy_distance,
     frechet_pixels,
     sinkhorn_divergence,
     spread,
     variety,
 )
 from diffem.random import generator
+
+PAIRED = 2048  # observations of which all pairs are compared, at most
 
 
 def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
@@ -32,27 +35,38 @@ def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def recorruption_scores(
-    x: Tensor, truth: Tensor, corruption: Corruption, observation: Observation, *, seed: int
+    samples: Tensor,
+    truth: Tensor,
+    corruption: Corruption,
+    observation: Observation,
+    *,
+    seed: int,
 ) -> dict[str, float]:
     """Returns how far observations drawn afresh from reconstructions are from the observations.
 
-    `recorrupted` is the Fréchet distance of the two sets on the grid of x. Under the true prior
-    x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y. It needs no ground truth, and
-    sees the two laws' means and covariances alone; `recorrupted_truth` is that of true images.
+    `recorrupted` is the energy distance of the two laws on the grid of x, without bias. Under the
+    true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it is 0 in
+    expectation. It needs no ground truth; `recorrupted_truth` is that of the true images.
 
     Arguments:
-        x: One sample of each observation's posterior, (B, *shape), B >= 2.
+        samples: Samples of each observation's posterior, (S, B, *shape); of one, there is no score.
         truth: The clean images, (B, *shape).
         corruption: The channel as it is believed to be.
         observation: The observations, (B, …).
         seed: The run's seed.
     """
-    seen = corruption.lift(observation)
+    if len(truth) < 2:
+        return {}
+    seen = corruption.lift(observation.select(slice(PAIRED)))
+
+    def distance(x: Tensor, s: int) -> float:
+        drawn = corruption.draw(x[:PAIRED], generator(seed, "recorrupted", s))
+        return energy_distance(corruption.lift(drawn), seen)
+
+    count = len(samples)
     return {
-        name: frechet_pixels(
-            corruption.lift(corruption.draw(images, generator(seed, "recorrupted"))), seen
-        )
-        for name, images in (("recorrupted", x), ("recorrupted_truth", truth))
+        "recorrupted": sum(distance(x, s) for s, x in enumerate(samples)) / count,
+        "recorrupted_truth": sum(distance(truth, s) for s in range(count)) / count,
     }
 
 
