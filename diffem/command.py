@@ -47,6 +47,9 @@ def run_command(main: Callable[[], object]) -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", "Deprecated API features detected"
+    )  # Optuna's, of SQLAlchemy
     stop_on_signals()
     watch_signals()
     with tied_to_parent(), mistakes_told():

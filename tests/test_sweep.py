@@ -168,9 +168,13 @@ def test_other_launchers(launcher: str, tmp_path: Path) -> None:
 def test_optuna_minimises_the_objective(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     given = ("m_step.optimizer.lr=interval(1e-4,1e-2)", "hydra/sweeper=optuna", "prior=null")
-    trials = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
-    code, jobs, error = sweep(tmp_path / "sweep", *given, *trials)
-    assert code == 0, error
-    best = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
-    score = float(best.partition("best_value: ")[2])
-    assert score == pytest.approx(min(job["final"]["recorrupted"] for job in jobs))
+    study = (f"hydra.sweeper.storage=sqlite:///{tmp_path}/s.db", "hydra.sweeper.study_name=s")
+    scores = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        trials = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", *study)
+        code, jobs, error = sweep(folder, *given, *trials)
+        assert code == 0, error
+        scores += [job["final"]["recorrupted"] for job in jobs]
+        best = (folder / "optimization_results.yaml").read_text()
+        assert float(best.partition("best_value: ")[2]) == pytest.approx(min(scores))
+    assert len(set(scores)) == 4

@@ -49,7 +49,7 @@ def recorruption_scores(
     expectation. It needs no ground truth; `recorrupted_truth` is that of the true images.
 
     Arguments:
-        samples: Samples of each observation's posterior, (S, B, *shape); of one, there is no score.
+        samples: Samples of each observation's posterior, (S, B, *shape); B = 1 has no score.
         truth: The clean images, (B, *shape).
         corruption: The channel as it is believed to be.
         observation: The observations, (B, …).
