@@ -44,9 +44,11 @@ from diffem.metric import Evaluation
 from diffem.random import seeded
 from diffem.report import RunReport
 from diffem.run_dir import check_space, config_hash, open_run
+from diffem.sweep import JobsApart
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@JobsApart
 def main(cfg: DictConfig) -> None:
     """Runs one experiment in its run directory."""
     with command.mistakes_told():

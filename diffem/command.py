@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -21,16 +21,25 @@ from diffem.error import UserError, check_count, check_fraction, check_positive
 from diffem.file import FREE_SOME, FULL
 from diffem.run_dir import resumed_arguments
 from diffem.secret import hidden, redacted, told
-from diffem.signals import RANK_DIED, stop, stop_on_signals
-from diffem.trainer import check_trainer
+from diffem.signals import (
+    RANK_DIED,
+    place,
+    stop,
+    stop_on_signals,
+    tell,
+    tied_to_parent,
+    watch_signals,
+)
+from diffem.sweep import summed_up
+from diffem.trainer import check_trainer, started_elsewhere
 from diffem.trust import check_arguments
 
 CONF = Path(__file__).parent.parent / "conf"
-
+SWEEP = ("-m", "--multirun")
 NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Runs a command's Hydra main; a user's mistake becomes one sentence and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through, to be told here
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -40,41 +49,51 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", "Deprecated API features detected"
+    )  # Optuna's, of SQLAlchemy
     stop_on_signals()
-    with mistakes_told():
-        sys.argv[1:] = hidden(resumed_arguments(sys.argv[1:]))
+    watch_signals()
+    with tied_to_parent(), mistakes_told():
+        given = hidden(resumed_arguments(sys.argv[1:]))
+        sys.argv[1:] = sorted(given, key=lambda a: a not in SWEEP)  # Hydra wants it first
+        if not set(SWEEP).isdisjoint(given) and (started_elsewhere() or 1) > 1:
+            raise UserError(
+                "-m is started as one process, and its jobs start theirs; leave out torchrun and "
+                "srun (docs/cluster.md has sweeps under SLURM)"
+            )
         check_arguments(sys.argv[1:], str(CONF), "train")
-        main()
+        with summed_up():
+            main()
 
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """Opens a scope in which a user's mistake ends the process with one sentence.
-
-    The jobs of a sweep pass their mistakes on: Hydra runs the other jobs, and then raises.
-    """
+    """Opens a scope in which a user's mistake ends the process with one sentence."""
     try:
         yield
     except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        print(f"error: {told(_sentence(error))}", file=sys.stderr)
+        where = f"process {rank}: " if (rank := place()) else ""
+        tell(f"{where}error: {told(_sentence(error))}")
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: no space left on the disk{where}; {FREE_SOME}", file=sys.stderr)
+        tell(f"error: no space left on the disk{where}; {FREE_SOME}")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             line = str(error).splitlines()[0] if str(error) else "no more is there"
-            sys.exit(
+            tell(
                 f"error: the memory does not suffice ({line}); lower em.batch_size, em.chunk_size "
                 "or the size of the network or the data"
             )
+            sys.exit(1)
         if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):
-            stop(RANK_DIED, 1)  # a collective fails when a rank is gone
+            # A collective fails when a rank is gone. The watch over the ranks can say more.
+            time.sleep(1.0)
+            stop(RANK_DIED, 1)
         raise
 
 
@@ -126,8 +145,9 @@ def check(cfg: DictConfig) -> None:
     """Refuses what no part of the config refuses by itself.
 
     Raises:
-        UserError: If a number of steps is not at least 1, or of the trainer's keys one is not
-            known to keep the laws, or the machine lacks the devices.
+        UserError: If a number of steps is not at least 1, of the trainer's keys one is not known
+            to keep the laws, the machine lacks the devices, or several processes would each
+            choose a run directory.
     """
     check_count("sampler.steps", cfg.sampler.steps)
     for key in ("order", "corrections"):
@@ -149,10 +169,12 @@ def check(cfg: DictConfig) -> None:
     for name, logger in cfg.logger.items():
         if not OmegaConf.is_dict(logger) or "_target_" not in logger:
             raise UserError(f"logger.{name} must have a _target_, got {logger}")
-    if cfg.trainer.devices != 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    if (started_elsewhere() or 1) > 1 and "${now:" in str(plain["run_dir"]):
         raise UserError(
-            f"-m runs its jobs on one device each, got trainer.devices={cfg.trainer.devices}; "
-            "start the runs one by one to use several devices"
+            "run_dir must be given where torchrun or srun starts the processes, or each would "
+            "name its own by the time: run_dir=runs/NAME"
         )
 
 

@@ -9,7 +9,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +24,9 @@ from yaml import YAMLError
 from diffem.em.checkpoint import SafeCheckpointIO
 from diffem.em.progress import console
 from diffem.error import UserError
-from diffem.file import free_bytes
+from diffem.file import free_bytes, write_file
 from diffem.secret import redacted
+from diffem.signals import place
 
 FREE_KEYS = (  # what may differ between the processes of one run
     "run_dir",
@@ -37,6 +37,7 @@ FREE_KEYS = (  # what may differ between the processes of one run
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.log_every_n_steps",
+    "objective",
     "em.rounds",
     "em.seconds",
     "em.evaluations",
@@ -59,12 +60,12 @@ def open_run(cfg: DictConfig) -> Path:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     OmegaConf.update(cfg, "run_dir", str(run_dir))
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return run_dir  # the first process has opened it
-    folder = run_dir / ".hydra"
+    folder, first = run_dir / ".hydra", place() == 0
     held = folder / "config.yaml"
+    changed = _check(run_dir, _saved(held, DictConfig), cfg) if held.exists() else {}
+    if not first:
+        return run_dir  # the first process opens it; the others wait for it where the fit begins
     if held.exists():
-        changed = _check(run_dir, _saved(held, DictConfig), cfg)
         _lock(run_dir)
         if (summary := run_dir / "summary.json").is_file():
             summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
@@ -88,7 +89,8 @@ def open_run(cfg: DictConfig) -> Path:
 def save_config(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or a ListConfig
     """Saves a config as it is written, its interpolations too, but for its secrets."""
     plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
-    OmegaConf.save(OmegaConf.create(redacted(plain)), path)
+    content = OmegaConf.to_yaml(OmegaConf.create(redacted(plain))).encode()
+    write_file(path, lambda file: file.write(content))  # whole, for the other processes
 
 
 def check_space(run_dir: Path, x: Tensor, *, rounds: int) -> None:
@@ -160,7 +162,8 @@ def _check(run_dir: Path, held: Any, cfg: DictConfig) -> dict[str, Any]:  # noqa
         )
     if (run_dir / "summary.json").is_file() and cfg.em.rounds == held.em.rounds:
         if cfg.resume == AUTO:
-            console.print(f"{run_dir} is finished already", soft_wrap=True, markup=False)
+            if place() == 0:
+                console.print(f"{run_dir} is finished already", soft_wrap=True, markup=False)
             sys.exit(0)
         raise UserError(
             f"run_dir={run_dir} holds a finished run; choose another run_dir, or a larger "

@@ -88,6 +88,7 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
             "trainer.precision=16-mixed needs a GPU; use bf16-mixed, or 32-true where the "
             "processor has no bfloat16"
         )
+    _check_processes(devices, trainer["num_nodes"])
     limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")
     if devices == "auto":
         return
@@ -100,3 +101,28 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
         f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), or auto, "
         f"got {devices!r}"
     )
+
+
+def _check_processes(devices: object, nodes: int) -> None:
+    """Refuses another number of processes than were started, where others start them."""
+    started = started_elsewhere()
+    if started is None and nodes != 1 and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={nodes} needs a process on each device of each node, started by "
+            "torchrun or srun (docs/cluster.md)"
+        )
+    if started is not None and isinstance(devices, int) and started != devices * nodes:
+        raise UserError(
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} need {devices * nodes} "
+            f"processes, but torchrun or srun started {started}; devices are those of one node"
+        )
+
+
+def started_elsewhere() -> int | None:
+    """Returns how many processes of this run torchrun or srun started, None if neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None  # as Lightning has it: a shell in an allocation
+    tasks = os.environ.get("SLURM_NTASKS")
+    return int(tasks) if tasks else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
@@ -30,7 +31,14 @@ PARTS = (  # packages whose own classes and functions may be built
     "torch.optim",
 )
 NAMES = ("lightning.Trainer",)
-PLUGINS = ("hydra._internal.core_plugins", "hydra_plugins")  # what hydra's own node may build
+PLUGINS = (  # what hydra's own node may build
+    "hydra._internal.core_plugins",
+    "hydra_plugins",
+    "optuna.samplers",  # of hydra/sweeper=optuna
+)
+CALLBACK = "diffem.sweep.Sweep"
+# What runs a user's own shell lines or sets the jobs' environment: from the command line alone.
+GIVEN = ("hydra.launcher.setup", "hydra.job.env_set")
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
 HELP = ("-h", "--help", "--hydra-help", "--version")
 VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
@@ -62,9 +70,7 @@ def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
         for chosen in _without_sweeps(overrides):
             groups = list(_groups(chosen, Path(conf)))
             cfg = compose(name, chosen, return_hydra_config=True)
-            hydra = OmegaConf.to_container(cfg.hydra, resolve=False)
-            for where, target in _found(hydra, "_target_", "hydra"):
-                _check_prefix(where, target, PLUGINS)
+            check_hydra(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
             with open_dict(cfg):
                 del cfg["hydra"]
             given = OmegaConf.to_container(cfg, resolve=False)
@@ -72,6 +78,24 @@ def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
             files = OmegaConf.to_container(compose(name, groups), resolve=False)
             assert isinstance(given, dict) and isinstance(files, dict)
             check_kinds(given, files)
+
+
+def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
+    """Checks Hydra's own node, a container of plain types.
+
+    Raises:
+        UserError: If it would build, import or run what is neither allowed nor on the command
+            line.
+    """
+    for where, target in _found(hydra, "_target_", "hydra"):
+        if target != CALLBACK:
+            _check_own(where, target, PLUGINS)
+    if space := hydra["sweeper"].get("custom_search_space"):  # Optuna's sweeper imports it
+        raise UserError(f"hydra.sweeper.custom_search_space={space} is not allowed; leave it null")
+    for key in GIVEN:
+        _, node, name = key.split(".")
+        if hydra[node].get(name) and not any(o.lstrip("+").startswith(key) for o in overrides):
+            raise UserError(f"{key} is taken from the command line alone, not from a file")
 
 
 def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain types
@@ -84,19 +108,21 @@ def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain t
         if not isinstance(flag, bool):
             raise UserError(f"{where} must be true or false, got {flag!r}")
     for where, target in _found(config, "_target_"):
-        if target in NAMES:
-            continue
-        _check_prefix(where, target, PARTS)
-        package = next(p for p in PARTS if target.startswith(f"{p}."))
-        try:
-            found = get_object(target)
-        except Exception as error:
-            raise UserError(f"{where}={target}: there is no such thing ({error})") from error
-        # A module's own imports can be reached by dots: diffem.em.store.shutil.rmtree.
-        if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(
-            f"{package}."
-        ):
-            raise UserError(f"{where}={target} is not one of {package}'s own; it is not built")
+        if target not in NAMES:
+            _check_own(where, target, PARTS)
+
+
+def _check_own(where: str, target: str, packages: Sequence[str]) -> None:
+    """Refuses what is not one of the packages' own classes and functions."""
+    _check_prefix(where, target, packages)
+    package = next(p for p in packages if target.startswith(f"{p}."))
+    try:
+        found = get_object(target)
+    except Exception as error:
+        raise UserError(f"{where}={target}: there is no such thing ({error})") from error
+    # A module's own imports can be reached by dots: diffem.em.store.shutil.rmtree.
+    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(f"{package}."):
+        raise UserError(f"{where}={target} is not one of {package}'s own; it is not built")
 
 
 def _check_prefix(where: str, target: object, prefixes: Iterable[str]) -> None:
@@ -142,7 +168,7 @@ def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     plain = [o.input_line for o in parsed if not o.is_sweep_override()]
     sweeps = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        [f"{o.get_key_element()}={value}" for value in _values(o)]
         for o in parsed
         if o.is_sweep_override()
     ]
@@ -151,3 +177,12 @@ def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
     for i, values in enumerate(sweeps):
         for value in values[1:]:
             yield [str(o) for o in (*plain, *first[:i], value, *first[i + 1 :])]
+
+
+def _values(override: Override) -> Iterator[str]:
+    """Yields the values of a sweep; of an interval, which has no list of them, the ends."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        yield from (str(value.start), str(value.end))
+    else:
+        yield from override.sweep_string_iterator()

@@ -44,6 +44,7 @@ BAD = [
     (["prior.steps=0"], "prior.steps must be a whole number of at least 1, got 0"),
     (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be in [1, "),
     (["trainer.accelerator=abacus"], "abacus"),
+    (["trainer.accelerator=cpu", "trainer.num_nodes=2"], "started by torchrun or srun (docs/clu"),
     (
         ["dataset=fashion_mnist", "dataset.path=/nowhere"],
         "dataset.path: /nowhere has no train-images",
@@ -352,13 +353,31 @@ def test_a_gpu_that_is_not_there(
     assert error.count("\n") == 1
 
 
-def test_a_sweep_on_several_devices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("environment", "overrides", "sentence"),
+    [
+        ({"WORLD_SIZE": "2"}, ["run_dir=x"], "but torchrun or srun started 2; devices are those"),
+        ({"WORLD_SIZE": "2"}, ["trainer.devices=2"], "run_dir must be given where torchrun or"),
+        ({"WORLD_SIZE": "2"}, ["-m", "seed=0,1", "run_dir=x"], "-m is started as one process"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, ["run_dir=x"], "process 1: error: trainer.devices=1"),
+    ],
+)
+def test_processes_that_another_program_started(
+    environment: dict[str, str],
+    overrides: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    overrides = ["-m", "seed=0,1", "trainer.devices=2", f"run_dir={tmp_path / 'run'}"]
-    assert tell(overrides, monkeypatch) == 1
-    error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("error: -m runs its jobs on one device each")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr("diffem.signals.die_with", lambda _: None)  # pytest is not torchrun's
+    monkeypatch.chdir(tmp_path)
+    assert tell(["trainer.accelerator=cpu", *overrides], monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
 
 
 def test_a_folder_with_other_files_is_not_touched(

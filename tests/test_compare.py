@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from command import SHORT
 
-from diffem.compare import Cell, Study, cell, compare, jobs, methods_study, read_study, study
+from diffem import job
+from diffem.compare import Cell, Study, compare, jobs, methods_study, read_study, study
 from diffem.compare.__main__ import main
 
 COMMON = (*SHORT, "prior=null")
@@ -48,7 +49,7 @@ summary["environment"] = {name: os.environ.get(name) for name in names}
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for train.py, and the folder of a comparison."""
     (tmp_path / "fake.py").write_text(FAKE)
-    monkeypatch.setattr(cell, "TRAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(job, "TRAIN", tmp_path / "fake.py")
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     return tmp_path / "out"
 
@@ -118,7 +119,7 @@ def alive(pid: int) -> bool:
 def test_an_interrupt_leaves_no_process_behind(
     fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(job, "GRACE_SECONDS", 0.5)
 
     def interrupt() -> None:
         end = time.monotonic() + 20

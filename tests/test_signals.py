@@ -112,11 +112,13 @@ def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> 
     assert set(found) == {0, 1}
     os.kill(found[rank], number)
     _, error = process.communicate(timeout=15)
-    # A dead rank 1 is met in a collective (1), or told by Lightning's observer (75).
-    assert process.returncode in {(0, 15): [75], (0, 9): [-9], (1, 9): [1, 75]}[rank, number]
+    assert process.returncode == {(0, 15): 75, (0, 9): -9, (1, 9): 1}[rank, number]
     assert_gone(run_dir, 15)
     if rank == 1:
-        assert error.splitlines()[-1].endswith("the same command goes on from where the run was")
+        assert error.splitlines()[-1] == (
+            "error: process 1 of the run was ended by SIGKILL; the same command goes on from "
+            "where the run was"
+        )
 
 
 def poisoned_train(*overrides: str) -> subprocess.CompletedProcess[str]:
@@ -148,3 +150,35 @@ def test_two_processes_meet_bad_numbers_alike(tmp_path: Path) -> None:
     ]
     assert manifests[0]["weights_sha256"] == manifests[1]["weights_sha256"]
     assert manifests[0]["chunks"] == manifests[1]["chunks"]
+
+
+STUCK = """
+import ctypes
+from diffem.signals import stop_on_signals, watch_signals
+
+stop_on_signals()
+watch_signals()
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+print("ready", flush=True)
+libc.pthread_mutex_lock(mutex)
+libc.pthread_mutex_lock(mutex)  # for ever, and a signal does not interrupt it
+"""
+
+
+def test_a_signal_acts_where_the_main_thread_is_outside_python() -> None:
+    """As in a collective on GPUs, of which another process is gone."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.terminate()
+    try:
+        _, error = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 75 and error.startswith("stopped by SIGTERM; ")

@@ -57,7 +57,8 @@ def test_lightning_and_hydra_stay_where_they_belong() -> None:
         roots = {module.split(".")[0] for module in imports(path)}
         if folder_of(path) not in {"em", "command"}:
             assert "lightning" not in roots, path
-        if folder_of(path) not in {"command", "compare", "classify", "run_dir", "trust"}:
+        hydra = {"command", "compare", "classify", "run_dir", "sweep", "trust"}
+        if folder_of(path) not in hydra:
             assert not roots & {"hydra", "omegaconf"}, path
 
 

@@ -1,4 +1,4 @@
-"""The command as a user runs it: what it writes, on one and two processes, in sweeps, to W&B."""
+"""The command as a user runs it: what it writes, on one and two processes, to W&B."""
 
 import json
 import shutil
@@ -68,6 +68,7 @@ def test_summary(run_dir: Path) -> None:
     assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
     truth = variety(Digits([1, 8, 8], train=200).load().heldout[:20])
     assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
+    assert {"recorrupted", "recorrupted_truth"} <= final.keys()
     assert final["diversity"] > 0 and final["spread"] > 0 and 1 <= final["effective_rank"] <= 19
     assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
 
@@ -169,7 +170,7 @@ def test_a_run_that_goes_on_is_the_same_wandb_run_and_loses_no_row(
     before, rows = history(first), history(second)
     assert [row["_step"] for row in before] == list(range(len(before)))
     told = [row["_step"] for row in rows]
-    assert told == sorted(set(range(told[-1] + 1)) - {len(before)})  # all but the cut line
+    assert told == list(range(len(told)))  # the cut line made room
     assert [row["round"] for row in rows if "round/psnr" in row] == [0, 1, 2, 3]
 
 
@@ -258,19 +259,6 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         "error: em.batch_size must be a multiple of the number of devices, 2, got 9" in odd.stderr
     )
     assert "Traceback" not in odd.stderr
-
-
-def test_a_sweep_makes_a_run_for_each_job(tmp_path: Path) -> None:
-    done = train(
-        "-m", "corruption=mask,blur", "seed=0,1", "experiment=digits_mask", *SHORT, "em.rounds=1",
-        f"run_dir={tmp_path}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    made = [read_summary(tmp_path / str(job)) for job in range(4)]
-    assert [(s["corruption"], s["seed"]) for s in made] == [
-        ("mask", 0), ("mask", 1), ("blur", 0), ("blur", 1)
-    ]  # fmt: skip
-    assert len({s["rounds"][1]["psnr"] for s in made}) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from diffem.em.checkpoint import SafeCheckpointIO, load_verified, remember
 from diffem.em.init import FromCheckpoint
 from diffem.error import UserError
 from diffem.file import load_plain, sha256
-from diffem.trust import check_arguments, check_targets
+from diffem.trust import check_arguments, check_hydra, check_targets
 
 FORBIDDEN = [
     "builtins.open",
@@ -78,6 +78,53 @@ def test_in_the_later_values_of_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sampler\._target_=os\.system is not allowed"):
         check_arguments(arguments, str(CONF), "train")
     check_arguments(["-m", "seed=0,1", "sampler=ddpm,heun"], str(CONF), "train")
+
+
+HYDRA = {
+    "launcher": {},
+    "sweeper": {},
+    "job": {"env_set": {}},
+    "callbacks": {"sweep": {"_target_": "diffem.sweep.Sweep"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({"sweeper": {"custom_search_space": "os.system"}}, "custom_search_space=os.system is"),
+        ({"launcher": {"setup": ["touch x"]}}, "setup is taken from the command line alone"),
+        ({"job": {"env_set": {"PYTHONPATH": "/x"}}}, "env_set is taken from the command line al"),
+        ({"callbacks": {"sweep": {"_target_": "diffem.sweep.start_run"}}}, "is not allowed"),
+        (  # by the dots of an allowed module
+            {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.open_dict"}},
+            "is not one of hydra._internal.core_plugins's own",
+        ),
+    ],
+)
+def test_hydras_own_node(node: dict, sentence: str) -> None:
+    check_hydra(HYDRA, [])
+    with pytest.raises(UserError, match=sentence):
+        check_hydra(HYDRA | node, ["seed=0"])
+    if "command line" in sentence:
+        given = ["hydra.launcher.setup=[touch x]", "+hydra.job.env_set.PYTHONPATH=/x"]
+        check_hydra(HYDRA | node, given)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "hydra/launcher=joblib",
+        "hydra/launcher=submitit_local",
+        "hydra/launcher=submitit_slurm",
+        "hydra/sweeper=optuna",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Deprecated API features")  # optuna's, of SQLAlchemy
+def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
+    kind, name = choice.removeprefix("hydra/").split("=")
+    pytest.importorskip(f"hydra_plugins.hydra_{name.split('_')[0]}_{kind}")
+    lr = "m_step.optimizer.lr=1e-3" if kind == "launcher" else "m_step.optimizer.lr=interval(0,1)"
+    check_arguments(["-m", choice, lr], str(CONF), "train")
 
 
 @pytest.mark.parametrize(

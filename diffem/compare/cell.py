@@ -1,16 +1,13 @@
 """A cell of a comparison: one run of train.py, in a process of its own."""
 
-import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRAIN = Path(__file__).parents[2] / "train.py"
+from diffem.job import last_line, read_summary, start_run
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,7 @@ class Cell:
 
     def summary(self) -> dict[str, Any] | None:
         """Returns the run's summary, or None if it did not end well."""
-        try:
-            return json.loads((self.folder / "summary.json").read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            return None  # none yet, or killed while it was written
+        return read_summary(self.folder)
 
     def start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Starts the cell from its beginning; what an unfinished run left is removed.
@@ -47,19 +41,10 @@ class Cell:
         """
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
         own = (f"seed={self.seed}", f"run_dir={self.folder}")
-        with self.log.open("w") as log:
-            return subprocess.Popen(
-                [sys.executable, str(TRAIN), *self.overrides, *own],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        return start_run((*self.overrides, *own), self.log, environment=environment)
 
     def failure(self) -> str:
         """Returns the last line that a failed run printed."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "the run printed nothing"
+        return last_line(self.log)

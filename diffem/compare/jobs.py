@@ -5,8 +5,8 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,9 @@ import torch
 from diffem.compare.cell import Cell
 from diffem.em.progress import console, phase
 from diffem.error import check_count
+from diffem.job import end_runs, send
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 5.0  # between asking an interrupted cell to end and killing it
 
 
 class Running(NamedTuple):
@@ -52,7 +52,7 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> None:
                         running[slot] = Running(cell, cell.start(environment), time.monotonic())
                 time.sleep(POLL_SECONDS)
         finally:
-            _stop([run.process for run in running.values()])
+            end_runs([run.process for run in running.values()])
         if noted:
             raise KeyboardInterrupt
 
@@ -111,26 +111,9 @@ def _gpus() -> list[str]:
 
 def _told(run: Running) -> str:
     """Says how a run ended, and returns what was said."""
-    _signal(run.process, signal.SIGKILL)  # ranks that a crashed first rank left behind
+    send(run.process, signal.SIGKILL)  # ranks that a crashed first rank left behind
     how = "failed" if run.cell.summary() is None else "finished"
     seconds = time.monotonic() - run.start
     line = f"{run.cell.row}, seed {run.cell.seed}: {how} in {seconds:.0f} s"
     console.print(line, soft_wrap=True, markup=False)
     return f"{run.cell.row}, seed {run.cell.seed}"
-
-
-def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        _signal(process, signal.SIGTERM)
-    end = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, end - time.monotonic()))
-        _signal(process, signal.SIGKILL)
-        process.wait()
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """Sends a signal to all that a process has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)

@@ -188,9 +188,9 @@ class RoundWandbLogger(Logger):
     def _tell(self) -> None:
         if self.run is None or not self.metrics.is_file():
             return
-        if self.metrics.stat().st_size < self._bytes:
-            self._bytes = 0  # steps are taken again: told after those before
         with self.metrics.open("rb") as file:
+            if self.metrics.stat().st_size < self._bytes:  # lines made room for the last one
+                self._bytes = file.read().rstrip(b"\n").rfind(b"\n") + 1
             file.seek(self._bytes)
             new = file.read()
         new = new[: new.rfind(b"\n") + 1]

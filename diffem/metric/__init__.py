@@ -4,6 +4,7 @@ from diffem.metric.classifier import Classifier
 from diffem.metric.dinov2 import DINOv2
 from diffem.metric.distribution import distribution_scores, frechet, frechet_pixels
 from diffem.metric.diversity import diversity, effective_rank, spread, variety
+from diffem.metric.energy import energy_distance
 from diffem.metric.evaluation import Evaluation
 from diffem.metric.features import Extractor, PixelFeatures
 from diffem.metric.inception import Inception
@@ -22,6 +23,7 @@ __all__ = [
     "distribution_scores",
     "diversity",
     "effective_rank",
+    "energy_distance",
     "frechet",
     "frechet_pixels",
     "psnr",

@@ -27,7 +27,7 @@ from diffem.metric import Evaluation, psnr, scores, sinkhorn_divergence, spread,
 from diffem.metric.diversity import IMAGES
 from diffem.report.closing import print_closing, print_files, print_scores
 from diffem.report.figure import save_curves, save_panel, save_samples
-from diffem.report.sets import feature_scores, prior_scores, variety_scores
+from diffem.report.sets import feature_scores, prior_scores, recorruption_scores, variety_scores
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
@@ -147,6 +147,9 @@ class RunReport:
         final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
         self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
         final |= variety_scores(stacked, truth)
+        final |= recorruption_scores(
+            stacked, truth, self.train.corruption, observation, seed=self.about["seed"]
+        )
         if (lpips := self.evaluation.lpips) is not None:
             final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())
         self._score_sets(final, stacked[0], prior, device)

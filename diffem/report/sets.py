@@ -5,15 +5,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from diffem.corruption import Corruption, Observation
 from diffem.em.progress import phase
 from diffem.metric import (
     Extractor,
     distribution_scores,
+    energy_distance,
     frechet_pixels,
     sinkhorn_divergence,
     spread,
     variety,
 )
+from diffem.random import generator
+
+PAIRED = 2048  # observations of which all pairs are compared, at most
 
 
 def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
@@ -27,6 +32,42 @@ def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """
     true = {f"{name}_truth": value for name, value in variety(truth).items()}
     return variety(samples[0]) | true | {"spread": spread(samples)}
+
+
+def recorruption_scores(
+    samples: Tensor,
+    truth: Tensor,
+    corruption: Corruption,
+    observation: Observation,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Returns how far observations drawn afresh from reconstructions are from the observations.
+
+    `recorrupted` is the energy distance of the two laws on the grid of x, without bias. Under the
+    true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it is 0 in
+    expectation. It needs no ground truth; `recorrupted_truth` is that of the true images.
+
+    Arguments:
+        samples: Samples of each observation's posterior, (S, B, *shape); B = 1 has no score.
+        truth: The clean images, (B, *shape).
+        corruption: The channel as it is believed to be.
+        observation: The observations, (B, …).
+        seed: The run's seed.
+    """
+    if len(truth) < 2:
+        return {}
+    seen = corruption.lift(observation.select(slice(PAIRED)))
+
+    def distance(x: Tensor, s: int) -> float:
+        drawn = corruption.draw(x[:PAIRED], generator(seed, "recorrupted", s))
+        return energy_distance(corruption.lift(drawn), seen)
+
+    count = len(samples)
+    return {
+        "recorrupted": sum(distance(x, s) for s, x in enumerate(samples)) / count,
+        "recorrupted_truth": sum(distance(truth, s) for s in range(count)) / count,
+    }
 
 
 def prior_scores(x: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
