@@ -58,7 +58,7 @@ class JSONLLogger(Logger):
         line = {k: v if math.isfinite(v) else None for k, v in metrics.items() if k != "epoch"}
         if "round" not in line:
             line = {"step": step, **line}
-        phase, counter = _phase(line), next(iter(line.values()))
+        phase, counter = _phase(line), metrics.get("round", step or 0)
         if counter <= self._at.get(phase, counter):
             _make_room(self.path, line)
         self._at[phase] = counter
