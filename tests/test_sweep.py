@@ -89,7 +89,7 @@ def test_a_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
         "raise": "ArithmeticError: by the test",
         "exit": "exit code 0 before its end",
         "kill": "killed by SIGKILL (out of memory?)",
-        "memory": "MemoryError",
+        "memory": "the memory does not suffice",
     }
     for way, why in said.items():
         code, jobs, error = sweep(folder, *given, PYTHONPATH=path, WAY=way)
