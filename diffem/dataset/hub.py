@@ -143,18 +143,21 @@ class HubImages:
             raise UserError(f"dataset.path: image {number} of {self.path!r} is missing; remove it")
         name = f"dataset.path: image {number} of {self.path!r} ({value['path']})"
         held = value["bytes"]
-        source = inside(Path(value["path"]), *folders) if held is None else BytesIO(held)
+        file = inside(Path(value["path"]), *folders) if held is None else None
         try:
-            with warnings.catch_warnings():
+            with (
+                file.open("rb") if file else BytesIO(held or b"") as source,
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(source, formats=FORMATS)
-            limit = SHRINK**2 * self.shape[1] * self.shape[2]
-            if image.width * image.height > limit:
-                raise UserError(
-                    f"{name} has {image.width} × {image.height} pixels, more than {limit} for "
-                    f"dataset.shape={list(self.shape)}; scale it down or remove it"
-                )
-            return ImageOps.exif_transpose(image)
+                limit = SHRINK**2 * self.shape[1] * self.shape[2]
+                if image.width * image.height > limit:
+                    raise UserError(
+                        f"{name} has {image.width} × {image.height} pixels, more than {limit} for "
+                        f"dataset.shape={list(self.shape)}; scale it down or remove it"
+                    )
+                return ImageOps.exif_transpose(image)
         except UserError:
             raise
         except Exception as error:  # a decoder raises whatever it meets
