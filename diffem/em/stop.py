@@ -23,15 +23,10 @@ class Stops(Callback):
     SLURM job by itself. Its observer kills this process too, and no line says why.
     """
 
-    def __init__(self) -> None:
-        self.watching = False
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the handlers and the watch before an E-step that is due."""
         stop_on_signals()
-        processes = getattr(trainer.strategy.launcher, "procs", [])
-        if processes and not self.watching:
-            self.watching = True
+        if processes := getattr(trainer.strategy.launcher, "procs", []):
             for thread in threading.enumerate():
                 if thread.name == "child-process-observer":  # Lightning's
                     thread._child_processes = []  # type: ignore[attr-defined]
