@@ -99,7 +99,7 @@ def load_verified(path: Path) -> dict[str, Any]:
     )
 
 
-def resumable(path: Path, whole: Callable[[int], bool] = lambda _: True) -> Path | None:
+def resumable(path: Path, whole: Callable[[int], bool]) -> Path | None:
     """Returns where to go on from, None for the init.
 
     That is the newest checkpoint of which the bytes and the round are whole. As long as one round
