@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,21 @@ def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         timeout=600,
     )
+
+
+def wait_until(
+    done: Callable[[], object],
+    process: subprocess.Popen[str] | None = None,
+    *,
+    seconds: float = 120,
+    every: float = 0.01,
+) -> None:
+    """Returns when something is so; it must come in time, and before a process has ended."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert process is None or process.poll() is None, "the process has ended"
+        assert time.monotonic() < end, "too late"
+        time.sleep(every)
 
 
 def ranks(run_dir: Path) -> dict[int, int]:

@@ -5,11 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, train
+from command import ROOT, SHORT, train, wait_until
 from test_run_dir import weights
 from test_signals import LONG, TWO, assert_gone
 
@@ -80,10 +79,7 @@ def test_slurm_on_two_nodes_with_a_signal_on_the_way(alone: list[str], tmp_path:
     """The time's end: SIGUSR1 to all tasks, code 75, the same command in the requeued job."""
     given = (*SMALL, f"run_dir={tmp_path / 'run'}", "resume=auto")
     both = [slurm(rank, *given) for rank in (0, 1)]
-    end = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
-        assert both[0].poll() is None and time.monotonic() < end
-        time.sleep(0.01)
+    wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, both[0])
     for process in both:
         process.send_signal(signal.SIGUSR1)
     (first, error), (second, _) = ended(*both)
@@ -100,9 +96,7 @@ def test_slurm_on_two_nodes_with_a_signal_on_the_way(alone: list[str], tmp_path:
 def test_no_process_outlives_another(rank: str, number: signal.Signals, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start((*TORCHRUN, "--nproc_per_node=2"), *LONG, *TWO, f"run_dir={run_dir}")
-    while not (run_dir / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_until((run_dir / "checkpoints" / "last.ckpt").exists, process)
     found = {"torchrun": process.pid}
     for folder in Path("/proc").glob("[0-9]*"):
         words = (folder / "cmdline").read_bytes() if folder.exists() else b""

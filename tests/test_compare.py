@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import SHORT
+from command import SHORT, wait_until
 
 from diffem import job
 from diffem.compare import Cell, Study, compare, jobs, methods_study, read_study, study
@@ -143,10 +143,7 @@ def test_an_interrupt_leaves_no_process_behind(
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
     assert len(pids()) == 4
-    end = time.monotonic() + 10  # a killed process dies soon, not at once
-    while any(map(alive, pids())) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not any(map(alive, pids()))
+    wait_until(lambda: not any(map(alive, pids())), seconds=10)  # the killed die soon, not at once
     assert (fake / "order").read_text().count("0") == 2  # no further cell was started
 
 

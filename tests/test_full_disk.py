@@ -4,12 +4,11 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, train
+from command import ROOT, SHORT, train, wait_until
 
 from diffem.command import mistakes_told
 from diffem.em.checkpoint import load_verified
@@ -72,10 +71,7 @@ def test_a_full_disk_ends_a_run_that_can_be_gone_on_with(
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    end = time.monotonic() + 120
-    while not (run_dir / sign).exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.001)
+    wait_until((run_dir / sign).exists, process, every=0.001)
     others = fill(disk)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1, error  # no signal: not that of a memory map

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, ranks, train
+from command import ROOT, SHORT, ranks, train, wait_until
 
 pytestmark = pytest.mark.kill
 
@@ -28,18 +28,8 @@ def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-
-
 def assert_gone(run_dir: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while ranks(run_dir):
-        assert time.monotonic() < end, ranks(run_dir)
-        time.sleep(0.1)
+    wait_until(lambda: not ranks(run_dir), seconds=seconds, every=0.1)
 
 
 def last_weights(run_dir: Path) -> str:
@@ -61,7 +51,7 @@ def test_a_signal_ends_a_run_that_can_be_gone_on_with(
 ) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir)
-    wait_for(run_dir / "checkpoints" / "last.ckpt", process)
+    wait_until((run_dir / "checkpoints" / "last.ckpt").exists, process)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 75
@@ -94,7 +84,7 @@ def test_two_processes_of_which_one_is_killed_are_gone_on_with(
 ) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir, *TWO)
-    wait_for(run_dir / file, process)
+    wait_until((run_dir / file).exists, process)
     os.kill(ranks(run_dir)[rank], signal.SIGKILL)
     process.communicate(timeout=15)
     assert_gone(run_dir, 15)
@@ -107,7 +97,7 @@ def test_two_processes_of_which_one_is_killed_are_gone_on_with(
 def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir, *TWO)
-    wait_for(run_dir / "checkpoints" / "last.ckpt", process)
+    wait_until((run_dir / "checkpoints" / "last.ckpt").exists, process)
     found = ranks(run_dir)
     assert set(found) == {0, 1}
     os.kill(found[rank], number)

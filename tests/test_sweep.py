@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, train
+from command import ROOT, SHORT, train, wait_until
 from test_run_dir import weights
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
@@ -136,10 +135,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process(
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever pytest has
     )
-    end = time.monotonic() + 120
-    while not (folder / "0" / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
+    wait_until((folder / "0" / "checkpoints" / "last.ckpt").exists, process)
     assert len(of(folder)) == 3  # the sweep, and a job's two ranks
     process.send_signal(number)
     _, error = process.communicate(timeout=15)
@@ -147,10 +143,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process(
     assert number == signal.SIGKILL or error.splitlines()[-1].endswith(
         "; the same command goes on from where the run was"
     )
-    end = time.monotonic() + 15
-    while of(folder):
-        assert time.monotonic() < end, of(folder)
-        time.sleep(0.1)
+    wait_until(lambda: not of(folder), seconds=15, every=0.1)
 
 
 @pytest.mark.kill

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from command import ROOT, wait_until
 from wandb_file import history
 from wandb_server import closed, serving, silent
 
@@ -76,13 +75,6 @@ def rows(tmp_path: Path) -> list[int]:
     return [row["step"] for row in history(file)]
 
 
-def wait_until(done: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "too late"
-        time.sleep(0.1)
-
-
 def processes(tmp_path: Path) -> list[str]:
     """Returns the processes that work on a run."""
     names = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.is_file()]
@@ -92,7 +84,7 @@ def processes(tmp_path: Path) -> list[str]:
 def test_up(tmp_path: Path) -> None:
     with serving() as server, steps(tmp_path, server.server_port) as run:
         run.do("open", "log")
-        wait_until(lambda: "UpsertBucket" in server.asked, 30)
+        wait_until(lambda: "UpsertBucket" in server.asked, seconds=30)
         run.do("log", "close")
         said = run.end()
         assert sorted(row["step"] for row in server.rows) == list(range(10))
@@ -120,7 +112,7 @@ def test_down_from_the_middle_on_and_synced_later(kind: str, tmp_path: Path) -> 
     with serving() as server, steps(tmp_path, server.server_port) as run:
         port = server.server_port
         run.do("open", "log")
-        wait_until(lambda: "UpsertBucket" in server.asked, 30)
+        wait_until(lambda: "UpsertBucket" in server.asked, seconds=30)
         server.shutdown()
         server.server_close()
         with ExitStack() as stack:
@@ -146,7 +138,7 @@ def test_down_from_the_middle_on_and_synced_later(kind: str, tmp_path: Path) -> 
 def test_no_upload_outlives_a_run_that_was_killed(tmp_path: Path) -> None:
     with silent() as port, steps(tmp_path, port) as run:
         run.do("open", "log")
-        wait_until(lambda: len(processes(tmp_path)) > 2, 30)
+        wait_until(lambda: len(processes(tmp_path)) > 2, seconds=30, every=0.1)
         run.process.send_signal(signal.SIGKILL)
         run.process.wait()
-        wait_until(lambda: not processes(tmp_path), LOST)
+        wait_until(lambda: not processes(tmp_path), seconds=LOST, every=0.1)
