@@ -22,7 +22,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET)
-	$(BIN)/python -m diffem.classify --dataset $(DATASET) --out features/$(DATASET).safetensors
+	$(BIN)/python -m diffem classify --dataset $(DATASET) --out features/$(DATASET).safetensors
 
 test-experiments: $(READY)  # every experiment file at its own size; minutes
 	$(BIN)/python -m pytest -m slow
@@ -31,7 +31,7 @@ test-kills: $(READY)  # runs that are killed and gone on with; minutes
 	$(BIN)/python -m pytest -m kill
 
 soak: $(READY)  # COUNT kills at random moments, or stops with SIGNAL=TERM; a quarter of an hour
-	$(BIN)/python tests/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
+	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.base import Corruption, Observation, constant_map, full_precision
-from diffem.corruption.level import Level
+from diffem.corruption.channel import Corruption, Measurement, constant_map, full_precision
 from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.parameter import Level
 from diffem.corruption.spectrum import Spectrum
-from diffem.error import UserError, check_count
+from diffem.runtime.errors import UserError, check_count
 
 
 class Blur(Corruption):
@@ -43,7 +43,7 @@ class Blur(Corruption):
         if len(self.shape) < 2:
             raise UserError(
                 f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "
-                "use corruption=projection, mask or noise for vectors"
+                "use corruption=projection, mask or denoising for vectors"
             )
         largest = 2 * min(self.shape[1:]) - 1
         check_count("corruption.kernel_size", kernel_size)
@@ -61,9 +61,9 @@ class Blur(Corruption):
     def draw_operator(self, n: int, generator: Generator) -> Tensor:
         return self.sigma.draw(n, generator)[:, None]
 
-    def believe(self, observation: Observation) -> Observation:
-        y, operator, std = super().believe(observation)
-        return Observation(y, self.sigma.believed(operator), std)
+    def believe(self, measurement: Measurement) -> Measurement:
+        y, operator, std = super().believe(measurement)
+        return Measurement(y, self.sigma.believed(operator), std)
 
     def matrix(self, sigma: Tensor, length: int) -> Tensor:
         """Returns the blur of an axis as matrices K, (B, L, L), for widths sigma, (B,)."""
@@ -98,11 +98,11 @@ class Blur(Corruption):
             square = square[..., None] * value
         return Spectrum(tuple(axes), square)
 
-    def lift(self, observation: Observation) -> Tensor:
-        return observation.y
+    def lift(self, measurement: Measurement) -> Tensor:
+        return measurement.y
 
-    def maps(self, observation: Observation) -> list[Tensor]:
-        return [constant_map(observation.operator[:, 0], observation.y)]
+    def maps(self, measurement: Measurement) -> list[Tensor]:
+        return [constant_map(measurement.operator[:, 0], measurement.y)]
 
     @full_precision
     def _along_axes(self, x: Tensor, operator: Tensor, *, transpose: bool) -> Tensor:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.corruption.base import Corruption, Observation
+from diffem.corruption.channel import Corruption, Measurement
 from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.spectrum import Spectrum
-from diffem.error import UserError, check_count
+from diffem.runtime.errors import UserError, check_count
 
 
 class Downsample(Corruption):
@@ -51,8 +51,8 @@ class Downsample(Corruption):
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         return self._repeat(y) / self.factor ** (y.ndim - 2)
 
-    def lift(self, observation: Observation) -> Tensor:
-        return self._repeat(observation.y)
+    def lift(self, measurement: Measurement) -> Tensor:
+        return self._repeat(measurement.y)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
         # Along an axis, blocks of f pixels: their mean is the first of f orthonormal cosines,

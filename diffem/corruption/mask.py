@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.base import Corruption, Observation
+from diffem.corruption.channel import Corruption, Measurement
 from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.spectrum import Spectrum
-from diffem.error import check_fraction
+from diffem.runtime.errors import check_fraction
 
 
 class Mask(Corruption):
@@ -53,5 +53,5 @@ class Mask(Corruption):
     def spectrum(self, operator: Tensor) -> Spectrum:
         return Spectrum((), operator)
 
-    def maps(self, observation: Observation) -> list[Tensor]:
-        return [observation.operator]
+    def maps(self, measurement: Measurement) -> list[Tensor]:
+        return [measurement.operator]

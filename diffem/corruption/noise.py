@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diffem.corruption.level import Level
+from diffem.corruption.parameter import Level
 
 
 class GaussianNoise:

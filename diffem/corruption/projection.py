@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.base import Corruption, Observation, full_precision
+from diffem.corruption.channel import Corruption, Measurement, full_precision
 from diffem.corruption.noise import GaussianNoise
 from diffem.corruption.spectrum import Spectrum
-from diffem.error import UserError, check_count
+from diffem.runtime.errors import UserError, check_count
 
 
 class Projection(Corruption):
@@ -60,5 +60,5 @@ class Projection(Corruption):
         square, v = torch.linalg.eigh(operator.mT @ operator)
         return Spectrum(((1, v),), square.clamp(min=0))
 
-    def maps(self, observation: Observation) -> list[Tensor]:
-        return [observation.y, observation.operator.flatten(1)]
+    def maps(self, measurement: Measurement) -> list[Tensor]:
+        return [measurement.y, measurement.operator.flatten(1)]

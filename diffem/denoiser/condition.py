@@ -1,12 +1,12 @@
-"""Conditioning: what a denoiser is told of an observation."""
+"""Conditioning: what a denoiser is told of a measurement."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption import Corruption, Observation, Spectrum
-from diffem.corruption.base import expand
+from diffem.corruption import Corruption, Measurement, Spectrum
+from diffem.corruption.channel import expand
 
 
 class Condition(NamedTuple):
@@ -39,7 +39,7 @@ def unfused(embedding: Tensor) -> Condition:
 
 
 class Conditioning:
-    """How an observation is made known to a denoiser.
+    """How a measurement is made known to a denoiser.
 
     Arguments:
         maps: Whether the network sees the operator (the mask, the blur's width, the matrix).
@@ -51,10 +51,10 @@ class Conditioning:
         self.maps = maps
         self.fuse = fuse
 
-    def __call__(self, corruption: Corruption, observation: Observation) -> Condition:
-        """Returns the condition that an observation gives."""
-        y, operator, std = observation
-        embedding = corruption.embed(observation, maps=self.maps)
+    def __call__(self, corruption: Corruption, measurement: Measurement) -> Condition:
+        """Returns the condition that a measurement gives."""
+        y, operator, std = measurement
+        embedding = corruption.embed(measurement, maps=self.maps)
         spectrum = corruption.spectrum(operator) if self.fuse else None
         if spectrum is None:
             return unfused(embedding)

@@ -8,7 +8,7 @@ measurement z̄ of variance σ²:
     1/σ² = α_t²/σ_t² + s²/σ_y²,   z̄ = σ² Vᵀ (α_t x_t / σ_t² + Aᵀ y / σ_y²)
 
 EDM's preconditioning follows with this σ, coefficient by coefficient. Where y measures nothing
-(missing pixels, no spectrum, no observation at all) it is EDM's own.
+(missing pixels, no spectrum, no measurement at all) it is EDM's own.
 """
 
 import torch
@@ -18,7 +18,7 @@ from azula.noise import Schedule
 from torch import Tensor, nn
 
 from diffem.corruption import Spectrum
-from diffem.corruption.base import expand
+from diffem.corruption.channel import expand
 from diffem.denoiser.condition import Condition
 
 
@@ -49,7 +49,7 @@ class Denoiser(AzulaDenoiser):
         Arguments:
             x_t: Noisy images, (B, *shape).
             t: Times in [0, 1], (B,) or ().
-            condition: The observation's condition.
+            condition: The measurement's condition.
         """
         alpha_t, sigma_t = self.schedule(t)
         noise_level = torch.log(sigma_t / alpha_t)
@@ -84,7 +84,7 @@ class Denoiser(AzulaDenoiser):
         Arguments:
             x: Images, (B, *shape); x_t is drawn from the global generators.
             t: Times in [0, 1], (B,).
-            condition: The condition of fresh observations of x.
+            condition: The condition of fresh measurements of x.
             seen: A factor of x_t, which broadcasts against it: 0 hides an entry.
             weight: A factor of the squared error: 0 leaves an entry out.
         """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
 
 
 class BetaMixture:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffem.error import check_fraction
+from diffem.runtime.errors import check_fraction
 
 # NTSC's YIQ: luma, and a chroma plane in which a rotation changes the hue.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))

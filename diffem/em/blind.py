@@ -1,13 +1,13 @@
 """Blind EM: levels of the channel (blur width, noise level) that are unknown are learned too.
 
-    x̂_i ~ p(x | y_i; φ)   for a subset of the observations
+    x̂_i ~ p(x | y_i; φ)   for a subset of the measurements
     φ ← arg max Σ_i log q(y_i | x̂_i; φ)
 
 a few times before each E-step: the M-step over the operator of Fast Diffusion EM (Laroche et al.
 2023, arXiv 2309.00287), with whichever posterior the method has. The maximum is where ‖A_φ x̂ - y‖²
 is least, and σ_y² is that per measured entry.
 
-Observations alone do not tell a blur from blurred images: what makes φ identifiable is what is
+Measurements alone do not tell a blur from blurred images: what makes φ identifiable is what is
 known of clean images (`method=fast_em`, `init=clean`).
 """
 
@@ -19,14 +19,14 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from diffem.corruption import Corruption, Observation
-from diffem.denoiser import Posterior, reconstruct
+from diffem.corruption import Corruption, Measurement
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
-from diffem.em.progress import phase
-from diffem.em.store import wait_until
-from diffem.error import UserError, check_count, check_positive
-from diffem.random import Key
+from diffem.posterior import Posterior, reconstruct
+from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.progress import progress_bar
+from diffem.runtime.rng import Key
+from diffem.storage.store import wait_until
 
 SEARCH = 2.0  # an operator's level moves at most by this factor in an iteration
 
@@ -45,7 +45,7 @@ class Blind:
     iterations: int
     """Iterations before each E-step."""
     samples: int
-    """Observations that an iteration uses."""
+    """Measurements that an iteration uses."""
     widen: float
     """M-step's ỹ are drawn with levels within this factor of the estimate, >= 1, so that the
     denoiser knows where the next iterations may lead."""
@@ -82,7 +82,7 @@ class Blind:
 
         Arguments:
             draw: The posterior.
-            data: The observations and the store, in which the next round is begun.
+            data: The measurements and the store, in which the next round is begun.
             module: The module, on its device.
             first: Whether this is the first process, which learns; the others read what it wrote.
         """
@@ -91,7 +91,7 @@ class Blind:
             return []
         if first and store.channel(k) is None:
             key, device = (module.seed, "channel", k), module.device
-            y, corruption = observed.observation, observed.corruption
+            y, corruption = observed.measurement, observed.corruption
             store.write_channel(k, self.fit(draw, y, corruption, key=key, device=device))
         wait_until(lambda: store.channel(k) is not None)
         path = store.channel(k) or []
@@ -101,7 +101,7 @@ class Blind:
     def fit(
         self,
         draw: Posterior,
-        observation: Observation,
+        measurement: Measurement,
         corruption: Corruption,
         *,
         key: Sequence[Key],
@@ -111,16 +111,16 @@ class Blind:
 
         Arguments:
             draw: The posterior, which follows the levels that the channel holds.
-            observation: The observations to fit to, at most `samples` of which are used.
+            measurement: The measurements to fit to, at most `samples` of which are used.
             corruption: The channel, whose levels change.
             key: The key of the draws.
             device: Where to sample.
         """
-        observation = observation.select(slice(self.samples))
+        measurement = measurement.select(slice(self.samples))
         path = []
-        with phase("channel", self.iterations, "iterations") as advance:
+        with progress_bar("channel", self.iterations, "iterations") as advance:
             for i in range(self.iterations):
-                believed = corruption.believe(observation)
+                believed = corruption.believe(measurement)
                 size = len(believed.y)
                 x = reconstruct(draw, believed, size=size, key=(*key, i), device=device)
                 self.take(corruption, maximise(corruption, believed, x))
@@ -136,14 +136,14 @@ def level_of(corruption: Corruption, name: str) -> float:
     return known
 
 
-def maximise(corruption: Corruption, observation: Observation, x: Tensor) -> Levels:
+def maximise(corruption: Corruption, measurement: Measurement, x: Tensor) -> Levels:
     """Returns the levels to learn at which log q(y | x) is largest, the others held.
 
     Operator levels are searched for one by one within a factor of 2 of where they are.
 
     Arguments:
         corruption: The channel; its levels are as before when this returns.
-        observation: The observations, (B, …).
+        measurement: The measurements, (B, …).
         x: A reconstruction of each, (B, *shape).
     """
     found: Levels = {}
@@ -151,7 +151,7 @@ def maximise(corruption: Corruption, observation: Observation, x: Tensor) -> Lev
 
     def error(name: str, level: float) -> float:
         corruption.levels[name].known = level
-        return float(corruption.square_error(corruption.believe(observation), x).mean())
+        return float(corruption.square_error(corruption.believe(measurement), x).mean())
 
     for name in (n for n in corruption.learn if n != "noise"):
         centre, reach = math.log(before[name]), math.log(SEARCH)

@@ -1,21 +1,19 @@
-"""The data of the EM loop: the observations, and the reconstructions D_k of the current round."""
+"""The data of the EM loop: the measurements, and the reconstructions D_k of the current round."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diffem.em.observe import Observed
-from diffem.em.reconstructions import Batch
-from diffem.em.settings import EMSettings
-from diffem.em.store import ReconstructionStore
-from diffem.error import UserError
-from diffem.random import generator
+from diffem.data.measurements import MeasurementSet
+from diffem.em.budget import EMSettings
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
+from diffem.storage.reconstructions import Batch
+from diffem.storage.store import ReconstructionStore
 
 SAMPLE = 4096
 
@@ -84,7 +82,7 @@ class ReconstructionDataModule(LightningDataModule):
     """Serves the reconstructions of the current round as batches of the M-step.
 
     Arguments:
-        observed: The training observations.
+        observed: The training measurements.
         store: The rounds on disk.
         settings: The EM loop's batch size and epoch length.
         steps: The number of optimiser steps of one M-step.
@@ -99,7 +97,7 @@ class ReconstructionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        observed: Observed,
+        observed: MeasurementSet,
         store: ReconstructionStore,
         settings: EMSettings,
         *,
@@ -165,24 +163,3 @@ class ReconstructionDataModule(LightningDataModule):
         """Restores where the loop is."""
         self.round, self.epoch = state_dict["round"], state_dict["epoch"]
         self.due = state_dict["due"]
-
-
-class Epochs(Callback):
-    """Counts the epochs of a fit that has but one round, and saves a checkpoint after each.
-
-    Arguments:
-        checkpoint: The file.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the state before the first step, for a roll-back to go back to."""
-        if trainer.global_step == 0:
-            trainer.save_checkpoint(self.checkpoint)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts the epoch and saves the state of training."""
-        trainer.datamodule.epoch += 1  # type: ignore[attr-defined]
-        trainer.save_checkpoint(self.checkpoint)

@@ -1,7 +1,7 @@
 """Round 0: reconstructions before any network is trained.
 
 An init has one method, `prepare`, which returns a posterior p_0(x | y): a function that draws one
-x̂ for each of a batch of observations from the global generators.
+x̂ for each of a batch of measurements from the global generators.
 """
 
 import pickle
@@ -10,16 +10,16 @@ from typing import Protocol
 
 import torch
 
-from diffem.corruption import Observation
-from diffem.denoiser import Posterior, PosteriorFactory
-from diffem.em.checkpoint import check_sum
+from diffem.corruption import Measurement
 from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.gaussian import fit_gaussian
 from diffem.em.module import DenoiserModule
-from diffem.em.progress import phase
-from diffem.error import UserError, check_count, check_positive
-from diffem.file import load_plain
-from diffem.random import seeded
+from diffem.posterior import Posterior, PosteriorFactory
+from diffem.posterior.gaussian import fit_gaussian
+from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.progress import progress_bar
+from diffem.runtime.rng import seeded
+from diffem.storage.atomic import load_plain
+from diffem.storage.checkpoint import check_sum
 
 
 class Init(Protocol):
@@ -32,21 +32,21 @@ class Init(Protocol):
 
         Arguments:
             module: The module that is about to be trained, on its device.
-            data: The observations.
+            data: The measurements.
             posterior: Makes the E-step's posterior from the denoiser and the channel.
         """
         ...
 
 
 class Gaussian:
-    """A Gaussian fitted to the observations by EM, and its exact posterior.
+    """A Gaussian fitted to the measurements by EM, and its exact posterior.
 
     Arguments:
         rank: The rank of the low-rank part of the covariance.
         iterations: The number of EM iterations.
-        samples: The largest number of observations to fit to.
+        samples: The largest number of measurements to fit to.
         variance: The variance that EM starts from, > 0. It stays in directions that no
-            observation measures (what a blur removes); None for that of the observations.
+            measurement measures (what a blur removes); None for that of the measurements.
 
     Raises:
         UserError: If a number is too small.
@@ -64,14 +64,14 @@ class Gaussian:
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
         """Returns the posterior of the fitted Gaussian."""
-        observation = data.observed.observation.select(slice(self.samples)).to(module.device)
+        measurement = data.observed.measurement.select(slice(self.samples)).to(module.device)
         with (
-            phase("Gaussian EM", self.iterations, "iterations") as advance,
+            progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
             return fit_gaussian(
                 data.observed.corruption,
-                observation,
+                measurement,
                 rank=self.rank,
                 iterations=self.iterations,
                 variance=self.variance,
@@ -79,18 +79,18 @@ class Gaussian:
             )
 
 
-class FromObservation:
-    """The observation itself, brought back on the grid of x."""
+class FromMeasurement:
+    """The measurement itself, brought back on the grid of x."""
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
     ) -> Posterior:
-        """Returns the point mass at the lifted observation."""
+        """Returns the point mass at the lifted measurement."""
         return data.observed.corruption.lift
 
 
 class FromClean:
-    """A few clean images, drawn with replacement: round 0 ignores the observations.
+    """A few clean images, drawn with replacement: round 0 ignores the measurements.
 
     Arguments:
         count: The number of clean images that the method may see, the first of the training set.
@@ -105,8 +105,8 @@ class FromClean:
         """Returns the uniform distribution over the clean images."""
         clean = data.observed.truth[: self.count].to(module.device)
 
-        def draw(observation: Observation) -> torch.Tensor:
-            index = torch.randint(len(clean), observation.y.shape[:1], device=clean.device)
+        def draw(measurement: Measurement) -> torch.Tensor:
+            index = torch.randint(len(clean), measurement.y.shape[:1], device=clean.device)
             return clean[index]
 
         return draw

@@ -23,10 +23,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import EMA
 from diffem.em.objective import Objective
-from diffem.em.reconstructions import Batch
-from diffem.error import UserError, check_count, check_fraction
-from diffem.file import write_file
-from diffem.random import seeded
+from diffem.runtime.errors import UserError, check_count, check_fraction
+from diffem.runtime.rng import seeded
+from diffem.storage.atomic import write_file
+from diffem.storage.reconstructions import Batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MStep:
             raise UserError(f"m_step.optimizer cannot be built: {error}") from error
 
 
-class BadNumbers(FloatingPointError):
+class NonFiniteError(FloatingPointError):
     """A loss, a gradient or a weight is not finite; every process meets it at the same step."""
 
 
@@ -114,7 +114,7 @@ class DenoiserModule(LightningModule):
         """Refuses a step along gradients that are not finite.
 
         Raises:
-            BadNumbers: If they are not, on any process.
+            NonFiniteError: If they are not, on any process.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # 16-mixed: it skips what overflows, and halves its scale
@@ -126,7 +126,7 @@ class DenoiserModule(LightningModule):
     def _check(self, finite: bool) -> None:
         if not finite:
             where = "the prior" if self.phase == "prior" else f"round {self._round + 1}"
-            raise BadNumbers(
+            raise NonFiniteError(
                 f"the loss, its gradient or the weights are not finite at optimiser step "
                 f"{self.trainer.global_step} ({where})"
             )
@@ -139,7 +139,7 @@ class DenoiserModule(LightningModule):
         """Keeps the number of halvings; a checkpoint of weights that are not finite is refused.
 
         Raises:
-            BadNumbers: If a weight is not finite.
+            NonFiniteError: If a weight is not finite.
         """
         self._check(all(bool(weight.isfinite().all()) for weight in self.parameters()))
         checkpoint["rollbacks"] = self.rollbacks

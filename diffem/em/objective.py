@@ -11,13 +11,13 @@ import torch
 from azula.denoise import Denoiser as AzulaDenoiser
 from torch import Tensor
 
-from diffem.corruption import Corruption, Mask, Observation
+from diffem.corruption import Corruption, Mask, Measurement
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.denoiser.ambient import MaskedDenoiser
 from diffem.denoiser.condition import unfused
-from diffem.em.reconstructions import Batch
-from diffem.error import UserError, check_fraction
-from diffem.random import Key, generator
+from diffem.posterior.ambient import MaskedDenoiser
+from diffem.runtime.errors import UserError, check_fraction
+from diffem.runtime.rng import Key, generator
+from diffem.storage.reconstructions import Batch
 
 
 class Objective(ABC):
@@ -25,7 +25,7 @@ class Objective(ABC):
 
     Arguments:
         corruption: The channel, as it is believed to be.
-        observation: The observations y_i, row i of every D_k, (N, …).
+        measurement: The measurements y_i, row i of every D_k, (N, …).
 
     Attributes:
         cond_channels: The number of channels of what the network sees besides x_t.
@@ -35,9 +35,9 @@ class Objective(ABC):
     cond_channels = 0
     learns_prior = True
 
-    def __init__(self, corruption: Corruption, observation: Observation) -> None:
+    def __init__(self, corruption: Corruption, measurement: Measurement) -> None:
         self.corruption = corruption
-        self.observation = observation
+        self.measurement = measurement
 
     @abstractmethod
     def loss(self, denoiser: Denoiser, batch: Batch, t: Tensor, key: tuple[Key, ...]) -> Tensor:
@@ -56,11 +56,11 @@ class Objective(ABC):
         return denoiser
 
 
-ObjectiveFactory = Callable[[Corruption, Observation], Objective]
+ObjectiveFactory = Callable[[Corruption, Measurement], Objective]
 
 
 class Unconditional(Objective):
-    """x ~ D_k and no observation: the prior, and the M-step of DiffEM's rivals."""
+    """x ~ D_k and no measurement: the prior, and the M-step of DiffEM's rivals."""
 
     def loss(self, denoiser: Denoiser, batch: Batch, t: Tensor, key: tuple[Key, ...]) -> Tensor:
         """Returns the denoising loss of the batch."""
@@ -72,7 +72,7 @@ class Recorrupted(Objective):
 
     Arguments:
         corruption: The channel that draws ỹ.
-        observation: Not used.
+        measurement: Not used.
         condition: How ỹ is made known to the denoiser.
         p_uncond: The probability in [0, 1) that ỹ is withheld, so that one network learns the
             prior too.
@@ -85,13 +85,13 @@ class Recorrupted(Objective):
     def __init__(
         self,
         corruption: Corruption,
-        observation: Observation,
+        measurement: Measurement,
         *,
         condition: Conditioning,
         p_uncond: float,
         fresh: bool,
     ) -> None:
-        super().__init__(corruption, observation)
+        super().__init__(corruption, measurement)
         self.condition = condition
         self.p_uncond = check_fraction("method.objective.p_uncond", p_uncond)
         self.fresh = fresh
@@ -99,14 +99,14 @@ class Recorrupted(Objective):
         self.learns_prior = p_uncond > 0
 
     def loss(self, denoiser: Denoiser, batch: Batch, t: Tensor, key: tuple[Key, ...]) -> Tensor:
-        """Returns the loss of the batch under observations of it."""
+        """Returns the loss of the batch under measurements of it."""
         condition = self.condition(self.corruption, self._draw(batch, key))
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.kept(keep.float())
         return denoiser.loss(batch.x, t, condition)
 
-    def _draw(self, batch: Batch, key: tuple[Key, ...]) -> Observation:
+    def _draw(self, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device
         if self.fresh:
             return self.corruption.draw(x, generator(*key, "channel", device=device))
@@ -116,7 +116,7 @@ class Recorrupted(Objective):
             )
             for i, row in enumerate(batch.rows.tolist())
         ]
-        return Observation(*(torch.cat(field) for field in zip(*draws, strict=True)))
+        return Measurement(*(torch.cat(field) for field in zip(*draws, strict=True)))
 
 
 class Ambient(Objective):
@@ -128,7 +128,7 @@ class Ambient(Objective):
 
     Arguments:
         corruption: The channel, a mask.
-        observation: The observations, which are the training data.
+        measurement: The measurements, which are the training data.
         delta: δ, the probability in (0, 1) that a pixel is masked further.
 
     Raises:
@@ -137,8 +137,8 @@ class Ambient(Objective):
 
     cond_channels = 1
 
-    def __init__(self, corruption: Corruption, observation: Observation, *, delta: float) -> None:
-        super().__init__(corruption, observation)
+    def __init__(self, corruption: Corruption, measurement: Measurement, *, delta: float) -> None:
+        super().__init__(corruption, measurement)
         if not isinstance(corruption, Mask) or len(corruption.shape) < 2:
             raise UserError(
                 "method=ambient needs corruption=mask on images; choose another method"
@@ -149,8 +149,8 @@ class Ambient(Objective):
         self.rho = corruption.rho
 
     def loss(self, denoiser: Denoiser, batch: Batch, t: Tensor, key: tuple[Key, ...]) -> Tensor:
-        """Returns the loss on what the observations of the batch's rows measure."""
-        y, mask, _ = self.observation.select(batch.rows.cpu()).to(batch.x.device)
+        """Returns the loss on what the measurements of the batch's rows measure."""
+        y, mask, _ = self.measurement.select(batch.rows.cpu()).to(batch.x.device)
         further = mask * (torch.rand_like(mask) >= self.delta)
         return denoiser.loss(y, t, unfused(further), seen=further, weight=mask)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from lightning import Trainer
 
-from diffem.em.checkpoint import resumable
 from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.module import BadNumbers, DenoiserModule
-from diffem.em.progress import console
-from diffem.error import UserError
+from diffem.em.module import DenoiserModule, NonFiniteError
+from diffem.runtime.errors import UserError
+from diffem.runtime.progress import console
+from diffem.storage.checkpoint import resumable
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
             start = resumable(checkpoint, data.store.whole)
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
             return trainer
-        except BadNumbers as error:
+        except NonFiniteError as error:
             # Every process meets the same bad number: the first one tells of it.
             told, allowed = f"{error}; the last good checkpoint is {checkpoint}", module.m_step
             if module.rollbacks >= allowed.rollbacks:

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from diffem.denoiser import Posterior
 from diffem.em.blind import Levels
+from diffem.posterior import Posterior
 
 
 class Round(NamedTuple):

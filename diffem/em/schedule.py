@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
-from diffem.error import check_fraction
+from diffem.runtime.errors import check_fraction
 
 
 class Schedule(ABC):

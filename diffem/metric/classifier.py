@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffem.error import UserError
 from diffem.metric.features import Extractor
 from diffem.metric.weights import fill, read_weights
+from diffem.runtime.errors import UserError
 
 FEATURES = 32  # few: a covariance of 32 features can be told from some hundred images
 HELD = "diffem"  # the entry of the file's metadata that describes the network
@@ -54,7 +54,7 @@ class Classifier(Extractor):
     Over the images that it was trained on each feature has about mean 0 and variance 1.
 
     Arguments:
-        path: A file that `python -m diffem.classify` wrote.
+        path: A file that `python -m diffem classify` wrote.
 
     Raises:
         UserError: If there is no such file, or it holds something else.
@@ -113,7 +113,7 @@ def read_about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"metric.features: no classifier at {path}; train one with `make features "
-            f"DATASET=NAME`, or `python -m diffem.classify --dataset NAME --out {path}`"
+            f"DATASET=NAME`, or `python -m diffem classify --dataset NAME --out {path}`"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -122,7 +122,7 @@ def read_about(path: Path) -> dict[str, Any]:
         raise UserError(f"metric.features: {path} is no classifier's file ({error})") from error
     if not isinstance(about, dict) or not {"shape", "labels"} <= about.keys():
         raise UserError(
-            f"metric.features: {path} was not written by `python -m diffem.classify`; train one "
+            f"metric.features: {path} was not written by `python -m diffem classify`; train one "
             "with `make features DATASET=NAME`"
         )
     return about

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffem.error import UserError
 from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
 from diffem.metric.weights import fill, read_weights, weights_file
+from diffem.runtime.errors import UserError
 
 MODEL = "vit_large_patch14_dinov2.lvd142m"
 SIDE = 224

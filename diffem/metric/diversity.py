@@ -38,10 +38,10 @@ def effective_rank(x: Tensor) -> float:
 
 
 def spread(samples: Tensor) -> float:
-    """Returns the root mean square, over entries and observations, of the std over samples.
+    """Returns the root mean square, over entries and measurements, of the std over samples.
 
     Arguments:
-        samples: Samples of each observation's posterior, (S, B, *shape), S >= 2.
+        samples: Samples of each measurement's posterior, (S, B, *shape), S >= 2.
     """
     return float(samples.double().var(dim=0).mean().sqrt())
 

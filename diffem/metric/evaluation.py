@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffem.error import UserError, check_count
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
+from diffem.runtime.errors import UserError, check_count
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Evaluation:
     samples: int
     """The number of samples whose mean is scored as `psnr_mean`."""
     subset: int
-    """The number of training observations that `psnr_mean` is taken over in each round."""
+    """The number of training measurements that `psnr_mean` is taken over in each round."""
     heldout: int
-    """The largest number of held-out observations to evaluate at the end."""
+    """The largest number of held-out measurements to evaluate at the end."""
     prior: int
     """The number of samples drawn from the prior."""
     shape: Sequence[int] = ()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffem.error import UserError
 from diffem.metric.frechet import frechet_distance
+from diffem.runtime.errors import UserError
 
 LARGEST_SIDE = 8
 BATCH = 64  # images that are held as activations at once

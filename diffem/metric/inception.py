@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from diffem.error import UserError
-from diffem.file import sha256
 from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
 from diffem.metric.frechet import frechet_distance
 from diffem.metric.weights import read_weights, weights_file
-from diffem.random import seeded
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import seeded
+from diffem.storage.atomic import sha256
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffem.file import sha256
 from diffem.metric.features import check_rgb
 from diffem.metric.weights import fill, read_weights, weights_file
+from diffem.storage.atomic import sha256
 
 URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 PUBLISHED = "7be5be79"  # the first digits of its sha256

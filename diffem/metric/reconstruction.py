@@ -1,10 +1,10 @@
-"""Quality of reconstructions: PSNR and SSIM against the truth, χ² against the observation."""
+"""Quality of reconstructions: PSNR and SSIM against the truth, χ² against the measurement."""
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from diffem.corruption import Corruption, Observation
+from diffem.corruption import Corruption, Measurement
 
 DATA_RANGE = 2.0  # images in [-1, 1]
 
@@ -37,19 +37,19 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor | None:
 
 
 def scores(
-    x: Tensor, truth: Tensor, corruption: Corruption, observation: Observation
+    x: Tensor, truth: Tensor, corruption: Corruption, measurement: Measurement
 ) -> dict[str, Tensor]:
     """Returns PSNR (dB), SSIM (where it is defined) and χ² per measured entry, each (B,).
 
     Arguments:
-        x: One reconstruction of each observation, (B, *shape).
+        x: One reconstruction of each measurement, (B, *shape).
         truth: The clean images, (B, *shape).
         corruption: The channel.
-        observation: The observations, (B, …).
+        measurement: The measurements, (B, …).
     """
     similarity = ssim(x, truth)
     return {
         "psnr": psnr(x, truth),
-        "residual_chi2": corruption.residual_chi2(observation, x),
+        "residual_chi2": corruption.residual_chi2(measurement, x),
         **({} if similarity is None else {"ssim": similarity}),
     }

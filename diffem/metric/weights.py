@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffem.error import UserError
-from diffem.file import load_plain
+from diffem.runtime.errors import UserError
+from diffem.storage.atomic import load_plain
 
 
 def weights_file(weights: str | None, url: str) -> Path:

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from diffem.error import UserError, check_count
 from diffem.network.embedding import NoiseEmbedding
+from diffem.runtime.errors import UserError, check_count
 
 
 class MLP(nn.Module):
@@ -15,7 +15,7 @@ class MLP(nn.Module):
 
     Arguments:
         shape: The shape of x, (D,).
-        cond_channels: The number C' of features of the observation's embedding; 0 for none.
+        cond_channels: The number C' of features of the measurement's embedding; 0 for none.
         width: The width of the hidden layers.
         depth: The number of hidden layers.
         embedding: The number of features of the noise level's embedding, even.
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         Arguments:
             x: Scaled noisy vectors, (B, D).
             c: Log noise levels, (B,) or ().
-            cond: The observation's embedding, (B, C'); None, as zeros, for no observation.
+            cond: The measurement's embedding, (B, C'); None, as zeros, for no measurement.
         """
         embedding = self.embedding(c).expand(len(x), -1)
         if cond is None:

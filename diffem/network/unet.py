@@ -8,8 +8,8 @@ from azula.nn.unet import UNet as AzulaUNet
 from azula.nn.unet import UNetBlock
 from torch import Tensor, nn
 
-from diffem.error import UserError, check_count, check_fraction
 from diffem.network.embedding import NoiseEmbedding
+from diffem.runtime.errors import UserError, check_count, check_fraction
 
 GROUPS = 16  # of azula's group normalisation
 
@@ -55,7 +55,7 @@ class UNet(nn.Module):
 
     Arguments:
         shape: The shape of x: (C, H, W) for images, (C, L) for signals.
-        cond_channels: The number C' of channels of the observation's embedding; 0 for none.
+        cond_channels: The number C' of channels of the measurement's embedding; 0 for none.
         channels: The channels of each level, multiples of 16; each level halves the grid.
         blocks: The number of residual blocks of each level, on the way down and up.
         attention: The levels (0 is the finest) whose blocks also attend.
@@ -117,7 +117,7 @@ class UNet(nn.Module):
         Arguments:
             x: Scaled noisy images, (B, C, *S).
             c: Log noise levels, (B,) or ().
-            cond: The observation's embedding, (B, C', *S); None, as zeros, for no observation.
+            cond: The measurement's embedding, (B, C', *S); None, as zeros, for no measurement.
         """
         if self.cond_channels:
             nothing = x.new_zeros(len(x), self.cond_channels, *x.shape[2:])

@@ -8,7 +8,7 @@ from pathlib import Path
 from diffem.report.curves import save_comparison_curves
 from diffem.report.table import Runs, latex, markdown, table
 
-PICTURES = {"heldout.png": "Held-out observations", "prior.png": "Samples of the prior"}
+PICTURES = {"heldout.png": "Held-out measurements", "prior.png": "Samples of the prior"}
 STYLE = (
     "body{font-family:sans-serif;margin:2em}td{padding:.2em .8em;text-align:right}"
     "td:first-child{text-align:left}tr:first-child{font-weight:bold}"

@@ -59,7 +59,7 @@ def _save(path: Path, finished: dict[str, list[Rounds]], label: str, axis: Axis)
         plot.set_ylabel(PANELS[key], fontsize=8)
         if key == "residual_chi2":
             plot.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-            plot.set_yscale("log")  # an init that ignores the observations is in the hundreds
+            plot.set_yscale("log")  # an init that ignores the measurements is in the hundreds
     grid[-1].set_xlabel(label)
     if handles := grid[0].get_legend_handles_labels()[0]:
         figure.legend(handles=handles, loc="outside right upper", fontsize=7)

@@ -24,11 +24,11 @@ CURVES = {
     "spread": "posterior spread",
     "loss": "M-step loss",
 }
-COLUMNS = ("observation", "reconstruction", "mean of samples", "std", "truth")
+COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 
 
 def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
-    """Saves observation | reconstruction | mean of several samples | per-pixel std | truth.
+    """Saves measurement | reconstruction | mean of several samples | per-pixel std | truth.
 
     Arguments:
         path: The PNG file.

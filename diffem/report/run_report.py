@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffem.corruption import Observation
-from diffem.denoiser import Posterior, reconstruct
-from diffem.em.gaussian import GaussianPosterior
-from diffem.em.logger import log_round
+from diffem.corruption import Measurement
+from diffem.data.measurements import MeasurementSet
 from diffem.em.module import DenoiserModule
-from diffem.em.observe import Observed
-from diffem.em.progress import phase
 from diffem.em.round import Round
-from diffem.em.store import ReconstructionStore
-from diffem.file import write_file
+from diffem.logging.rounds import log_round
 from diffem.metric import Evaluation, psnr, scores, sinkhorn_divergence, spread, variety
 from diffem.metric.diversity import IMAGES
+from diffem.posterior import Posterior, reconstruct
+from diffem.posterior.gaussian import GaussianPosterior
 from diffem.report.closing import print_closing, print_files, print_scores
 from diffem.report.figure import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, prior_scores, recorruption_scores, variety_scores
+from diffem.runtime.progress import progress_bar
+from diffem.storage.atomic import write_file
+from diffem.storage.store import ReconstructionStore
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
@@ -41,16 +41,16 @@ class RunReport:
         run_dir: The run's directory.
         about: What heads the summary: dataset, corruption, method, seed, devices.
         evaluation: How much is evaluated, and in which feature spaces.
-        train: The training observations.
-        heldout: The held-out observations.
+        train: The training measurements.
+        heldout: The held-out measurements.
         store: The rounds' reconstructions.
     """
 
     run_dir: Path
     about: Mapping[str, Any]
     evaluation: Evaluation
-    train: Observed
-    heldout: Observed
+    train: MeasurementSet
+    heldout: MeasurementSet
     store: ReconstructionStore
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
@@ -89,13 +89,15 @@ class RunReport:
         k, draw, device = round.number, round.draw, module.device
         n = min(self.evaluation.subset, len(self.train))
         first = self.store.open(k)
-        observation = self.train.observation.select(slice(n))
-        with phase(f"round {k}  evaluation", self.evaluation.samples - 1, "samples") as advance:
+        measurement = self.train.measurement.select(slice(n))
+        with progress_bar(
+            f"round {k}  evaluation", self.evaluation.samples - 1, "samples"
+        ) as advance:
             samples = torch.stack(
                 [
                     first.__getitems__(range(n)).x,
                     *self._samples(
-                        draw, observation, (k,), self.evaluation.samples - 1, device, advance
+                        draw, measurement, (k,), self.evaluation.samples - 1, device, advance
                     ),
                 ]
             )
@@ -109,12 +111,14 @@ class RunReport:
         }
         panel = self.figures / f"round_{k:03d}.png"
         self._panel(panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, self.train)
-        log_round(module.trainer, k, metrics, panel)
+        log_round(
+            module.trainer.loggers, {"round": k, **metrics}, panel, step=module.trainer.global_step
+        )
 
     def _keep(self, row: dict[str, Any], draw: Posterior) -> None:
         """Keeps a round's row, in place of one that a killed process may have left."""
         if isinstance(draw, GaussianPosterior):
-            heldout = self.heldout.observation.select(slice(self.evaluation.heldout))
+            heldout = self.heldout.measurement.select(slice(self.evaluation.heldout))
             score = psnr(draw.mean(heldout), self.heldout.truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
@@ -124,7 +128,7 @@ class RunReport:
     def finish(
         self, draw: Posterior, prior: Callable[[int], Tensor] | None, device: torch.device
     ) -> None:
-        """Evaluates on the held-out observations, and writes and prints the summary.
+        """Evaluates on the held-out measurements, and writes and prints the summary.
 
         Arguments:
             draw: The final posterior.
@@ -133,22 +137,22 @@ class RunReport:
         """
         n = min(self.evaluation.heldout, len(self.heldout))
         truth = self.heldout.truth[:n]
-        observation = self.heldout.observation.select(slice(n))
-        with phase("held-out  evaluation", self.evaluation.samples, "samples") as advance:
+        measurement = self.heldout.measurement.select(slice(n))
+        with progress_bar("held-out  evaluation", self.evaluation.samples, "samples") as advance:
             samples = self._samples(
-                draw, observation, ("heldout",), self.evaluation.samples, device, advance
+                draw, measurement, ("heldout",), self.evaluation.samples, device, advance
             )
         stacked = torch.stack(samples)
-        score = scores(stacked[0], truth, self.train.corruption, observation)
+        score = scores(stacked[0], truth, self.train.corruption, measurement)
         final: dict[str, Any] = {name: float(value.mean()) for name, value in score.items()}
         final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
         if truth.ndim == 2:
             final["sinkhorn"] = sinkhorn_divergence(stacked[0], truth)
         final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
-        self._panel(self.figures / "heldout.png", "held-out observations", stacked, self.heldout)
+        self._panel(self.figures / "heldout.png", "held-out measurements", stacked, self.heldout)
         final |= variety_scores(stacked, truth)
         final |= recorruption_scores(
-            stacked, truth, self.train.corruption, observation, seed=self.about["seed"]
+            stacked, truth, self.train.corruption, measurement, seed=self.about["seed"]
         )
         if (lpips := self.evaluation.lpips) is not None:
             final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())
@@ -162,22 +166,22 @@ class RunReport:
     def _samples(
         self,
         draw: Posterior,
-        observation: Observation,
+        measurement: Measurement,
         key: Sequence[int | str],
         count: int,
         device: torch.device,
         advance: Callable[[], None],
     ) -> list[Tensor]:
-        """Draws samples of each observation, chunk by chunk, without touching any other draw."""
+        """Draws samples of each measurement, chunk by chunk, without touching any other draw."""
         # Equal chunks: the padding of a short one would be work for nothing.
-        n = len(observation.y)
+        n = len(measurement.y)
         size = math.ceil(n / math.ceil(n / self.store.chunk_size))
         samples = []
         for s in range(count):
             chunks = [
                 reconstruct(
                     draw,
-                    observation.select(slice(start, start + size)),
+                    measurement.select(slice(start, start + size)),
                     size=size,
                     key=(self.about["seed"], "evaluation", *key, s, start),
                     device=device,
@@ -194,9 +198,9 @@ class RunReport:
         for chunk in self.store.chunks:
             rows = self.store.rows(chunk)
             x = data.__getitems__(range(rows.start, rows.stop)).x
-            observation = self.train.observation.select(rows)
+            measurement = self.train.measurement.select(rows)
             for name, value in scores(
-                x, self.train.truth[rows], self.train.corruption, observation
+                x, self.train.truth[rows], self.train.corruption, measurement
             ).items():
                 total[name] = total.get(name, 0.0) + float(value.double().sum())
         means = {name: value / len(data) for name, value in total.items()}
@@ -228,9 +232,9 @@ class RunReport:
         if prior is not None:
             final["prior"] |= self.features["prior"]
 
-    def _panel(self, path: Path, title: str, samples: Tensor, observed: Observed) -> None:
-        observation = observed.observation.select(slice(SHOWN if samples.ndim > 3 else None))
-        lifted = self.train.corruption.lift(observation)[: samples.shape[1]]
+    def _panel(self, path: Path, title: str, samples: Tensor, observed: MeasurementSet) -> None:
+        measurement = observed.measurement.select(slice(SHOWN if samples.ndim > 3 else None))
+        lifted = self.train.corruption.lift(measurement)[: samples.shape[1]]
         n = len(lifted)
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
         save_panel(path, title, (*columns, observed.truth[:n]))

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffem.corruption import Corruption, Observation
-from diffem.em.progress import phase
+from diffem.corruption import Corruption, Measurement
 from diffem.metric import (
     Extractor,
     distribution_scores,
@@ -16,18 +15,19 @@ from diffem.metric import (
     spread,
     variety,
 )
-from diffem.random import generator
+from diffem.runtime.progress import progress_bar
+from diffem.runtime.rng import generator
 
-PAIRED = 2048  # observations of which all pairs are compared, at most
+PAIRED = 2048  # measurements of which all pairs are compared, at most
 
 
 def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
-    """Returns diversity and effective rank of one sample an observation, and the samples' spread.
+    """Returns diversity and effective rank of one sample a measurement, and the samples' spread.
 
-    `diversity_truth` and `effective_rank_truth` are those of the same observations' true images.
+    `diversity_truth` and `effective_rank_truth` are those of the same measurements' true images.
 
     Arguments:
-        samples: Samples of each observation's posterior, (S, B, *shape), S >= 2.
+        samples: Samples of each measurement's posterior, (S, B, *shape), S >= 2.
         truth: The clean images, (B, *shape).
     """
     true = {f"{name}_truth": value for name, value in variety(truth).items()}
@@ -38,26 +38,26 @@ def recorruption_scores(
     samples: Tensor,
     truth: Tensor,
     corruption: Corruption,
-    observation: Observation,
+    measurement: Measurement,
     *,
     seed: int,
 ) -> dict[str, float]:
-    """Returns how far observations drawn afresh from reconstructions are from the observations.
+    """Returns how far measurements drawn afresh from reconstructions are from the measurements.
 
     `recorrupted` is the energy distance of the two laws on the grid of x, without bias. Under the
     true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it is 0 in
     expectation. It needs no ground truth; `recorrupted_truth` is that of the true images.
 
     Arguments:
-        samples: Samples of each observation's posterior, (S, B, *shape); B = 1 has no score.
+        samples: Samples of each measurement's posterior, (S, B, *shape); B = 1 has no score.
         truth: The clean images, (B, *shape).
         corruption: The channel as it is believed to be.
-        observation: The observations, (B, …).
+        measurement: The measurements, (B, …).
         seed: The run's seed.
     """
     if len(truth) < 2:
         return {}
-    seen = corruption.lift(observation.select(slice(PAIRED)))
+    seen = corruption.lift(measurement.select(slice(PAIRED)))
 
     def distance(x: Tensor, s: int) -> float:
         drawn = corruption.draw(x[:PAIRED], generator(seed, "recorrupted", s))
@@ -107,8 +107,8 @@ def feature_scores(
     Arguments:
         extractors: The feature spaces.
         sets: Sets of images by name, each (N, *shape), N >= 2.
-        train: True images of the training observations.
-        heldout: True images of the held-out observations.
+        train: True images of the training measurements.
+        heldout: True images of the held-out measurements.
         device: Where to compute features.
     """
     if not extractors:
@@ -117,7 +117,7 @@ def feature_scores(
     floors = {name: f"truth {min(len(x), len(other))}" for name, x in sets.items()}
     true = {floors[name]: other[: len(x)] for name, x in sets.items()}
     total = len(extractors) * (1 + len(sets) + len(true))
-    with phase("feature spaces", total, "sets") as advance:
+    with progress_bar("feature spaces", total, "sets") as advance:
         scores = distribution_scores(
             extractors, {**sets, **true}, reference, device=device, advance=advance
         )

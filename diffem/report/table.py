@@ -24,7 +24,7 @@ class Column(NamedTuple):
 
 
 def final(key: str) -> Callable[[Summary], float | None]:
-    """Returns what reads a score of the held-out observations."""
+    """Returns what reads a score of the held-out measurements."""
     return lambda summary: summary["final"].get(key)
 
 
@@ -166,7 +166,7 @@ def _best(column: Column, done: Mapping[str, Sequence[Summary]]) -> list[str]:
 
 
 def _common_floor(finished: Sequence[Summary]) -> list[float]:
-    """Returns each seed's Gaussian posterior mean, or nothing if the rows' observations differ."""
+    """Returns each seed's Gaussian posterior mean, or nothing if the rows' measurements differ."""
     floors: dict[int, set[float]] = {}
     for summary in finished:
         if (floor := FLOOR.value(summary)) is not None:

@@ -9,13 +9,13 @@ from torch.nn.functional import avg_pool2d, conv2d, pad
 from diffem.corruption import (
     Blur,
     Corruption,
+    Denoising,
     Downsample,
     GaussianNoise,
-    Identity,
     Mask,
     Projection,
 )
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
 
 STD = 0.1
 CORRUPTIONS = {
@@ -25,7 +25,7 @@ CORRUPTIONS = {
     "blur": lambda noise: Blur((3, 8, 6), noise, sigma=(0.5, 2.0), kernel_size=7),
     "blur of signals": lambda noise: Blur((2, 16), noise, sigma=1.0, kernel_size=5),
     "downsample": lambda noise: Downsample((3, 8, 6), noise, factor=2),
-    "noise": lambda noise: Identity((3, 8, 6), noise),
+    "noise": lambda noise: Denoising((3, 8, 6), noise),
     "projection": lambda noise: Projection((5,), noise, rows=2),
 }
 
@@ -53,8 +53,8 @@ def test_adjoint(corruption: Corruption) -> None:
 def test_noise_has_the_stated_moments(corruption: Corruption) -> None:
     n = 4000
     x = torch.randn(n, *corruption.shape, generator=seeded(1))
-    observation = corruption.draw(x, seeded(2))
-    y, operator, std = observation
+    measurement = corruption.draw(x, seeded(2))
+    y, operator, std = measurement
     observed = corruption.observed(y, operator).bool()
     noise = ((y - corruption.apply(x, operator)) / STD)[observed]
     bound = 4 / math.sqrt(noise.numel())  # Monte Carlo: 4 standard errors
@@ -67,9 +67,9 @@ def test_noise_has_the_stated_moments(corruption: Corruption) -> None:
 def test_chi2_of_the_truth_is_one(corruption: Corruption) -> None:
     n = 4000
     x = torch.randn(n, *corruption.shape, generator=seeded(3))
-    observation = corruption.draw(x, seeded(4))
-    measured = corruption.observed(observation.y, observation.operator).flatten(1).sum(dim=1)
-    chi2 = corruption.residual_chi2(observation, x)[measured > 0]
+    measurement = corruption.draw(x, seeded(4))
+    measured = corruption.observed(measurement.y, measurement.operator).flatten(1).sum(dim=1)
+    chi2 = corruption.residual_chi2(measurement, x)[measured > 0]
     # A mean of squared normals over M entries has variance 2 / M.
     bound = 4 * math.sqrt(float((2 / measured[measured > 0]).mean()) / len(chi2))
     assert abs(chi2.mean() - 1) < bound
@@ -77,12 +77,12 @@ def test_chi2_of_the_truth_is_one(corruption: Corruption) -> None:
 
 def test_log_likelihood_is_the_normal_density(corruption: Corruption) -> None:
     x = torch.randn(5, *corruption.shape, generator=seeded(5), dtype=torch.float64)
-    observation = corruption.draw(x.float(), seeded(6)).to(torch.float64)
-    y, operator, _ = observation
+    measurement = corruption.draw(x.float(), seeded(6)).to(torch.float64)
+    y, operator, _ = measurement
     density = torch.distributions.Normal(corruption.apply(x, operator), STD).log_prob(y)
     expected = (density * corruption.observed(y, operator)).flatten(1).sum(dim=1)
     torch.testing.assert_close(
-        corruption.log_likelihood(observation, x), expected, rtol=1e-6, atol=1e-6
+        corruption.log_likelihood(measurement, x), expected, rtol=1e-6, atol=1e-6
     )
 
 
@@ -157,14 +157,14 @@ def test_spectrum_is_that_of_the_operator(corruption: Corruption) -> None:
 
 def test_noise_level_drawn_per_sample() -> None:
     n = 4000
-    corruption = Identity((2, 4), GaussianNoise((0.01, 1.0)))
+    corruption = Denoising((2, 4), GaussianNoise((0.01, 1.0)))
     x = torch.zeros(n, 2, 4)
-    observation = corruption.draw(x, seeded(16))
-    assert 0.01 <= observation.std.min() < 0.02 and 0.5 < observation.std.max() <= 1.0
-    u = observation.std.log()  # uniform between log 0.01 and log 1
+    measurement = corruption.draw(x, seeded(16))
+    assert 0.01 <= measurement.std.min() < 0.02 and 0.5 < measurement.std.max() <= 1.0
+    u = measurement.std.log()  # uniform between log 0.01 and log 1
     width = math.log(100)
     assert abs(u.mean() + width / 2) < 4 * width / math.sqrt(12 * n)
-    chi2 = corruption.residual_chi2(observation, x).mean()
+    chi2 = corruption.residual_chi2(measurement, x).mean()
     assert abs(chi2 - 1) < 4 * math.sqrt(2 / (8 * n))
 
 

@@ -7,9 +7,9 @@ from exact import Zero
 
 from diffem.corruption import Blur, GaussianNoise, Mask, Projection
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.denoiser.ambient import MaskedDenoiser, restoration
 from diffem.network import MLP, UNet
-from diffem.random import generator
+from diffem.posterior.ambient import MaskedDenoiser, restoration
+from diffem.runtime.rng import generator
 
 SCHEDULE = VESchedule(0.02, 20.0)
 MASK = Mask((1, 8, 8), GaussianNoise(0.1), rho=0.5)
@@ -28,21 +28,21 @@ def test_maps_are_told_or_not(name: str) -> None:
 
 
 def test_unfused_y_reaches_the_denoiser_by_its_embedding_alone() -> None:
-    observation = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(0)), generator(1))
+    measurement = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(0)), generator(1))
     x_t, t = torch.randn(4, 1, 8, 8, generator=generator(2)), torch.full((4,), 0.5)
     denoiser = Denoiser(Zero(), SCHEDULE)  # ignores its embedding
     plain = denoiser(x_t, t).mean
-    unfused = denoiser(x_t, t, Conditioning(fuse=False)(MASK, observation)).mean
-    fused = denoiser(x_t, t, Conditioning(fuse=True)(MASK, observation)).mean
+    unfused = denoiser(x_t, t, Conditioning(fuse=False)(MASK, measurement)).mean
+    fused = denoiser(x_t, t, Conditioning(fuse=True)(MASK, measurement)).mean
     torch.testing.assert_close(unfused, plain)
     assert (fused - plain).abs().max() > 0.1
 
 
 def test_a_withheld_condition_is_no_condition() -> None:
-    observation = MASK.draw(torch.randn(2, 1, 8, 8, generator=generator(3)), generator(4))
+    measurement = MASK.draw(torch.randn(2, 1, 8, 8, generator=generator(3)), generator(4))
     network = UNet((1, 8, 8), 3, channels=[16], blocks=[1])
     denoiser = Denoiser(network, SCHEDULE).eval()
-    condition = Conditioning()(MASK, observation)
+    condition = Conditioning()(MASK, measurement)
     half = condition.kept(torch.tensor([1.0, 0.0]))
     x_t, t = torch.randn(2, 1, 8, 8, generator=generator(5)), torch.full((2,), 0.4)
     with torch.no_grad():
@@ -77,10 +77,10 @@ def test_evaluations_are_images_forward_and_backward() -> None:
 
 def test_ambient_restoration_of_a_standard_normal() -> None:
     """Of x ~ N(0, I): E[x | y] = y / (1 + σ_y²) where y is measured, and 0 elsewhere."""
-    observation = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(6)), generator(7))
+    measurement = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(6)), generator(7))
     denoiser = Denoiser(Zero(), SCHEDULE)
-    x = restoration(denoiser, MASK, sampler=None)(observation)  # type: ignore[arg-type]
-    torch.testing.assert_close(x, observation.y / (1 + 0.1**2), rtol=1e-4, atol=1e-5)
+    x = restoration(denoiser, MASK, sampler=None)(measurement)  # type: ignore[arg-type]
+    torch.testing.assert_close(x, measurement.y / (1 + 0.1**2), rtol=1e-4, atol=1e-5)
 
 
 def test_a_masked_denoiser_does_not_see_behind_the_mask() -> None:

@@ -11,18 +11,11 @@ from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABS
 from exact import Zero
 from torch import Tensor, nn
 
-from diffem.corruption import Blur, GaussianNoise, Identity, Mask, Observation, Projection
-from diffem.denoiser import (
-    BetaMixture,
-    Condition,
-    Conditioning,
-    Denoiser,
-    conditional,
-    reconstruct,
-    sample_prior,
-)
-from diffem.error import UserError
-from diffem.random import generator, seeded
+from diffem.corruption import Blur, Denoising, GaussianNoise, Mask, Measurement, Projection
+from diffem.denoiser import BetaMixture, Condition, Conditioning, Denoiser
+from diffem.posterior import conditional, reconstruct, sample_prior
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator, seeded
 
 SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
 
@@ -56,13 +49,13 @@ def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     """E[x | x_t, y] of x ~ N(0, 1), x_t = x + σ_t z, y = x + σ_y ε where m = 1."""
     corruption = Mask((1, 4, 4), GaussianNoise((0.1, 0.5)), rho=0.5)
     x = torch.randn(8, 1, 4, 4, generator=generator(0))
-    observation = corruption.draw(x, generator(1))
+    measurement = corruption.draw(x, generator(1))
     t = torch.linspace(0.2, 0.9, 8)
     sigma_t = SCHEDULE(t)[1].view(-1, 1, 1, 1)
     x_t = x + sigma_t * torch.randn(x.shape, generator=generator(2))
-    m, var_y = observation.operator, observation.std.view(-1, 1, 1, 1) ** 2
-    expected = (x_t / sigma_t**2 + m * observation.y / var_y) / (1 + sigma_t**-2 + m / var_y)
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, observation)).mean
+    m, var_y = measurement.operator, measurement.std.view(-1, 1, 1, 1) ** 2
+    expected = (x_t / sigma_t**2 + m * measurement.y / var_y) / (1 + sigma_t**-2 + m / var_y)
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, measurement)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -71,22 +64,22 @@ def test_fused_denoiser_is_exact_for_any_linear_channel() -> None:
     corruption = Blur((1, 3, 4), GaussianNoise((0.1, 0.5)), sigma=(0.5, 1.5), kernel_size=3)
     n, dim = 8, 12
     x = torch.randn(n, 1, 3, 4, generator=generator(0))
-    observation = corruption.draw(x, generator(1))
+    measurement = corruption.draw(x, generator(1))
     t = torch.linspace(0.2, 0.9, n)
     var_t = (SCHEDULE(t)[1] ** 2).view(-1, 1, 1)
     x_t = x + var_t.sqrt().view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator(2))
     unit = torch.eye(dim).view(dim, 1, 1, 3, 4)
     a = torch.stack(
-        [corruption.apply(e.expand(n, -1, -1, -1), observation.operator).flatten(1) for e in unit],
+        [corruption.apply(e.expand(n, -1, -1, -1), measurement.operator).flatten(1) for e in unit],
         dim=2,
     )
-    var_y = (observation.std**2).view(-1, 1, 1)
+    var_y = (measurement.std**2).view(-1, 1, 1)
     system = torch.eye(dim) * (1 + 1 / var_t) + a.mT @ a / var_y
     right = (
-        x_t.flatten(1)[:, :, None] / var_t + a.mT @ observation.y.flatten(1)[:, :, None] / var_y
+        x_t.flatten(1)[:, :, None] / var_t + a.mT @ measurement.y.flatten(1)[:, :, None] / var_y
     )
     expected = torch.linalg.solve(system.double(), right.double()).view_as(x).float()
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, observation)).mean
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, measurement)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -108,14 +101,14 @@ def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
     corruption = Mask((1, 2, 2), GaussianNoise(std), rho=0.5)
     y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]])
     m = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
-    observation = Observation(
+    measurement = Measurement(
         y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std)
     )
     draw = conditional(
         Denoiser(Zero(), SCHEDULE), corruption, sampler=sampler, condition=Conditioning()
     )
     with seeded(3):
-        x = draw(observation).flatten(1)
+        x = draw(measurement).flatten(1)
     mean = (m * y / (1 + std**2)).flatten()
     var = (1 - m / (1 + std**2)).flatten()
     # Monte Carlo: 4.5 standard errors of a mean and of a variance, plus the sampler's bias.
@@ -150,7 +143,7 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
     mean, cov = torch.randn(dim, generator=generator(5)), root @ root.mT + 0.1 * torch.eye(dim)
     corruption = Projection((dim,), GaussianNoise(std), rows=2)
     one = corruption.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
-    observation = Observation(*(field.expand(n, *field.shape[1:]) for field in one))
+    measurement = Measurement(*(field.expand(n, *field.shape[1:]) for field in one))
     exact = ExactProjection(mean, cov, rows=2)
     draw = conditional(
         exact,  # type: ignore[arg-type]
@@ -159,7 +152,7 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
         condition=Conditioning(),
     )
     with seeded(8):
-        x = draw(observation)
+        x = draw(measurement)
     a = one.operator[0]
     gain = cov @ a.mT @ torch.linalg.inv(a @ cov @ a.mT + std**2 * torch.eye(2))
     expected_mean = mean + gain @ (one.y[0] - a @ mean)
@@ -181,8 +174,8 @@ def test_prior_samples_of_a_standard_normal() -> None:
 
 
 def test_a_sample_depends_on_the_key_and_not_on_its_neighbours() -> None:
-    corruption = Identity((1, 4, 4), GaussianNoise(0.5))
-    observation = corruption.draw(torch.randn(6, 1, 4, 4), generator(10))
+    corruption = Denoising((1, 4, 4), GaussianNoise(0.5))
+    measurement = corruption.draw(torch.randn(6, 1, 4, 4), generator(10))
     draw = conditional(
         Denoiser(Zero(), SCHEDULE),
         corruption,
@@ -190,10 +183,10 @@ def test_a_sample_depends_on_the_key_and_not_on_its_neighbours() -> None:
         condition=Conditioning(),
     )
     options = {"size": 8, "device": "cpu"}
-    whole = reconstruct(draw, observation, key=("k",), **options)  # type: ignore[arg-type]
+    whole = reconstruct(draw, measurement, key=("k",), **options)  # type: ignore[arg-type]
     torch.manual_seed(123)
-    short = reconstruct(draw, observation.select(slice(2)), key=("k",), **options)  # type: ignore[arg-type]
-    other = reconstruct(draw, observation, key=("l",), **options)  # type: ignore[arg-type]
+    short = reconstruct(draw, measurement.select(slice(2)), key=("k",), **options)  # type: ignore[arg-type]
+    other = reconstruct(draw, measurement, key=("l",), **options)  # type: ignore[arg-type]
     assert whole.shape == (6, 1, 4, 4)
     assert torch.equal(whole[:2], short)
     assert not torch.equal(whole, other)

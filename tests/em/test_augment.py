@@ -5,7 +5,7 @@ import colorsys
 import torch
 
 from diffem.em import Augment
-from diffem.random import seeded
+from diffem.runtime.rng import seeded
 
 
 def test_half_of_the_images_are_mirrored() -> None:

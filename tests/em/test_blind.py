@@ -7,12 +7,12 @@ import torch
 from small_run import SmallRun
 
 from diffem.corruption import Blur, GaussianNoise, Mask
-from diffem.dataset import Digits
+from diffem.data import Digits
 from diffem.em import Blind
 from diffem.em.blind import level_of, maximise
-from diffem.em.gaussian import GaussianPosterior, _covariance
-from diffem.error import UserError
-from diffem.random import generator
+from diffem.posterior.gaussian import GaussianPosterior, _covariance
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
 
 SHAPE = (1, 8, 8)
 CPU = torch.device("cpu")
@@ -24,9 +24,9 @@ def blur(sigma: float, std: float, learn: tuple[str, ...] = ()) -> Blur:
 
 def test_the_maximum_is_at_the_truth() -> None:
     x = torch.randn(200, *SHAPE, generator=generator(0))
-    observation = blur(1.0, 0.05).draw(x, generator(1))
+    measurement = blur(1.0, 0.05).draw(x, generator(1))
     believed = blur(1.5, 0.2, learn=("sigma", "noise"))
-    found = maximise(believed, believed.believe(observation), x)
+    found = maximise(believed, believed.believe(measurement), x)
     # 12,800 entries: σ_y to 4.5 / sqrt(2 n) = 3 %; the width's own error is far smaller.
     assert found["sigma"] == pytest.approx(1.0, rel=0.01)
     assert found["noise"] == pytest.approx(0.05, rel=0.03)
@@ -35,9 +35,9 @@ def test_the_maximum_is_at_the_truth() -> None:
 
 def test_the_search_is_bounded() -> None:
     x = torch.randn(20, *SHAPE, generator=generator(2))
-    observation = blur(0.5, 0.05).draw(x, generator(3))
+    measurement = blur(0.5, 0.05).draw(x, generator(3))
     believed = blur(3.0, 0.05, learn=("sigma",))
-    assert maximise(believed, believed.believe(observation), x)["sigma"] == pytest.approx(
+    assert maximise(believed, believed.believe(measurement), x)["sigma"] == pytest.approx(
         1.5, rel=0.01
     )
 
@@ -48,9 +48,9 @@ def test_em_finds_the_channel_under_a_known_gaussian_prior() -> None:
     flat = x.flatten(1).double()
     believed = blur(2.0, 0.1, learn=("sigma", "noise"))
     posterior = GaussianPosterior(flat.mean(dim=0), _covariance(flat, 64), believed)
-    observation = blur(1.0, 0.05).draw(x[:256], generator(4))
+    measurement = blur(1.0, 0.05).draw(x[:256], generator(4))
     blind = Blind(iterations=16, samples=256, widen=1.5)
-    path = blind.fit(posterior, observation, believed, key=(0, "channel", 1), device=CPU)
+    path = blind.fit(posterior, measurement, believed, key=(0, "channel", 1), device=CPU)
     assert len(path) == 16 and path[-1] == {n: level_of(believed, n) for n in believed.learn}
     assert path[-1]["sigma"] == pytest.approx(1.0, rel=0.1)
     assert path[-1]["noise"] == pytest.approx(0.05, rel=0.1)
@@ -69,7 +69,7 @@ def test_a_run_learns_writes_and_tells(tmp_path: Path) -> None:
     assert run.rounds[0].channel == [] and run.rounds[2].channel == paths[2]
     assert run.rounds[2].estimate()["estimate"] == paths[2][-1]
     learned = torch.tensor(paths[2][-1]["noise"])
-    assert (run.observed.observation.std == learned).all() and learned < 0.2
+    assert (run.observed.measurement.std == learned).all() and learned < 0.2
 
 
 def test_mistakes() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffem.em.checkpoint import SafeCheckpointIO, resumable
-from diffem.em.claim import share
-from diffem.em.store import ReconstructionStore
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
+from diffem.storage.checkpoint import AtomicCheckpointIO, resumable
+from diffem.storage.claim import share
+from diffem.storage.store import ReconstructionStore
 
 ROUNDS = 3
 # (round, due) of each checkpoint in the order of saving.
@@ -49,7 +49,7 @@ class World:
             self.store.write(ROUNDS, chunk, self.truth(ROUNDS)[self.store.rows(chunk)])
         for i in range(len(SAVED)):
             name = "last.e_step.ckpt" if SAVED[i][1] else "last.ckpt"
-            SafeCheckpointIO().save_checkpoint(self.saved(i), self.last.with_name(name))
+            AtomicCheckpointIO().save_checkpoint(self.saved(i), self.last.with_name(name))
         return self
 
     def e_step(self, round: int) -> int:
@@ -68,7 +68,7 @@ class World:
         start = resumable(self.last, self.store.whole)
         i, round = -1, -1
         if start is not None:
-            checkpoint = SafeCheckpointIO().load_checkpoint(start)
+            checkpoint = AtomicCheckpointIO().load_checkpoint(start)
             i = checkpoint["ReconstructionDataModule"]["step"]
             round, expected = SAVED[i][0], self.saved(i)
             assert checkpoint["ReconstructionDataModule"] == expected["ReconstructionDataModule"]

@@ -6,7 +6,7 @@ import pytest
 
 from diffem.em import EMSettings
 from diffem.em.datamodule import StepSampler
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
 
 
 def batches(steps: range, **kwargs: object) -> list[list[int]]:

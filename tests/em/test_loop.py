@@ -10,17 +10,17 @@ import torch
 from azula.sample import DDIMSampler
 from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
 
-from diffem.denoiser import reconstruct
-from diffem.denoiser.ambient import restoration
-from diffem.denoiser.covariance import Isotropic, PrincipalComponents
-from diffem.denoiser.gibbs import split_gibbs
-from diffem.denoiser.guidance import diffpir, dps, mmps
-from diffem.denoiser.pseudo_inverse import pigdm
-from diffem.em.init import FromClean, FromObservation
+from diffem.em.init import FromClean, FromMeasurement
 from diffem.em.objective import Ambient
-from diffem.em.reconstructions import Batch
 from diffem.em.round import Round
-from diffem.error import UserError
+from diffem.posterior import reconstruct
+from diffem.posterior.ambient import restoration
+from diffem.posterior.covariance import Isotropic, PrincipalComponents
+from diffem.posterior.gibbs import split_gibbs
+from diffem.posterior.guidance import diffpir, dps, mmps
+from diffem.posterior.pigdm import pigdm
+from diffem.runtime.errors import UserError
+from diffem.storage.reconstructions import Batch
 
 
 def test_law_1_the_truth_does_not_leak(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> 
         torch.manual_seed(99)  # nothing outside the key matters
         x = reconstruct(
             draw,
-            run.observed.observation.select(rows),
+            run.observed.measurement.select(rows),
             size=CHUNK,
             key=(0, "e-step", ROUNDS, 3),
             device="cpu",
@@ -117,7 +117,7 @@ def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
         run.rounds.append(round)
         with run.module.averaged() as denoiser:
             draw = run.posterior(denoiser, run.observed.corruption, None)
-            draw(run.observed.observation.select(slice(3)))
+            draw(run.observed.measurement.select(slice(3)))
 
     run.told = evaluate  # type: ignore[method-assign]
     run.fit()
@@ -156,9 +156,9 @@ def test_each_round_starts_from_the_average_with_a_fresh_optimiser(small_run: Sm
 
 
 def test_init_from_the_observation(small_run: SmallRun) -> None:
-    small_run.fit(FromObservation())
+    small_run.fit(FromMeasurement())
     assert torch.equal(
-        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.observed.observation.y
+        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.observed.measurement.y
     )
 
 

@@ -7,13 +7,13 @@ import torch
 from azula.noise import VESchedule
 from torch import Tensor
 
-from diffem.corruption import Corruption, GaussianNoise, Identity, Mask, Observation
+from diffem.corruption import Corruption, Denoising, GaussianNoise, Mask, Measurement
 from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
-from diffem.em.reconstructions import Batch
-from diffem.error import UserError
 from diffem.network import UNet
-from diffem.random import generator, seeded
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator, seeded
+from diffem.storage.reconstructions import Batch
 
 SHAPE, N = (1, 8, 8), 64
 MASK = Mask(SHAPE, GaussianNoise(0.05), rho=0.5)
@@ -102,7 +102,7 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
     """A denoiser that gives what it sees is right but where it is hidden: a share δ of y²."""
     n, delta, t = 4000, 0.3, 0.2
     y = torch.ones(n, *SHAPE)
-    observation = Observation(y, torch.ones(n, *SHAPE), torch.full((n,), 0.05))
+    measurement = Measurement(y, torch.ones(n, *SHAPE), torch.full((n,), 0.05))
     clear = Mask(SHAPE, GaussianNoise(0.05), rho=0.0)
 
     class Copy(Denoiser):
@@ -115,7 +115,7 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
     denoiser = Copy(torch.nn.Identity(), VESchedule(0.02, 20.0))
     rows = Batch(y, 0, torch.arange(n))
     with seeded(4):
-        loss = Ambient(clear, observation, delta=delta).loss(
+        loss = Ambient(clear, measurement, delta=delta).loss(
             denoiser, rows, torch.full((n,), t), (0,)
         )
     level = 1 / float(VESchedule(0.02, 20.0)(torch.tensor(t))[1]) ** 2 + 1
@@ -129,7 +129,7 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
         (lambda: recorrupted(p_uncond=1.0), r"method\.objective\.p_uncond must be a number in"),
         (lambda: Ambient(MASK, Y, delta=0.0), r"method\.objective\.delta must be a number in"),
         (
-            lambda: Ambient(Identity(SHAPE, GaussianNoise(0.1)), Y, delta=0.1),
+            lambda: Ambient(Denoising(SHAPE, GaussianNoise(0.1)), Y, delta=0.1),
             "method=ambient needs corruption=mask on images",
         ),
     ],

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from small_run import ROUNDS, SmallRun
 
-from diffem.em.checkpoint import load_verified, previous, resumable
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
+from diffem.storage.checkpoint import load_verified, previous, resumable
 
 
 class Killed(BaseException):

@@ -10,9 +10,9 @@ from small_run import ROUNDS, STEPS, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
-from diffem.em.checkpoint import load_verified
-from diffem.em.reconstructions import Batch
-from diffem.error import UserError
+from diffem.runtime.errors import UserError
+from diffem.storage.checkpoint import load_verified
+from diffem.storage.reconstructions import Batch
 
 Poison = Callable[[SmallRun, Tensor], Tensor]
 

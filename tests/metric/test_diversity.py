@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffem.metric import diversity, effective_rank, spread
-from diffem.random import generator
+from diffem.runtime.rng import generator
 
 
 def test_diversity_is_the_root_of_the_mean_variance() -> None:

@@ -8,8 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffem.error import UserError
-from diffem.file import sha256
 from diffem.metric import (
     LPIPS,
     Classifier,
@@ -27,7 +25,9 @@ from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.metric.features import eight_bit_rgb, extract
 from diffem.metric.inception import inception_score, kernel_distance
 from diffem.metric.weights import read_weights
-from diffem.random import generator, seeded
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator, seeded
+from diffem.storage.atomic import sha256
 
 TINY = "vit_tiny_patch16_224"
 

@@ -8,9 +8,9 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
 
-from diffem.error import UserError
 from diffem.metric import Evaluation, frechet_pixels, psnr, sinkhorn_divergence, ssim
-from diffem.random import generator
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
 
 
 def test_psnr_has_data_range_2() -> None:

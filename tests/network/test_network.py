@@ -1,12 +1,12 @@
-"""Networks see the image, the noise level and the observation, and train in every size."""
+"""Networks see the image, the noise level and the measurement, and train in every size."""
 
 import pytest
 import torch
 from torch import nn
 
-from diffem.error import UserError
 from diffem.network import MLP, UNet
 from diffem.network.unet import AttentionBlock, GroupNorm
+from diffem.runtime.errors import UserError
 
 NETWORKS = {
     "mlp": ((5,), lambda shape, cond: MLP(shape, cond, width=32, depth=2, embedding=16)),

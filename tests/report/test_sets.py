@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from diffem.metric import Extractor, distribution_scores
-from diffem.random import generator
 from diffem.report.sets import feature_scores, variety_scores
+from diffem.runtime.rng import generator
 
 
 class Halves(Extractor):

@@ -1,0 +1,5 @@
+"""`python -m diffem COMMAND`."""
+
+from diffem.cli.main import main
+
+main()

@@ -1,0 +1,83 @@
+"""Compares rows of overrides on one footing: the same data, network, budget and seeds.
+
+    python -m diffem compare --study mask --out runs/mask
+    python -m diffem compare --methods diffem em_mmps --out runs/mask -- em.seconds=60 em.rounds=99
+
+Every cell (row, seed) is a run of train.py in a process of its own. Finished cells are kept: the
+command goes on where it stopped. A cell that fails is marked, and the rest go on; the exit code
+is then 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from diffem.cli.command import report_user_errors
+from diffem.cli.comparison import compare
+from diffem.cli.study import known_studies, methods_study, read_study
+from diffem.config.secrets import hidden
+from diffem.runtime.progress import console
+
+EPILOG = """\
+studies (conf/study):
+  {studies}
+
+budgets are overrides, given after -- to all rows alike; the rounds end by what is used up first:
+  em.rounds=6 em.steps_per_round=250    rounds, and optimiser steps of each
+  em.seconds=60 em.rounds=99            seconds of E- and M-steps, to the nearest round
+  em.evaluations=1000000 em.rounds=99   images through the network, forward or backward
+
+a row's own overrides win over those after --, and those over the study's common ones.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the cells that are missing and writes the comparison."""
+    chosen = build_parser().parse_args(arguments)
+    with report_user_errors():
+        study = methods_study(chosen.methods) if chosen.methods else read_study(chosen.study)
+        study = replace(
+            study,
+            common=tuple(hidden((*study.common, *chosen.overrides))),
+            seeds=tuple(chosen.seeds or study.seeds),
+        )
+        try:
+            failed = compare(study, chosen.out.resolve(), jobs=chosen.jobs)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped")
+            sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffem compare",
+        usage="%(prog)s (--study NAME | --methods NAME …) --out DIR\n"
+        "       [--seeds SEED …] [--jobs N] [-- OVERRIDE …]",
+        description="Compares methods, or the rows of a study, on one footing.",
+        epilog=EPILOG.format(studies=", ".join(known_studies())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", metavar="NAME", help="a file of conf/study")
+    what.add_argument(
+        "--methods", metavar="NAME", nargs="+", help="rows that are files of conf/method"
+    )
+    parser.add_argument(
+        "--seeds", metavar="SEED", nargs="+", type=int, help="default: the study's, or 0 1 2"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="the folder of the comparison"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="runs at a time, default 1"
+    )
+    parser.add_argument("overrides", nargs="*", help="after --, what all runs are given")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`diffem COMMAND`, also as `python -m diffem COMMAND`; `python train.py` is `diffem train`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from diffem.runtime.signals import stop_on_signals
+
+COMMANDS = {
+    "train": "learn a posterior sampler and a prior from corrupted images",
+    "compare": "compare methods, or the rows of a study, on one footing",
+    "classify": "train the classifier in whose features metric=classifier compares images",
+}
+USAGE = "usage: diffem COMMAND …\n\n" + "".join(f"  {n:<9} {t}\n" for n, t in COMMANDS.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names with the arguments after it."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        sys.exit(0 if given else 2)
+    if given[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: {given[0]} is not a command; diffem has {known}", file=sys.stderr)
+        sys.exit(2)
+    name, sys.argv = given[0], [f"diffem {given[0]}", *given[1:]]
+    run(name)
+
+
+def train() -> None:
+    """Runs `diffem train` with this process's arguments."""
+    run("train")
+
+
+def run(name: str) -> None:
+    """Imports and runs a command; the imports take seconds, in which a stop is a stop."""
+    if name == "train":
+        stop_on_signals()
+    import_module(f"diffem.cli.{name}").main()

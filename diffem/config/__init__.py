@@ -1,0 +1,1 @@
+"""Configuration: what it may build, and which values it may hold."""

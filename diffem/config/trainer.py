@@ -1,0 +1,128 @@
+"""What Lightning's trainer may be given: what is known to keep a run's laws, and this machine has.
+
+The laws are that a killed run is an uninterrupted run, that an E-step depends on seed, round and
+weights alone, and that a batch is of the current round. Most of the trainer's arguments would
+break one without a word: accumulated gradients, fewer batches, another sampler, FSDP.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffem.runtime.errors import UserError, check_count, check_positive
+
+TARGET = "lightning.Trainer"
+KEYS = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "gradient_clip_val",
+    "log_every_n_steps",
+    "deterministic",
+)
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp")
+DDP = "lightning.pytorch.strategies.DDPStrategy"
+
+
+def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - from YAML
+    """Accepts the configuration of a trainer.
+
+    Raises:
+        UserError: If a key or a value is not known to keep the laws, or the machine lacks the
+            devices.
+    """
+    if not isinstance(trainer, dict) or trainer.get("_target_") != TARGET:
+        raise UserError(f"trainer must be a {TARGET}, got {trainer}")
+    if wrong := {*trainer} ^ {*KEYS, "_target_"}:
+        raise UserError(
+            f"trainer.{min(map(str, wrong))} is missing, or not known to keep a run's laws; "
+            f"trainer has {', '.join(KEYS)}"
+        )
+    _check_choice("accelerator", trainer["accelerator"], ACCELERATORS)
+    _check_choice("precision", trainer["precision"], PRECISIONS)
+    _check_choice("deterministic", trainer["deterministic"], (True, False, "warn"))
+    for key in ("num_nodes", "log_every_n_steps"):
+        check_count(f"trainer.{key}", trainer[key])
+    clip = trainer["gradient_clip_val"]
+    if clip is not None:
+        check_positive("trainer.gradient_clip_val", clip)
+    _check_strategy(trainer["strategy"])
+    _check_devices(trainer)
+
+
+def _check_choice(key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
+        known = ", ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in allowed)
+        raise UserError(f"trainer.{key} must be one of {known}, got {value!r}")
+
+
+def _check_strategy(strategy: object) -> None:
+    target = strategy.get("_target_") if isinstance(strategy, Mapping) else strategy
+    if target not in (*STRATEGIES, DDP) or (target == DDP) != isinstance(strategy, Mapping):
+        raise UserError(
+            f"trainer.strategy must be one of {', '.join(STRATEGIES)} or a {DDP}, got {target!r}: "
+            "FSDP and others that split the weights do not keep a run's laws, whose E-step and "
+            "checkpoints need the averaged weights whole on every device; choose a network that "
+            "fits"
+        )
+
+
+def _check_devices(trainer: Mapping[str, Any]) -> None:
+    """Refuses devices that this machine does not have: fewer GPUs, or half as many CPU cores."""
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if accelerator in ("gpu", "cuda") and gpus == 0:
+        raise UserError(
+            f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
+            "trainer.accelerator=cpu or auto"
+        )
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    if trainer["precision"] == "16-mixed" and not on_gpu:
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; use bf16-mixed, or 32-true where the "
+            "processor has no bfloat16"
+        )
+    _check_processes(devices, trainer["num_nodes"])
+    limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")
+    if devices == "auto":
+        return
+    if isinstance(devices, list) and on_gpu:  # the GPUs' own numbers
+        if devices and all(type(d) is int and 0 <= d < gpus for d in devices):
+            return
+    elif type(devices) is int and 1 <= devices <= limit:
+        return
+    raise UserError(
+        f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), or auto, "
+        f"got {devices!r}"
+    )
+
+
+def _check_processes(devices: object, nodes: int) -> None:
+    """Refuses another number of processes than were started, where others start them."""
+    started = started_elsewhere()
+    if started is None and nodes != 1 and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={nodes} needs a process on each device of each node, started by "
+            "torchrun or srun (docs/cluster.md)"
+        )
+    if started is not None and isinstance(devices, int) and started != devices * nodes:
+        raise UserError(
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} need {devices * nodes} "
+            f"processes, but torchrun or srun started {started}; devices are those of one node"
+        )
+
+
+def started_elsewhere() -> int | None:
+    """Returns how many processes of this run torchrun or srun started, None if neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None  # as Lightning has it: a shell in an allocation
+    tasks = os.environ.get("SLURM_NTASKS")
+    return int(tasks) if tasks else None

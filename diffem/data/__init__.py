@@ -1,0 +1,18 @@
+"""Datasets: clean images of a benchmark, from which measurements are drawn."""
+
+from diffem.data.digits import Digits
+from diffem.data.hub import HubImages
+from diffem.data.idx import IdxImages
+from diffem.data.manifold import Manifold
+from diffem.data.source import ImageDataset, LabelledDataset, Labels, Splits
+
+__all__ = [
+    "Digits",
+    "HubImages",
+    "IdxImages",
+    "ImageDataset",
+    "LabelledDataset",
+    "Labels",
+    "Manifold",
+    "Splits",
+]

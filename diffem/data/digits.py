@@ -1,0 +1,47 @@
+"""Digits: 1,797 handwritten digits of 8 × 8 pixels, inside scikit-learn."""
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from diffem.data.source import Labels, Splits, checked
+from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.rng import generator
+
+
+class Digits:
+    """The UCI test set of optical digits (Alpaydin & Kaynak 1998), in a fixed random order.
+
+    Arguments:
+        shape: (1, 8, 8).
+        train: The number of training images; the rest is held out.
+
+    Raises:
+        UserError: If train leaves no held-out image.
+    """
+
+    def __init__(self, shape: Sequence[int], train: int) -> None:
+        self.shape = shape
+        self.train = check_count("dataset.train", train)
+        if train >= 1797:
+            raise UserError(f"dataset.train must be in [1, 1796] for the digits, got {train}")
+
+    def load(self) -> Splits:
+        """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""
+        pixels, _ = load_digits(return_X_y=True)
+        x = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+        x = x[_order()]
+        return checked(Splits(x[: self.train], x[self.train :]), self.shape)
+
+    def labels(self) -> Labels:
+        """Returns the digits that the images of both splits show, (N,), 0 to 9."""
+        _, digits = load_digits(return_X_y=True)
+        labels = torch.as_tensor(digits, dtype=torch.int64)[_order()]
+        return Labels(labels[: self.train], labels[self.train :])
+
+
+def _order() -> Tensor:
+    # scikit-learn's order is by writer: mix it, the same way for every seed.
+    return torch.randperm(1797, generator=generator("digits"))

@@ -1,0 +1,164 @@
+"""Image sets of the Hugging Face hub, or of a local folder in one of its layouts."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from diffem.data.source import Labels, Splits, checked, inside
+from diffem.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start a program: EPS
+SHRINK = 64  # a side is at most so many times as long as the one it is resized to
+
+
+class HubImages:
+    """Images of a data set that `datasets.load_dataset` knows, such as CIFAR-10 and CelebA.
+
+    Images are cropped to the largest central square (of at most `crop` pixels), resized to
+    `shape` and scaled to [-1, 1]. The local cache is used first, and alone where HF_HUB_OFFLINE=1.
+
+    Arguments:
+        path: The data set's name on the hub, or a local folder.
+        shape: The shape of an image, (3, H, W) or (1, H, W).
+        column: The column that holds the images.
+        splits: The names of the training and the held-out split.
+        crop: The side of the central crop in pixels; None for the largest square.
+        limits: The number of training and held-out images to use; None for all.
+        label: The column that holds whole numbers from 0, or truth values, as labels.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        shape: Sequence[int],
+        *,
+        column: str,
+        splits: Sequence[str],
+        crop: int | None = None,
+        limits: Sequence[int | None] = (None, None),
+        label: str = "label",
+    ) -> None:
+        self.path = path
+        self.shape = tuple(shape)
+        self.column = column
+        self.splits = splits
+        self.crop = crop
+        self.limits = limits
+        self.label = label
+
+    def load(self) -> Splits:
+        """Returns the images of both splits, (N, C, H, W), in [-1, 1].
+
+        Raises:
+            UserError: If the data set is neither cached nor reachable, or has no such column.
+        """
+        train, heldout = (self._images(self._rows(i, "column", self.column)) for i in (0, 1))
+        return checked(Splits(train, heldout), self.shape)
+
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, (N,).
+
+        Raises:
+            UserError: If the data set is neither cached nor reachable, has no such column, or
+                holds something else in it.
+        """
+        train, heldout = (self._rows(i, "label", self.label)[self.label][:] for i in (0, 1))
+        if not all(isinstance(v, int) and v >= 0 for v in (*train, *heldout)):
+            raise UserError(
+                f"dataset.label: column {self.label!r} of {self.path!r} must hold whole numbers "
+                "of at least 0; choose another column"
+            )
+        return Labels(torch.tensor(train).long(), torch.tensor(heldout).long())
+
+    def _rows(self, index: int, key: str, column: str) -> "Dataset":
+        """Returns the rows of a split (0: training, 1: held-out) that are used."""
+        import datasets  # takes seconds to import: only where it is used
+
+        split, limit = self.splits[index], self.limits[index]
+        datasets.disable_progress_bars()
+        for file in Path(self.path).rglob("*"):  # nothing, if it is a name on the hub
+            if file.is_symlink():
+                inside(file, Path(self.path))
+        try:
+            data = datasets.load_dataset(self.path, split=split)
+        except Exception as error:  # the hub raises dozens of types
+            raise UserError(
+                f"dataset.path: {self.path!r} (split {split!r}) is neither in the Hugging Face "
+                f"cache nor reachable ({type(error).__name__}); run once with network, or give a "
+                "local folder of images"
+            ) from error
+        assert isinstance(data, datasets.Dataset)
+        if len(data) == 0:
+            raise UserError(f"dataset.path: split {split!r} of {self.path!r} holds nothing")
+        if column not in data.column_names:
+            raise UserError(
+                f"dataset.{key} must be one of {data.column_names} for {self.path!r}, "
+                f"got {column!r}"
+            )
+        return data.select(range(min(len(data), limit or len(data))))
+
+    def _images(self, rows: "Dataset") -> Tensor:
+        import datasets
+        from datasets.config import HF_DATASETS_CACHE
+
+        if not isinstance(rows.features[self.column], datasets.Image):
+            raise UserError(
+                f"dataset.column: column {self.column!r} of {self.path!r} holds no images; choose "
+                "another column"
+            )
+        raw = rows.cast_column(self.column, datasets.Image(decode=False))
+        folders = Path(self.path), Path(HF_DATASETS_CACHE)
+        images = [self._prepare(row[self.column], i, folders) for i, row in enumerate(raw)]  # type: ignore[index]
+        stacked = torch.from_numpy(np.stack(images))
+        return stacked.float().div_(127.5).sub_(1)
+
+    def _prepare(
+        self, value: Mapping[str, Any] | None, number: int, folders: Sequence[Path]
+    ) -> np.ndarray:
+        image = self._decode(value, number, folders)
+        side = min(*image.size, self.crop or min(image.size))
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        image = image.convert("RGB" if self.shape[0] == 3 else "L")
+        if image.size != (self.shape[2], self.shape[1]):
+            image = image.resize((self.shape[2], self.shape[1]), Image.Resampling.BICUBIC)
+        array = np.asarray(image, dtype=np.uint8)
+        return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+
+    def _decode(
+        self, value: Mapping[str, Any] | None, number: int, folders: Sequence[Path]
+    ) -> Image.Image:
+        """Returns an image, unpacked once its size is known to be sane."""
+        if not value:
+            raise UserError(f"dataset.path: image {number} of {self.path!r} is missing; remove it")
+        name = f"dataset.path: image {number} of {self.path!r} ({value['path']})"
+        held = value["bytes"]
+        file = inside(Path(value["path"]), *folders) if held is None else None
+        try:
+            with (
+                file.open("rb") if file else BytesIO(held or b"") as source,
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(source, formats=FORMATS)
+                limit = SHRINK**2 * self.shape[1] * self.shape[2]
+                if image.width * image.height > limit:
+                    raise UserError(
+                        f"{name} has {image.width} × {image.height} pixels, more than {limit} for "
+                        f"dataset.shape={list(self.shape)}; scale it down or remove it"
+                    )
+                return ImageOps.exif_transpose(image)
+        except UserError:
+            raise
+        except Exception as error:  # a decoder raises whatever it meets
+            raise UserError(f"{name} cannot be read ({error}); repair or remove it") from error

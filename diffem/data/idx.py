@@ -1,0 +1,124 @@
+"""Images in idx files: MNIST, Fashion-MNIST and whatever has their four file names."""
+
+import gzip
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffem.data.source import Labels, Splits, checked, inside, limited
+from diffem.runtime.errors import UserError
+
+DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+LARGEST = 2**33  # bytes of a file, unpacked
+DEFLATE = 1032  # the most bytes that a compressed byte unpacks to (zlib's Technical Details)
+
+
+class IdxImages:
+    """A folder with train-images-idx3-ubyte and t10k-images-idx3-ubyte, plain or gzipped.
+
+    Bytes are scaled from [0, 255] to [-1, 1]; floating-point files are taken as they are.
+
+    Arguments:
+        path: The folder.
+        shape: The shape of an image, (1, H, W).
+        train: The number of training images to use; None for all.
+        heldout: The number of held-out images to use; None for all.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        shape: Sequence[int],
+        *,
+        train: int | None = None,
+        heldout: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.shape = shape
+        self.train = train
+        self.heldout = heldout
+
+    def load(self) -> Splits:
+        """Returns the images of both splits, (N, 1, H, W).
+
+        Raises:
+            UserError: If the folder or a file is missing, damaged, empty or of another shape.
+        """
+        train = limited(read_idx(self._find("train-images-idx3")), self.train)
+        heldout = limited(read_idx(self._find("t10k-images-idx3")), self.heldout)
+        return checked(Splits(train[:, None], heldout[:, None]), self.shape)
+
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, (N,), from the folder's idx1 files.
+
+        Raises:
+            UserError: If a file is missing or damaged.
+        """
+        train = limited(read_idx(self._find("train-labels-idx1"), axes=1), self.train)
+        heldout = limited(read_idx(self._find("t10k-labels-idx1"), axes=1), self.heldout)
+        return Labels(train.long(), heldout.long())
+
+    def _find(self, stem: str) -> Path:
+        name = f"{stem}-ubyte"
+        for path in (self.path / f"{name}.gz", self.path / name):
+            if path.is_file():
+                return inside(path, self.path)
+        raise UserError(
+            f"dataset.path: {self.path} has no {name} or {name}.gz; install Debian's package with "
+            "`apt-get install dataset-fashion-mnist`, or give a folder that holds the idx files"
+        )
+
+
+def read_idx(path: Path, *, axes: int = 3) -> Tensor:
+    """Reads an idx file, of images, (N, H, W), or of labels, (N,); float32.
+
+    Bytes of images are scaled from [0, 255] to [-1, 1].
+
+    Arguments:
+        path: The file, plain or gzipped.
+        axes: The number of axes: 3 for images, 1 for labels.
+
+    Raises:
+        UserError: If it is no such file, or holds more or less than it announces. No more than
+            that is read or unpacked.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            size, dtype = _read_header(file.read(4 + 4 * axes), path, axes)
+            entries = math.prod(size)
+            data = file.read(entries * dtype.itemsize)
+            extra = len(file.read(1))  # reading to the end checks a gzip file's sum
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
+    if extra or len(data) != entries * dtype.itemsize:
+        raise UserError(
+            f"{path} announces {_product(size)} entries but holds "
+            f"{'more' if extra else f'{len(data)} bytes'}; get the file again"
+        )
+    x = torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32).reshape(size))
+    return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x
+
+
+def _read_header(head: bytes, path: Path, axes: int) -> tuple[list[int], np.dtype]:
+    """Returns the size and the type that a file announces, if it can hold as much."""
+    if len(head) < 4 + 4 * axes or head[:2] != b"\0\0" or head[2] not in DTYPES or head[3] != axes:
+        what = "images (N, H, W)" if axes == 3 else "labels (N,)"
+        raise UserError(f"{path} is not an idx file of {what}; get the file again")
+    size = [int(n) for n in np.frombuffer(head, ">u4", offset=4)]
+    dtype = np.dtype(DTYPES[head[2]])
+    held = path.stat().st_size * (DEFLATE if path.suffix == ".gz" else 1)
+    if math.prod(size) * dtype.itemsize > min(held, LARGEST):
+        raise UserError(
+            f"{path} announces {_product(size)} entries, more than it can hold or than the "
+            f"{LARGEST / 2**30:g} GiB that are read; get the file again"
+        )
+    return size, dtype
+
+
+def _product(size: Sequence[int]) -> str:
+    return " × ".join(map(str, size))

@@ -1,0 +1,87 @@
+"""Datasets: clean images of a benchmark, from which measurements are drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffem.runtime.errors import UserError
+
+
+class Splits(NamedTuple):
+    """A benchmark's clean images."""
+
+    train: Tensor
+    """Images behind the training measurements, (N, *shape), float32 in [-1, 1]."""
+    heldout: Tensor
+    """Images behind the held-out measurements, (N', *shape), which are never trained on."""
+
+
+class Labels(NamedTuple):
+    """What a benchmark's images show; for metrics only."""
+
+    train: Tensor
+    """Labels of the training images, (N,), int64, at least 0."""
+    heldout: Tensor
+    """Labels of the held-out images, (N',), int64, at least 0."""
+
+
+class ImageDataset(Protocol):
+    """Anything that gives clean images."""
+
+    def load(self) -> Splits:
+        """Returns the images of both splits."""
+        ...
+
+
+@runtime_checkable
+class LabelledDataset(ImageDataset, Protocol):
+    """Clean images of which it is known what they show."""
+
+    def labels(self) -> Labels:
+        """Returns the labels of both splits, in the order of the images."""
+        ...
+
+
+def checked(splits: Splits, shape: Sequence[int]) -> Splits:
+    """Returns splits that are fit to be trained on.
+
+    Raises:
+        UserError: If a split is empty, of another shape than `dataset.shape`, or holds values
+            that are not finite.
+    """
+    for name, x in zip(splits._fields, splits, strict=True):
+        if len(x) == 0:
+            raise UserError(f"dataset: the {name} split is empty; it needs at least one image")
+        if tuple(x.shape[1:]) != tuple(shape):
+            raise UserError(
+                f"dataset.shape is {list(shape)}, but the {name} images have shape "
+                f"{list(x.shape[1:])}; set dataset.shape to the images' own shape"
+            )
+        if not torch.isfinite(x).all():
+            bad = int((~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()[0])
+            raise UserError(
+                f"dataset: {name} image {bad} holds NaN or infinity; remove or repair it"
+            )
+    return splits
+
+
+def limited(x: Tensor, limit: int | None) -> Tensor:
+    """Returns the first images up to a limit; None for all."""
+    return x if limit is None else x[:limit]
+
+
+def inside(file: Path, *folders: Path) -> Path:
+    """Returns a file of a data folder.
+
+    Raises:
+        UserError: If it is, or stands behind, a link that leads out of the folders.
+    """
+    real = file.resolve()
+    if not any(real.is_relative_to(folder.resolve()) for folder in folders):
+        raise UserError(
+            f"dataset.path: {file} leads out of {folders[0]}, to {real}; put the file itself there"
+        )
+    return file

@@ -1,0 +1,102 @@
+"""Lightning callbacks of a fit: signal handlers, the M-step's progress bar, checkpoints."""
+
+import threading
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from diffem.runtime.progress import Advance, progress_bar
+from diffem.runtime.signals import stop_on_signals, watch_ranks
+from diffem.storage.reconstructions import Batch
+
+
+class SignalHandlers(Callback):
+    """Takes the signals back from Lightning, and ends the run when one of its processes dies.
+
+    Lightning's handler of SIGTERM broadcasts before it calls ours: a collective inside a signal
+    handler, which hangs where another collective is under way. Its handler of SIGUSR1 requeues a
+    SLURM job by itself. Its observer kills this process too, and no line says why.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Installs the handlers and the watch before an E-step that is due."""
+        stop_on_signals()
+        if processes := getattr(trainer.strategy.launcher, "procs", []):
+            for thread in threading.enumerate():
+                if thread.name == "child-process-observer":  # Lightning's
+                    thread._child_processes = []  # type: ignore[attr-defined]
+            threading.Thread(target=watch_ranks, args=(processes,), daemon=True).start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Installs the handlers once Lightning has installed its own."""
+        stop_on_signals()
+
+
+class MStepProgress(Callback):
+    """The M-step's bar, one for each round."""
+
+    def __init__(self) -> None:
+        self._phase: AbstractContextManager[Advance] | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar at a round's first epoch."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if self._phase is None:
+            prior = trainer.lightning_module.phase == "prior"
+            name = "prior" if prior else f"round {data.round + 1}  M-step"
+            self._phase = progress_bar(name, data.steps, "steps")
+            self._advance = self._phase.__enter__()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Moves the bar by a step."""
+        metrics = trainer.progress_bar_metrics
+        self._advance("  ".join(f"{k.split('/')[-1]} {v:.3f}" for k, v in metrics.items()))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar at the round's last epoch."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.global_step % data.steps == 0:
+            self.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Closes the bar when training stops early."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar, if one is open."""
+        if self._phase is not None:
+            self._phase.__exit__(None, None, None)
+            self._phase = None
+
+
+class CheckpointEachEpoch(Callback):
+    """Counts the epochs of a fit that has but one round, and saves a checkpoint after each.
+
+    Arguments:
+        checkpoint: The file.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the state before the first step, for a roll-back to go back to."""
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.checkpoint)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the epoch and saves the state of training."""
+        trainer.datamodule.epoch += 1  # type: ignore[attr-defined]
+        trainer.save_checkpoint(self.checkpoint)

@@ -1,0 +1,1 @@
+"""Loggers: a file of JSON lines, and Weights & Biases."""

@@ -1,0 +1,146 @@
+"""Weights & Biases, which never stops or delays a run."""
+
+import atexit
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from requests.utils import get_netrc_auth
+
+from diffem.logging.upload import Upload
+from diffem.runtime.progress import console
+
+# What the metrics run against: a run that goes on repeats steps, which W&B's own counter forbids.
+COUNTERS = (("round", "round/*"), ("step", "m_step/*"), ("step", "prior/*"))
+
+
+class WandbLogger(Logger):
+    """W&B, which is told what metrics.jsonl holds; nothing of it stops or delays a run.
+
+    The W&B run is kept offline in `save_dir`: the process that trains waits for no server. With an
+    account, `Upload` uploads it meanwhile; what has not been uploaded by the end, `wandb sync`
+    uploads later. A process that goes on with a run goes on with its W&B run and tells it all
+    lines again, each as the step of its number: W&B drops the steps that it has.
+
+    Arguments:
+        project: The W&B project.
+        save_dir: The run directory, for W&B's own files.
+        name: The run's name.
+        metrics: The file that a JSONLLogger writes.
+        panels: The folder of the rounds' images.
+    """
+
+    def __init__(self, project: str, save_dir: str, name: str, metrics: str, panels: str) -> None:
+        super().__init__()
+        self.project, self.folder, self.run_name = project, Path(save_dir), name
+        self.metrics, self.panels = Path(metrics), Path(panels)
+        self.run: wandb.Run | None = None
+        self.upload: Upload | None = None
+        self._bytes = self._lines = 0  # of the metrics, told
+
+    @property
+    def name(self) -> str:
+        """The W&B project."""
+        return self.project
+
+    @property
+    def version(self) -> str | None:
+        """The W&B run."""
+        return None if self.run is None else self.run.id
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *_: object, **__: object
+    ) -> None:
+        """Opens the W&B run, of this configuration."""
+        with self._spared():
+            self._open(params if isinstance(params, dict) else vars(params))
+            atexit.register(self.close)  # a run that fails
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Tells W&B the lines of the file that it has not been told."""
+        with self._spared():
+            self._tell()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the W&B run, and its upload within 10 seconds."""
+        run, upload = self.run, self.upload
+        if run is None:
+            return
+        with self._spared():
+            self._tell()
+            run.finish()
+        self.run = self.upload = None
+        whole = upload is not None and upload.close()
+        if not whole and not run.disabled:
+            why = "is kept offline" if upload is None else "could not be uploaded whole"
+            folder = Path(run.dir).parent
+            line = f"W&B: the run {why}; later: wandb sync {folder}"
+            console.print(line, soft_wrap=True, markup=False)
+
+    def _open(self, config: dict[str, Any]) -> None:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # it waits for the server, offline too
+        given = wandb.setup().settings
+        earlier = sorted(self.folder.glob("wandb/offline-run-*"))
+        self.run = wandb.init(
+            project=self.project,
+            dir=self.folder,
+            name=self.run_name,
+            id=earlier[0].name.rpartition("-")[2] if earlier else None,
+            config=config,
+            mode="disabled" if given.mode == "disabled" else "offline",
+            reinit="create_new",
+            # Neither what is printed nor the code: nobody knows what is in them.
+            settings=wandb.Settings(
+                console="off", save_code=False, disable_code=True, silent=True, x_service_wait=8
+            ),
+        )
+        for counter, pattern in COUNTERS:
+            self.run.define_metric(counter)
+            self.run.define_metric(pattern, step_metric=counter)
+        account = given.api_key or given.identity_token_file or get_netrc_auth(given.base_url)
+        if account and given.mode in ("online", "run", "shared"):
+            self.upload = Upload(Path(self.run.dir).parent)
+
+    def _tell(self) -> None:
+        if self.run is None or not self.metrics.is_file():
+            return
+        with self.metrics.open("rb") as file:
+            if self.metrics.stat().st_size < self._bytes:  # lines made room for the last one
+                self._bytes = file.read().rstrip(b"\n").rfind(b"\n") + 1
+            file.seek(self._bytes)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        for number, line in enumerate(new.splitlines(), start=self._lines):
+            with suppress(json.JSONDecodeError):  # a line that a kill cut off
+                self.run.log(self._row(json.loads(line)), step=number, commit=True)
+        self._lines += new.count(b"\n")
+        self._bytes += len(new)
+
+    def _row(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Returns a line with its round's panel."""
+        panel = self.panels / f"round_{int(line.get('round', -1)):03d}.png"
+        return {**line, "round/panel": wandb.Image(str(panel))} if panel.is_file() else line
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Opens a scope whose errors end the logging to W&B alone."""
+        try:
+            yield
+        except Exception as error:  # whatever W&B raises, the run goes on
+            self.run = None
+            text = " ".join(str(error).split())
+            console.print(
+                f"W&B: no more is logged to it ({text}); all is in {self.metrics}",
+                soft_wrap=True,
+                markup=False,
+            )

@@ -1,0 +1,146 @@
+"""A Gaussian prior fitted to measurements by EM, and its exact posterior."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from azula.linalg.covariance import DPLRCovariance
+from azula.linalg.solve import cg
+from torch import Tensor
+
+from diffem.corruption import Corruption, Measurement
+from diffem.corruption.channel import expand
+
+VARIANCE_FLOOR = 1e-6  # a pixel that never varies keeps Σ invertible
+
+
+class GaussianPosterior:
+    """Exact posterior of a Gaussian prior under a linear channel.
+
+        x ~ N(μ, Σ),  Σ = diag(D) + V Vᵀ,   y = A x + σ_y ε
+
+    A sample is a prior sample corrected by what its own measurement gets wrong (Matheron's rule;
+    Papandreou & Yuille 2010), one linear system per measurement, solved by conjugate gradients:
+
+        x = x' + Σ Aᵀ (A Σ Aᵀ + σ_y² I)⁻¹ (y - A x' - σ_y ε'),   x' ~ N(μ, Σ)
+
+    Arguments:
+        mean: μ, (D,), float64.
+        cov: Σ over (D,), float64.
+        corruption: The channel; images are flattened for azula's solver, which takes the last
+            axis as the vector.
+        iterations: The largest number of solver iterations (never more than entries of y).
+    """
+
+    def __init__(
+        self, mean: Tensor, cov: DPLRCovariance, corruption: Corruption, iterations: int = 128
+    ) -> None:
+        self.prior_mean, self.cov = mean, cov
+        self.corruption = corruption
+        self.iterations = iterations
+
+    def __call__(self, measurement: Measurement) -> Tensor:
+        """Draws x ~ p(x | y), (B, *shape), from the global generators."""
+        n, dim = len(measurement.y), self.prior_mean.shape[0]
+        device = measurement.y.device
+        mean, cov = self.prior_mean.to(device), self.cov.to(device)
+        assert isinstance(cov, DPLRCovariance)
+        z = torch.randn(n, dim + cov.rank, dtype=torch.float64, device=device)
+        x = mean + cov.D.sqrt() * z[:, :dim] + z[:, dim:] @ cov.V.mT
+        noise = torch.randn(measurement.y.shape, dtype=torch.float64, device=device)
+        return self._correct(x, measurement, noise)
+
+    def mean(self, measurement: Measurement) -> Tensor:
+        """Returns E[x | y], (B, *shape)."""
+        mean = self.prior_mean.to(measurement.y.device).expand(len(measurement.y), -1)
+        return self._correct(mean, measurement, torch.zeros_like(measurement.y).double())
+
+    def _correct(self, x: Tensor, measurement: Measurement, noise: Tensor) -> Tensor:
+        corruption, cov = self.corruption, self.cov.to(x.device)
+        y, operator, std = measurement.to(torch.float64)
+        observed = corruption.observed(y, operator)
+        var = expand(std**2, y)
+
+        def forward(x: Tensor) -> Tensor:
+            return corruption.apply(x.unflatten(1, corruption.shape), operator)
+
+        def adjoint(v: Tensor) -> Tensor:
+            return corruption.adjoint(v, operator).flatten(1)
+
+        def system(v: Tensor) -> Tensor:  # (A Σ Aᵀ + σ_y² I) v
+            v = v.unflatten(1, y.shape[1:])
+            return (forward(cov(adjoint(v))) + var * v).flatten(1)
+
+        residual = observed * (y - forward(x) - var.sqrt() * noise)
+        iterations = min(self.iterations, residual[0].numel())
+        v = cg(system, residual.flatten(1), iterations=iterations).unflatten(1, y.shape[1:])
+        x = x + cov(adjoint(v))
+        return x.unflatten(1, corruption.shape).float()
+
+
+def fit_gaussian(
+    corruption: Corruption,
+    measurement: Measurement,
+    *,
+    rank: int,
+    iterations: int,
+    variance: float | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> GaussianPosterior:
+    """Fits N(μ, diag(D) + V Vᵀ) to measurements by EM, from N(0, variance · I).
+
+    E-step: the exact posterior mean of each measurement and one exact pair of posterior samples
+    about it. M-step: their mean, and the leading principal components and residual variances of
+    their covariance. Draws from the global generators.
+
+    Arguments:
+        corruption: The channel.
+        measurement: The measurements to fit, (N, …).
+        rank: The rank of V; from D on, Σ is the full covariance.
+        iterations: The number of EM iterations.
+        variance: The variance to start from, > 0, which stays in directions that no measurement
+            measures; None for that of the measurements themselves.
+        advance: Called after each iteration.
+    """
+    dim = math.prod(corruption.shape)
+    device = measurement.y.device
+    mean = torch.zeros(dim, dtype=torch.float64, device=device)
+    start = observed_variance(corruption, measurement) if variance is None else variance
+    cov = DPLRCovariance(torch.full_like(mean, start), mean.new_zeros(dim, 1))
+    for _ in range(iterations):
+        draw = GaussianPosterior(mean, cov, corruption)
+        x, centre = draw(measurement), draw.mean(measurement)
+        # A sample and its mirror image: the mean is exact, or Monte Carlo errors would add up
+        # over the iterations in directions that no measurement corrects.
+        pair = torch.cat([x, 2 * centre - x]).flatten(1).double()
+        mean = pair.mean(dim=0)
+        cov = _covariance(pair, rank)
+        advance()
+    return GaussianPosterior(mean, cov, corruption)
+
+
+def observed_variance(corruption: Corruption, measurement: Measurement) -> float:
+    """Returns the mean variance of a measured entry over measurements, less the noise's.
+
+    Arguments:
+        corruption: The channel.
+        measurement: The measurements, (N, …), N >= 2.
+    """
+    y, operator, std = measurement.to(torch.float64)
+    seen = corruption.observed(y, operator)
+    count = seen.sum(dim=0).clamp(min=1)
+    mean = (seen * y).sum(dim=0) / count
+    noise = expand(std**2, y)
+    excess = seen * ((y - mean) ** 2 * (count / (count - 1).clamp(min=1)) - noise)
+    return max(float(excess.sum() / seen.sum()), VARIANCE_FLOOR)
+
+
+def _covariance(x: Tensor, rank: int) -> DPLRCovariance:
+    """Returns diag(D) + V Vᵀ of samples (N, D): the full covariance if the rank allows it."""
+    n, dim = x.shape
+    if rank < dim:
+        cov = DPLRCovariance.from_data(x, rank=min(rank, n - 1))
+        return DPLRCovariance(cov.D.clamp(min=VARIANCE_FLOOR), cov.V)
+    value, vector = torch.linalg.eigh(torch.cov(x.mT, correction=0))
+    root = vector * value.clamp(min=0).sqrt()
+    return DPLRCovariance(torch.full_like(value, VARIANCE_FLOOR), root)

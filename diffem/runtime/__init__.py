@@ -1,0 +1,1 @@
+"""Runtime: errors, seeds, signals, processes and progress."""

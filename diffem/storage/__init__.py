@@ -1,0 +1,1 @@
+"""Storage: files that are complete or absent, and what a run keeps in them."""

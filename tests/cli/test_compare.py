@@ -1,0 +1,225 @@
+"""The comparison: rows × seeds in one folder, which goes on where it stopped."""
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from command import SHORT, wait_until
+
+from diffem.cli import jobs, study
+from diffem.cli.cell import Cell
+from diffem.cli.compare import main
+from diffem.cli.comparison import compare
+from diffem.cli.study import Study, methods_study, read_study
+from diffem.runtime import process as job
+
+COMMON = (*SHORT, "prior=null")
+FAKE = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+given = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[1:])
+run_dir = Path(given["run_dir"])
+run_dir.mkdir(parents=True)
+with (run_dir.parents[1] / "order").open("a") as order:
+    order.write(f"{run_dir.parent.name}{given['seed']} ")
+if "hang" in given:  # with a rank of its own
+    rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (run_dir / "pids").write_text(f"{os.getpid()} {rank.pid}")
+    time.sleep(60)
+if "fail" in given:
+    sys.exit("error: as it was told")
+end = time.monotonic() + 20
+while len(list(run_dir.parents[1].glob("*/seed_*/"))) < int(given.get("together", 1)):
+    if time.monotonic() > end:
+        sys.exit("error: alone")
+    time.sleep(0.01)
+row = {"round": 0, "e_step_seconds": 1.0, "m_step_seconds": 1.0, "psnr_mean": 10.0}
+final = {"psnr_mean": float(given.get("psnr", 10)), "psnr": 9.0}
+summary = {"seed": int(given["seed"]), "wall_seconds": 1.0, "rounds": [row], "final": final}
+names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+summary["environment"] = {name: os.environ.get(name) for name in names}
+(run_dir / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for train.py, and the folder of a comparison."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(job, "TRAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    return tmp_path / "out"
+
+
+def environment(folder: Path) -> dict[str, str | None]:
+    return json.loads((folder / "summary.json").read_text())["environment"]
+
+
+def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    both = Study({"diffem": ("method=diffem",), "pnp": ("method=em_pnp",)}, COMMON, (0,))
+    assert compare(Study({"diffem": ("method=diffem",)}, COMMON, (0,)), tmp_path) == []
+    first = (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns
+    unfinished = tmp_path / "pnp" / "seed_0" / "reconstructions"
+    unfinished.mkdir(parents=True)  # as a killed cell leaves it
+    (unfinished.parent / "summary.json").write_text('{"seed": 0, ')
+    assert compare(both, tmp_path) == []
+    assert (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
+    with (tmp_path / "table.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)][1:3] == ["diffem", "pnp"]
+    page = (tmp_path / "index.html").read_text()
+    assert 'src="pnp/seed_0/figures/heldout.png"' in page
+
+
+def test_a_failed_cell_is_marked_and_the_rest_go_on(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"a": ("+fail=1",), "b": ()}
+    failed = compare(Study(rows, seeds=(0, 1)), fake)
+    assert failed == [Cell("a", s, fake / "a" / f"seed_{s}", ("+fail=1",)) for s in (0, 1)]
+    error = capsys.readouterr().err
+    assert error.count("error: as it was told") == 2
+    assert "a, seed 0: failed in" in error and "b, seed 1: finished in" in error
+    assert "0 (2 failed)" in (fake / "table.md").read_text()
+    assert (fake / "order").read_text() == "a0 b0 a1 b1 "  # all rows of a seed, then the next
+    compare(Study({"b": ()}, seeds=(2,)), fake)  # the folder's report holds what was there before
+    table = (fake / "table.md").read_text()
+    assert "0 (2 failed)" in table and "| 3 |" in table
+    assert (fake / "order").read_text() == "a0 b0 a1 b1 b2 "
+
+
+def test_cells_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_cores", lambda: 7)
+    monkeypatch.setattr(jobs, "_gpus", lambda: ["0", "1", "2", "3"])
+    study = Study({"a": (), "b": (), "c": ()}, ("+together=3",), (0,))
+    assert compare(study, fake, jobs=3) == []
+    cells = [environment(fake / row / "seed_0") for row in "abc"]
+    assert [c["OMP_NUM_THREADS"] for c in cells] == ["2", "2", "2"]
+    assert [c["CUDA_VISIBLE_DEVICES"] for c in cells] == ["0,3", "1", "2"]
+
+
+def test_what_cells_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_cores", lambda: 2)
+    assert jobs.slot_environments(1) == [{}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert jobs.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    cells = jobs.slot_environments(2)
+    assert [c["CUDA_VISIBLE_DEVICES"] for c in cells] == ["5", "GPU-7"]
+    assert jobs.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3  # fewer GPUs than jobs
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_an_interrupt_leaves_no_process_behind(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "GRACE_SECONDS", 0.5)
+
+    def pids() -> list[int]:
+        return [int(p) for f in fake.glob("*/seed_0/pids") for p in f.read_text().split()]
+
+    def interrupt() -> None:
+        end = time.monotonic() + 20
+        while len(pids()) < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    methods = ["--methods", "diffem", "em_mmps", "--jobs", "2", "--out", str(fake)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main([*methods, "--", "+hang=1"])
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+    assert len(pids()) == 4
+    wait_until(lambda: not any(map(alive, pids())), seconds=10)  # the killed die soon, not at once
+    assert (fake / "order").read_text().count("0") == 2  # no further cell was started
+
+
+def test_a_study_is_a_file(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies = fake.parent / "study"
+    studies.mkdir()
+    monkeypatch.setattr(study, "STUDIES", studies)
+    (studies / "small.yaml").write_text(
+        "# python -m diffem compare --study small --out runs/small\n"
+        "common: [+together=1, +psnr=11]\nseeds: [3]\n"
+        "rows:\n  own: [+psnr=13]\n  given: []\n"
+    )
+    read = read_study("small")
+    assert read.rows == {"own": ("+psnr=13",), "given": ()} and read.seeds == (3,)
+    with pytest.raises(SystemExit) as stop:
+        main(["--study", "small", "--out", str(fake), "--seeds", "4", "5", "--", "+psnr=12"])
+    assert stop.value.code == 0
+    assert (fake / "order").read_text() == "own4 given4 own5 given5 "
+    assert "| own | **13.00 ± 0.00** |" in (fake / "table.md").read_text()
+    assert "| given | 12.00 ± 0.00 |" in (fake / "table.md").read_text()
+    assert "<h1>small +together=1 +psnr=11 +psnr=12</h1>" in (fake / "index.html").read_text()
+    for text, sentence in (
+        ("rows: {a: method=b}", "rows.a must be a list of KEY=VALUE, got 'method=b'"),
+        ("rows: {8: []}", "its rows must be named, numbers in quotes"),
+        ("rows: {a: []}\nruns: 3", "a study has rows"),
+        ("rows: {a/b: []}", "a row's name is made of letters"),
+        ("rows: {a: [seed=1]}", "seed is set by --seeds, got the override 'seed=1'"),
+        ("rows: {a: []}\nseeds: [a]", "its seeds must be whole numbers, got ['a']"),
+        ("rows: {a: [}", "small.yaml: "),
+    ):
+        (studies / "small.yaml").write_text(text)
+        with pytest.raises(SystemExit):
+            main(["--study", "small", "--out", str(fake)])
+        assert sentence in capsys.readouterr().err
+
+
+def test_methods_are_rows() -> None:
+    assert methods_study(["diffem"]) == Study({"diffem": ("method=diffem",)}, (), (0, 1, 2))
+
+
+METHODS = ["--methods", "diffem"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "magic"], "--methods can be ambient, diffem, em_diffpir"),
+        (["--study", "magic"], "got magic"),
+        ([*METHODS, "--", "em.rounds=2"], "holds a comparison under 'em.rounds=1'"),
+        ([*METHODS, "--", "em.rounds=1"], "holds the row diffem under 'method=em_pnp', got 'met"),
+        ([*METHODS, "--", "em.rounds"], "an override is KEY=VALUE, got 'em.rounds'"),
+        ([*METHODS, "--", "run_dir=a"], "run_dir is set by --out, got the override 'run_dir=a'"),
+        ([*METHODS, "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"diffem": {"overrides": ["method=em_pnp"], "seeds": [0]}}
+    claim = json.dumps({"overrides": ["em.rounds=1"], "rows": rows})
+    (tmp_path / "overrides.json").write_text(claim)
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path), *arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert error.startswith("error: ") and sentence in error
+    assert (tmp_path / "overrides.json").read_text() == claim
+
+
+def test_one_of_methods_and_study_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], [*METHODS, "--study", "mask"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["--out", "unused", *arguments])
+        assert stop.value.code == 2 and "--study" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Sweeps: each job is right, or one failed line, and the others finish."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ROOT, SHORT, train, wait_until, weights
+
+SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
+
+# Found by Python in the processes of the sweep: it acts in one job, after its next checkpoint.
+SABOTAGE = """
+import os, resource, signal, sys, threading, time
+from pathlib import Path
+
+def wait(path, start=time.time()):
+    while not (path.exists() and path.stat().st_mtime > start):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+def fail(number, frame):
+    way = os.environ["WAY"]
+    if way == "raise":
+        raise ArithmeticError("by the test")
+    if way == "exit":
+        sys.exit()
+    if way == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
+    bytearray(2**41)
+
+given = dict(a.split("=", 1) for a in sys.orig_argv if "=" in a)
+ours = given.get("seed") == "1" and given.get("trainer.devices") == "2"
+if os.environ.get("WAY") and ours and "LOCAL_RANK" not in os.environ:
+    signal.signal(signal.SIGUSR2, fail)
+    checkpoint = Path(given["run_dir"]) / "checkpoints" / "last.ckpt"
+    threading.Thread(target=wait, args=(checkpoint,), daemon=True).start()
+"""
+
+
+def sweep(run_dir: Path, *overrides: str, **environment: str) -> tuple[int, list[dict], str]:
+    """Returns a sweep's exit code, its jobs, and what it said."""
+    done = train(
+        "-m", *SMALL, *overrides, f"run_dir={run_dir}", OMP_NUM_THREADS="1", **environment
+    )
+    return done.returncode, json.loads((run_dir / "sweep.json").read_text()), done.stderr
+
+
+def test_a_job_that_fails_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    code, jobs, error = sweep(tmp_path / "s", "em.rounds=0,1", "prior=null")
+    assert code == 1 and "Traceback" not in error
+    assert [job["overrides"] for job in jobs] == [["em.rounds=0"], ["em.rounds=1"]]
+    assert jobs[0]["ended"] == "em.rounds must be a whole number of at least 1, got 0"
+    assert jobs[1]["ended"] == "finished" and "recorrupted" in jobs[1]["final"]
+    lines = error.splitlines()
+    assert lines[-2].startswith("job 0 (em.rounds=0) in ") and lines[-2].endswith("s/0.log")
+    assert lines[-1].startswith("1 of 2 jobs failed; with run_dir=")
+    before = (tmp_path / "s" / "1" / "summary.json").stat().st_mtime_ns
+    code, again, _ = sweep(tmp_path / "s", "em.rounds=0,1", "prior=null")
+    assert code == 1 and [job["ended"] for job in again] == [job["ended"] for job in jobs]
+    assert (tmp_path / "s" / "1" / "summary.json").stat().st_mtime_ns == before
+
+
+def single(run_dir: Path, devices: int, seed: int, *overrides: str) -> Path:
+    given = ("trainer.accelerator=cpu", f"trainer.devices={devices}", f"seed={seed}")
+    done = train(*SMALL, *given, *overrides, f"run_dir={run_dir}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.kill
+def test_a_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
+    """One job fails in each of four ways, is gone on with, and all are the runs by themselves."""
+    (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
+    folder, path = tmp_path / "sweep", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    given = ("trainer.devices=1,2", "seed=0,1", "trainer.accelerator=cpu", "em.rounds=6")
+    alone = [
+        single(tmp_path / f"{devices}_{seed}", devices, seed, "em.rounds=6")
+        for devices in (1, 2)
+        for seed in (0, 1)
+    ]
+    said = {
+        "raise": "ArithmeticError: by the test",
+        "exit": "exit code 0 before its end",
+        "kill": "killed by SIGKILL (out of memory?)",
+        "memory": "the memory does not suffice",
+    }
+    for way, why in said.items():
+        code, jobs, error = sweep(folder, *given, PYTHONPATH=path, WAY=way)
+        assert code == 1, error
+        assert [job["ended"] == "finished" for job in jobs] == [True, True, True, False], error
+        assert why in jobs[3]["ended"]
+        assert sum(line.startswith("job 3") and "FAILED" in line for line in error.splitlines())
+        for job in range(3):
+            assert weights(folder / str(job)) == weights(alone[job])
+    code, jobs, error = sweep(folder, *given)
+    assert code == 0, error
+    for job, run_dir in enumerate(alone):
+        assert weights(folder / str(job)) == weights(run_dir)
+        summary = json.loads((folder / str(job) / "summary.json").read_text())
+        assert (summary["devices"]["devices"], summary["seed"]) == (1 + job // 2, job % 2)
+    assert len({str(weights(run_dir)) for run_dir in alone}) == 4
+
+
+def of(run_dir: Path) -> list[int]:
+    """Returns the processes that have a directory in their command."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(run_dir).encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_sweep_that_is_stopped_leaves_no_process(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    given = ("-m", *SMALL, "trainer.devices=2", "trainer.accelerator=cpu", "seed=0,1")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *given, f"run_dir={folder}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever pytest has
+    )
+    wait_until((folder / "0" / "checkpoints" / "last.ckpt").exists, process)
+    assert len(of(folder)) == 3  # the sweep, and a job's two ranks
+    process.send_signal(number)
+    _, error = process.communicate(timeout=15)
+    assert process.returncode == code
+    assert number == signal.SIGKILL or error.splitlines()[-1].endswith(
+        "; the same command goes on from where the run was"
+    )
+    wait_until(lambda: not of(folder), seconds=15, every=0.1)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    given = ("trainer.devices=1,2", "trainer.accelerator=cpu", f"hydra/launcher={launcher}")
+    code, jobs, error = sweep(tmp_path / "sweep", *given, "em.batch_size=128,9")
+    assert code == 1, error
+    assert [job["ended"] == "finished" for job in jobs] == [True, True, True, False]
+    assert weights(tmp_path / "sweep" / "2") == weights(single(tmp_path / "alone", 2, 0))
+
+
+@pytest.mark.kill
+def test_optuna_minimises_the_objective(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    given = ("m_step.optimizer.lr=interval(1e-4,1e-2)", "hydra/sweeper=optuna", "prior=null")
+    study = (f"hydra.sweeper.storage=sqlite:///{tmp_path}/s.db", "hydra.sweeper.study_name=s")
+    scores = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        trials = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", *study)
+        code, jobs, error = sweep(folder, *given, *trials)
+        assert code == 0, error
+        scores += [job["final"]["recorrupted"] for job in jobs]
+        best = (folder / "optimization_results.yaml").read_text()
+        assert float(best.partition("best_value: ")[2]) == pytest.approx(min(scores))
+    assert len(set(scores)) == 4

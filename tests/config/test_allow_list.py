@@ -1,0 +1,216 @@
+"""No way in: nothing outside the allow list is imported, called or unpickled."""
+
+import os
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command import ROOT
+
+from diffem.cli.command import CONF
+from diffem.config.allow_list import check_arguments, check_hydra, check_targets
+from diffem.em.init import FromCheckpoint
+from diffem.runtime.errors import UserError
+from diffem.storage.atomic import load_plain, sha256
+from diffem.storage.checkpoint import AtomicCheckpointIO, load_verified, remember
+
+FORBIDDEN = [
+    "builtins.open",
+    "builtins.eval",
+    "os.system",
+    "torch.load",
+    "torch.hub.load",
+    "pathlib.Path.write_text",
+    "subprocess.run",
+    "importlib.import_module",
+    "diffem.storage.store.shutil.rmtree",  # by the dots of an allowed module
+    "diffem.storage.store.write_record",
+    "diffem.logging.upload.os.system",
+    "diffem.storage.checkpoint.sha256",
+    "torch.optim.adam.torch.load",
+    "diffem.cli.jobs.subprocess.run",
+    "diffem.cli.command.os.system",
+    "hydra.utils.call",
+    "${oc.env:HOME}",
+    "lightning.Trainer.fit.__globals__",
+]
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return stop.value.code
+
+
+@pytest.mark.parametrize("target", FORBIDDEN)
+def test_forbidden_targets(target: str) -> None:
+    with pytest.raises(UserError, match=r"sampler\._target_=.* is not"):
+        check_targets({"sampler": {"_target_": target}})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sampler._target_=pathlib.Path.touch",
+        "+em.extra._target_=pathlib.Path.touch",
+        "+hydra.callbacks.evil._target_=pathlib.Path.touch",
+        "hydra.launcher._target_=pathlib.Path.touch",
+    ],
+)
+def test_on_the_command_line(
+    override: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert tell(monkeypatch, override, f"run_dir={tmp_path / 'run'}") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_the_later_values_of_a_sweep(tmp_path: Path) -> None:
+    arguments = ["-m", "seed=0,1", "sampler._target_=azula.sample.DDPMSampler,os.system"]
+    with pytest.raises(UserError, match=r"sampler\._target_=os\.system is not allowed"):
+        check_arguments(arguments, str(CONF), "train")
+    check_arguments(["-m", "seed=0,1", "sampler=ddpm,heun"], str(CONF), "train")
+
+
+HYDRA = {
+    "launcher": {},
+    "sweeper": {},
+    "job": {"env_set": {}},
+    "callbacks": {"sweep": {"_target_": "diffem.cli.sweep.Sweep"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({"sweeper": {"custom_search_space": "os.system"}}, "custom_search_space=os.system is"),
+        ({"launcher": {"setup": ["touch x"]}}, "setup is taken from the command line alone"),
+        ({"job": {"env_set": {"PYTHONPATH": "/x"}}}, "env_set is taken from the command line al"),
+        ({"callbacks": {"sweep": {"_target_": "diffem.cli.sweep.start_run"}}}, "is not allowed"),
+        (  # by the dots of an allowed module
+            {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.open_dict"}},
+            "is not one of hydra._internal.core_plugins's own",
+        ),
+    ],
+)
+def test_hydras_own_node(node: dict, sentence: str) -> None:
+    check_hydra(HYDRA, [])
+    with pytest.raises(UserError, match=sentence):
+        check_hydra(HYDRA | node, ["seed=0"])
+    if "command line" in sentence:
+        given = ["hydra.launcher.setup=[touch x]", "+hydra.job.env_set.PYTHONPATH=/x"]
+        check_hydra(HYDRA | node, given)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "hydra/launcher=joblib",
+        "hydra/launcher=submitit_local",
+        "hydra/launcher=submitit_slurm",
+        "hydra/sweeper=optuna",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Deprecated API features")  # optuna's, of SQLAlchemy
+def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
+    kind, name = choice.removeprefix("hydra/").split("=")
+    pytest.importorskip(f"hydra_plugins.hydra_{name.split('_')[0]}_{kind}")
+    lr = "m_step.optimizer.lr=1e-3" if kind == "launcher" else "m_step.optimizer.lr=interval(0,1)"
+    check_arguments(["-m", choice, lr], str(CONF), "train")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--experimental-rerun=x.pickle", "--config-dir=/tmp", "-cd", "--config-name=evil"]
+)
+def test_flags_that_read_other_files(flag: str) -> None:
+    with pytest.raises(UserError, match="is not a flag of this command"):
+        check_arguments([flag], str(CONF), "train")
+
+
+def test_in_an_experiment_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that came from elsewhere, with a callback that Hydra would call before main."""
+    marker = tmp_path / "marker"
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    call = f"{{_target_: pathlib.Path.touch, self: {marker}}}"
+    head = "# @package _global_\n"
+    (folder / "a.yaml").write_text(f"{head}hydra: {{callbacks: {{evil: {call}}}}}\n")
+    (folder / "b.yaml").write_text(f"{head}sampler: {call}\n")
+    for name in ("a", "b"):
+        path = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+        code = tell(monkeypatch, path, f"experiment={name}", f"run_dir={tmp_path / 'run'}")
+        assert code == 1
+        assert "_target_=pathlib.Path.touch is not allowed" in capsys.readouterr().err
+    assert not marker.exists()
+
+
+def test_in_a_saved_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run directory was given goes through the same check."""
+    folder = tmp_path / "run" / ".hydra"
+    folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text("- sampler._target_=os.system\n")
+    assert tell(monkeypatch, f"resume={tmp_path / 'run'}") == 1
+    assert "sampler._target_=os.system is not allowed" in capsys.readouterr().err
+
+
+class Evil:
+    """Makes a marker file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> tuple[Path, Path]:
+    """A pickle checkpoint with a right digest, and the marker that it would make."""
+    path, marker = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "marker"
+    path.parent.mkdir()
+    torch.save({"state_dict": Evil(marker)}, path)
+    remember(path, sha256(path))
+    return path, marker
+
+
+@pytest.mark.parametrize("variable", [None, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
+def test_a_pickle_is_not_executed(
+    variable: str | None, evil: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, marker = evil
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    with pytest.raises(UserError, match="holds more than tensors and plain types"):
+        load_verified(path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_plain(path)
+    assert not marker.exists()
+    assert variable is None or os.environ[variable] == "1"
+
+
+def test_the_marker_would_be_made(evil: tuple[Path, Path]) -> None:
+    """The same file does execute where it is let."""
+    path, marker = evil
+    torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("url", ["http://example.org/last.ckpt", "s3://bucket/last.ckpt"])
+def test_checkpoints_are_local(url: str) -> None:
+    with pytest.raises(UserError, match="no checkpoint at"):
+        FromCheckpoint(url)
+    for access in (AtomicCheckpointIO().load_checkpoint, AtomicCheckpointIO().remove_checkpoint):
+        with pytest.raises(UserError, match=f"read from local files alone, got {url}"):
+            access(url)

@@ -1,0 +1,108 @@
+"""Secrets: moved from the command line, left out of what is saved, not told."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from diffem.cli.command import shown
+from diffem.config.secrets import HIDDEN, PREFIX, hidden, redacted, told
+from diffem.runtime.errors import UserError
+from diffem.storage.run_dir import config_hash, resumed_arguments, save_config
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment of the test's own."""
+    monkeypatch.setattr(os, "environ", {})
+
+
+def moved() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("+hub.token=a1b2", "a1b2"),
+        ("hub.token='a b, c'", "a b, c"),
+        ("++hub.token=a{b=c", "a{b=c"),
+        ("hub.token=123", "123"),
+    ],
+)
+def test_a_secret_moves_to_the_environment(argument: str, value: str) -> None:
+    key = argument.partition("=")[0]
+    (left,) = hidden([argument])
+    assert left == f"{key}=${{oc.env:DIFFEM_HUB_TOKEN}}"
+    assert moved() == {"DIFFEM_HUB_TOKEN": value}
+    assert hidden([left]) == [left]  # as a process that this one starts sees it
+
+
+@pytest.mark.parametrize("name", ["api_key", "apiKey", "hf_token", "PASSWORD", "my-secret.value"])
+def test_names_of_secrets(name: str) -> None:
+    assert hidden([f"x.{name}=canary"])[0].startswith(f"x.{name}=${{oc.env:DIFFEM_X_")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "-m",
+        "seed=0,1",
+        "network.tokens=16",
+        "hub.token=null",
+        "hub.token=${oc.env:HOME}",
+        "~hub.token",
+    ],
+)
+def test_what_is_no_secret_stays(argument: str) -> None:
+    assert hidden([argument]) == [argument] and not moved()
+
+
+def test_a_secret_that_cannot_be_moved_is_refused_without_being_told() -> None:
+    with pytest.raises(UserError, match=r"hub holds token; .* \+hub\.token=VALUE") as refused:
+        hidden(["+hub={name: x, token: canary}"])
+    assert "canary" not in str(refused.value)
+
+
+def test_a_run_that_goes_on_is_given_its_secret_again(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    saved = ["+hub.token=${oc.env:DIFFEM_HUB_TOKEN}", "+b=${oc.env:ABSENT}"]
+    OmegaConf.save(saved, tmp_path / ".hydra" / "overrides.yaml")
+    resume = f"resume={tmp_path}"
+    with pytest.raises(UserError, match=r"hub\.token was not saved with the run; give it again"):
+        hidden(resumed_arguments([resume]))
+    rest = [f"run_dir={tmp_path}", "resume=auto"]
+    given = hidden(resumed_arguments([resume, "+hub.token=canary"]))
+    assert given == [saved[1], saved[0], *rest]
+    assert hidden(resumed_arguments([resume])) == [*saved, *rest]  # from the environment
+
+
+def test_a_file_s_secrets_are_left_out_and_decide_nothing(tmp_path: Path) -> None:
+    def config(token: str) -> DictConfig:
+        return DictConfig(
+            {"a": {"token": token, "n": 1}, "credentials": [{"user": token}], "b": "${a.n}"}
+        )
+
+    plain = OmegaConf.to_container(config("canary"), resolve=False)
+    assert redacted(plain) == {
+        "a": {"token": HIDDEN, "n": 1}, "credentials": [{"user": HIDDEN}], "b": "${a.n}"
+    }  # fmt: skip
+    save_config(config("canary"), tmp_path / "config.yaml")
+    assert OmegaConf.load(tmp_path / "config.yaml") == redacted(plain)
+    assert config_hash(config("canary")) == config_hash(config("another"))
+    assert shown(config("canary"))["b"] == 1 and "canary" not in str(shown(config("canary")))
+
+
+def test_what_comes_from_the_environment_is_not_shown() -> None:
+    os.environ["WHERE"] = "canary"
+    cfg = OmegaConf.create(
+        {"a": "${oc.env:WHERE}", "b": "${a}", "c": "${oc.decode:${oc.env:WHERE}}"}
+    )
+    assert "canary" not in str(shown(cfg))
+    assert shown(cfg)["b"] == "${oc.env:WHERE}"
+
+
+def test_a_sentence_holds_no_secret_of_the_environment() -> None:
+    os.environ |= {"HF_TOKEN": "hf_canary", "A_TOKEN": "user", "HOME": "/home/user"}
+    assert told("no user hf_canary in /home/user") == f"no user {HIDDEN} in /home/user"

@@ -1,0 +1,140 @@
+"""A small EM run on real digits, in seconds."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from azula.noise import VESchedule
+from azula.sample import DDIMSampler
+from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from diffem.corruption import Corruption, GaussianNoise, Mask
+from diffem.data import Digits
+from diffem.data.measurements import observe
+from diffem.denoiser import BetaMixture, Conditioning, Denoiser
+from diffem.em import (
+    Blind,
+    Cosine,
+    DenoiserModule,
+    EMLoop,
+    EMSettings,
+    MStep,
+    ObjectiveFactory,
+    ReconstructionDataModule,
+    Round,
+    Unconditional,
+)
+from diffem.em.init import Gaussian, Init
+from diffem.em.objective import Recorrupted
+from diffem.em.rollback import fit
+from diffem.network import UNet
+from diffem.posterior import PosteriorFactory, conditional
+from diffem.runtime.rng import seeded
+from diffem.storage.checkpoint import AtomicCheckpointIO
+from diffem.storage.store import ReconstructionStore
+
+SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
+
+DIFFEM = partial(Recorrupted, condition=Conditioning(), p_uncond=0.0, fresh=True)
+
+
+class SmallRun:
+    """The parts of a run of two rounds, of DiffEM or of a rival; `fit` runs it.
+
+    Attributes:
+        rounds: What the callback told of each round.
+        batches: The round of each batch that was trained on, and the datamodule's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        seed: int = 0,
+        rounds: int = ROUNDS,
+        rival: PosteriorFactory | None = None,
+        make_objective: ObjectiveFactory | None = None,
+        believed: Corruption | None = None,
+        rollbacks: int = 0,
+    ) -> None:
+        corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
+        x = Digits([1, 8, 8], train=SIZE).load().train
+        self.observed = observe(x, corruption, seed=seed, split="train", believed=believed)
+        self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
+        make = make_objective or (Unconditional if rival else DIFFEM)
+        objective = make(self.observed.corruption, self.observed.measurement)
+        with seeded(seed, "weights"):
+            network = UNet((1, 8, 8), objective.cond_channels, channels=[16], blocks=[1])
+        m_step = MStep(
+            times=BetaMixture([(2, 2)]),
+            optimizer=partial(torch.optim.Adam, lr=1e-3),
+            schedule=Cosine(warmup=0.1, final=0.1),
+            steps=STEPS,
+            ema_decay=0.5,
+            rollbacks=rollbacks,
+        )
+        denoiser = Denoiser(network, VESchedule(0.02, 20.0))
+        self.module = DenoiserModule(denoiser, objective, m_step, phase="m_step", seed=seed)
+        self.settings = self.settings_of(rounds)
+        self.sampler = partial(DDIMSampler, steps=4)
+        self.posterior = rival or partial(
+            conditional, sampler=self.sampler, condition=Conditioning()
+        )
+        self.rounds: list[Round] = []
+        self.supervised = False
+        self.plugins: list[MixedPrecision] = []
+
+    @staticmethod
+    def settings_of(rounds: int) -> EMSettings:
+        """Returns the settings of a number of rounds."""
+        return EMSettings(
+            rounds=rounds,
+            steps_per_round=STEPS,
+            epochs_per_round=None,
+            steps_per_epoch=3,
+            batch_size=8,
+            chunk_size=CHUNK,
+        )
+
+    def told(self, round: Round) -> None:
+        """Keeps what the callback tells of a round."""
+        self.rounds.append(round)
+
+    def with_truth(self, truth: Tensor) -> "SmallRun":
+        """Replaces the truth after the measurements were drawn."""
+        self.observed = replace(self.observed, truth=truth)
+        return self
+
+    def fit(self, init: Init | None = None) -> "SmallRun":
+        """Runs the EM loop on one CPU process."""
+        self.data = ReconstructionDataModule(
+            self.observed, self.store, self.settings, steps=STEPS, seed=self.module.seed
+        )
+        self.data.supervised = self.supervised
+        em = EMLoop(
+            init or Gaussian(rank=64, iterations=2, samples=SIZE),
+            self.posterior,
+            settings=self.settings,
+            checkpoint=self.store.path.with_suffix(".checkpoints") / "last.ckpt",
+            blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
+            on_round=lambda _, round: self.told(round),
+        )
+        make_trainer = partial(
+            Trainer,
+            accelerator="cpu",
+            devices=1,
+            max_epochs=self.settings.rounds * self.data.epochs,
+            callbacks=[em],
+            logger=False,
+            plugins=[AtomicCheckpointIO(), *self.plugins],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+        )
+        fit(make_trainer, self.module, self.data, em.checkpoint)
+        return self

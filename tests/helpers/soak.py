@@ -1,0 +1,227 @@
+"""Kills runs of train.py at random moments, goes on with them, compares them with one left alone.
+
+    make soak SEED=0 COUNT=50                one process of a run is killed (kill -9)
+    make soak SEED=0 COUNT=10 SIGNAL=TERM    the run is told to stop: exit code 75 within 30 s
+
+Half of the kills meet runs of one CPU process, half of two. A run is killed, gone on with by the
+same command and killed again, until it is let to its end: then its weights and its last round must
+be those of a run that was never killed, bit for bit.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from command import ROOT, SHORT, ranks
+
+from diffem.storage.atomic import sha256
+
+ROUNDS = 2
+RUN = (  # seconds, most of them for the imports
+    *SHORT,
+    f"em.rounds={ROUNDS}",
+    "dataset.train=203",
+    "em.chunk_size=20",
+    "em.steps_per_round=40",
+    "em.steps_per_epoch=10",
+    "sampler.steps=8",
+    "prior.steps=30",
+    "resume=auto",
+    "trainer.accelerator=cpu",
+)
+PHASES = {  # in the order that a run meets them: which part of it, how many seconds to aim within
+    "start-up": (0, 6.0),
+    "init": (1, 0.1),
+    "M-step": (2, 0.5),
+    "checkpoint": (2, 0.01),
+    "E-step": (2, 0.3),
+    "commit": (2, 0.01),
+    "prior": (3, 0.3),
+    "evaluation": (4, 1.0),
+}
+START = 0.5  # seconds until the interpreter is there to be told to stop
+GONE, STOPPED = 15.0, 30.0  # seconds that a kill and a stop may take, over all processes
+
+
+def phase_of(run_dir: Path, started: float) -> str:
+    """Returns the phase that a process, started at a time, has its run in, judged by its files."""
+
+    def fresh(path: Path) -> bool:
+        try:
+            return path.stat().st_mtime >= started
+        except FileNotFoundError:
+            return False
+
+    checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    if any(fresh(path) for path in checkpoints.glob("*.new*")):
+        return "checkpoint"
+    if fresh(checkpoints / "posterior.safetensors"):
+        return "evaluation"
+    logged = metrics.read_text().splitlines()[-1:] if fresh(metrics) else []
+    if fresh(checkpoints / "prior.ckpt") or (logged and "prior/" in logged[0]):
+        return "prior"
+    rounds = sorted((run_dir / "reconstructions").glob("round_*"))
+    if rounds and not (rounds[-1] / "manifest.json").exists():
+        if not fresh(rounds[-1] / "weights.json"):
+            return "start-up"
+        if len(list(rounds[-1].glob("*.npy"))) == -(-203 // 20):
+            return "commit"
+        return "init" if rounds[-1].name == "round_000" else "E-step"
+    saved = [run_dir / "reconstructions" / "round_000" / "manifest.json", metrics]
+    return "M-step" if any(map(fresh, [*saved, *checkpoints.glob("last*.ckpt")])) else "start-up"
+
+
+def result_of(run_dir: Path) -> dict[str, str]:
+    """Returns what must be the same for runs that were and were not killed."""
+    manifest = run_dir / "reconstructions" / f"round_{ROUNDS:03d}" / "manifest.json"
+    names = ("posterior.safetensors", "prior.safetensors")
+    return {
+        "last round": json.dumps(json.loads(manifest.read_text())["chunks"], sort_keys=True),
+        **{name: sha256(run_dir / "checkpoints" / name) for name in names},
+    }
+
+
+def start(run_dir: Path, devices: int) -> subprocess.Popen[bytes]:
+    """Starts a run, or goes on with it, by the same command."""
+    command = [*RUN, f"trainer.devices={devices}", f"run_dir={run_dir}"]
+    with run_dir.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+
+@dataclass
+class Soak:
+    """Runs on some number of processes, and what came of killing them."""
+
+    folder: Path
+    devices: int
+    count: int
+    number: signal.Signals
+    random: random.Random
+    phases: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    failures: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+
+    def soak(self) -> None:
+        """Kills often enough, each run until it is let to its end."""
+        alone = self.folder / f"alone_{self.devices}"
+        self.finish(alone)
+        while self.phases.total() < self.count and not self.failures:
+            run_dir, reached = self.folder / f"killed_{self.devices}_{self.runs}", "start-up"
+            while reached:  # one in ten is let to its end, and what comes after the last kill
+                enough = self.phases.total() == self.count or self.random.random() < 0.1
+                reached = self.finish(run_dir) if enough else self.attempt(run_dir, reached)
+            self.runs += 1
+            a, b = result_of(alone), result_of(run_dir)
+            self.failures += [f"{name} of {run_dir} differs" for name in a if a[name] != b[name]]
+            self.tell(f"run {self.runs} at its end: {'equal' if a == b else 'DIFFERENT'}")
+
+    def tell(self, text: str) -> None:
+        """Prints a line of progress."""
+        print(f"{time.strftime('%X')}  {self.devices} process(es)  {text}", flush=True)
+
+    def finish(self, run_dir: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Lets a run come to its end."""
+        process = process or start(run_dir, self.devices)
+        if process.wait(timeout=300) != 0:
+            raise SystemExit(f"exit code {process.returncode}: {run_dir}.log")
+
+    def aim(self, reached: str) -> str:
+        """Returns a phase that a run has still to come to, rather one that was seldom hit."""
+        ahead = [p for p in PHASES if p == "start-up" or PHASES[p][0] >= PHASES[reached][0]]
+        return self.random.choices(ahead, [1 / (1 + self.phases[p]) for p in ahead])[0]
+
+    def attempt(self, run_dir: Path, reached: str) -> str | None:
+        """Goes on with a run and kills it; returns the phase, None if it came to its end."""
+        started, target = time.time(), self.aim(reached)
+        process = start(run_dir, self.devices)
+        time.sleep(START)
+        while process.poll() is None and phase_of(run_dir, started) != target:
+            time.sleep(0.002)
+        time.sleep(self.random.uniform(0, PHASES[target][1]))
+        found = ranks(run_dir)
+        if process.poll() is not None or 0 not in found:
+            return self.finish(run_dir, process)
+        rank = self.random.choice(sorted(found)) if self.number == signal.SIGKILL else 0
+        phase, killed = phase_of(run_dir, started), time.monotonic()
+        try:
+            os.kill(found[rank], self.number)
+            self.await_end(process, run_dir)
+        finally:
+            if ranks(run_dir):
+                os.killpg(process.pid, signal.SIGKILL)
+        seconds = time.monotonic() - killed
+        self.phases[phase] += 1
+        reached = phase if PHASES[phase][0] > PHASES[reached][0] else reached
+        self.slowest = max(self.slowest, seconds)
+        code = process.returncode
+        self.tell(
+            f"{self.phases.total():>3} of {self.count}: {phase:<10} {self.number.name} to rank "
+            f"{rank}, exit code {code}, all gone after {seconds:.1f} s"
+        )
+        if self.number == signal.SIGTERM and code != 75:
+            self.failures.append(f"exit code {code} after SIGTERM: {run_dir}.log")
+        return reached
+
+    def await_end(self, process: subprocess.Popen[bytes], run_dir: Path) -> None:
+        """Waits until no process of a run is left."""
+        limit = GONE if self.number == signal.SIGKILL else STOPPED
+        end = time.monotonic() + limit
+        while process.poll() is None or ranks(run_dir):
+            if time.monotonic() > end:
+                self.failures.append(f"{ranks(run_dir)} of {run_dir} live on after {limit:.0f} s")
+                return
+            time.sleep(0.02)
+
+
+def main() -> None:
+    """Soaks runs on one and on two processes at a time, and prints what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    given = parser.parse_args()
+    folder, begun = Path(tempfile.mkdtemp(prefix="soak_")), time.monotonic()
+    number = signal.Signals[f"SIG{given.signal}"]
+    counts = {1: given.count // 2, 2: given.count - given.count // 2}
+    soaks = [
+        Soak(folder, devices, count, number, random.Random(f"{given.seed} {devices}"))
+        for devices, count in counts.items()
+    ]
+    with ThreadPoolExecutor(len(soaks)) as pool:
+        for job in [pool.submit(soak.soak) for soak in soaks]:
+            job.result()
+    print(f"\n{'phase':<12}{'1 process':>12}{'2 processes':>14}")
+    rows = {phase: [soak.phases[phase] for soak in soaks] for phase in PHASES}
+    rows |= {"all": [s.phases.total() for s in soaks], "runs": [s.runs for s in soaks]}
+    for name, (one, two) in rows.items():
+        print(f"{name:<12}{one:>12}{two:>14}")
+    failures = [failure for soak in soaks for failure in soak.failures]
+    slowest, minutes = max(s.slowest for s in soaks), (time.monotonic() - begun) / 60
+    print(f"slowest end {slowest:.1f} s; {minutes:.1f} minutes; seed {given.seed}")
+    if failures:
+        raise SystemExit("\n".join(failures))
+    print("all runs end as the run that was left alone, bit for bit")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
