@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.study import known_studies, read_study
-from diffem.cli.train import build_module
+from diffem.cli.train import build_channel, build_module, build_posterior
 
 PACKAGE = ROOT / "diffem"
 CONF = ROOT / "conf"
@@ -110,12 +110,12 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose_and_build(experiment: str) -> None:
     cfg = composed(f"experiment={experiment}")
-    corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
+    channel = build_channel(cfg.corruption, cfg.dataset.shape)
     instantiate(cfg.dataset, _convert_="all")
     network = instantiate(
         cfg.network,
         shape=cfg.dataset.shape,
-        cond_channels=instantiate(cfg.method.condition).channels(corruption),
+        cond_channels=instantiate(cfg.method.condition).channels(channel),
         _convert_="all",
     )
     for node in (cfg.em, cfg.schedule, cfg.sampler, cfg.init, cfg.metric):
@@ -130,16 +130,15 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_compose_and_build(method: str) -> None:
     """Each says what it is, and makes its objective and its posterior."""
-    cfg = composed(f"method={method}")
-    corruption = instantiate(cfg.corruption, shape=cfg.dataset.shape, _convert_="all")
-    measurement = corruption.draw(torch.zeros(2, *cfg.dataset.shape), torch.Generator())
-    objective = instantiate(cfg.method.objective, _convert_="all")(corruption, measurement)
-    denoiser = build_module(cfg, objective, "m_step", steps=1).denoiser
-    sampler = instantiate(cfg.sampler, steps=2)
-    posterior = instantiate(cfg.method.posterior, sampler=sampler, _convert_="all")
-    x = torch.randn(70, *cfg.dataset.shape, generator=torch.Generator().manual_seed(0))
+    cfg = composed(f"method={method}", "sampler.steps=16")
+    channel = build_channel(cfg.corruption, cfg.dataset.shape)
+    measurement = channel.draw(torch.zeros(2, *cfg.dataset.shape), torch.Generator())
+    objective = instantiate(cfg.method.objective, _convert_="all")
+    denoiser = build_module(cfg, objective, channel, "m_step", steps=1).denoiser
+    posterior = build_posterior(cfg, denoiser, channel)(denoiser, channel)
+    posterior.fit(torch.randn(70, *cfg.dataset.shape, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        assert posterior(denoiser, corruption, x)(measurement).shape == (2, *cfg.dataset.shape)
+        assert posterior.sample(measurement, 2).shape == (2, 2, *cfg.dataset.shape)
     assert (CONF / "method" / f"{method}.yaml").read_text().startswith("# ")
 
 

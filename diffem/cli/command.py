@@ -124,8 +124,8 @@ def _unresolved(value: Any) -> Any:  # noqa: ANN401 - a container of plain types
     return value.replace("${", "\\${") if from_environment else value
 
 
-def believed(cfg: DictConfig) -> DictConfig:
-    """Returns the config of the channel as the method takes it to be.
+def assumed(cfg: DictConfig) -> DictConfig:
+    """Returns the config of the channel as the method assumes it to be.
 
     Raises:
         UserError: If `assumed` holds a key that the corruption does not have.
@@ -139,6 +139,12 @@ def believed(cfg: DictConfig) -> DictConfig:
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def is_given(group: str) -> bool:
+    """Returns whether the command line chooses a group or sets a key of it."""
+    keys = (o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task)
+    return any(key == group or key.startswith(f"{group}.") for key in keys)
 
 
 def check(cfg: DictConfig) -> None:

@@ -8,34 +8,37 @@ from functools import partial
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli import command
 from diffem.cli.sweep import SubprocessJobs
-from diffem.corruption import Corruption
-from diffem.data.measurements import MeasurementSet, observe
+from diffem.corruption import Channel, make_channel
+from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
+    CheckpointEachEpoch,
     DenoiserModule,
     EMLoop,
     EMSettings,
+    EMState,
     Objective,
-    ObjectiveFactory,
+    PosteriorFactory,
     ReconstructionDataModule,
     Unconditional,
 )
-from diffem.em.callbacks import CheckpointEachEpoch, MStepProgress, SignalHandlers
+from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
-from diffem.posterior import PosteriorFactory, sample_prior
+from diffem.posterior import DenoiserPosterior
+from diffem.posterior.posterior import check_sampler
 from diffem.report import RunReport
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console
 from diffem.runtime.rng import seeded
 from diffem.storage.checkpoint import AtomicCheckpointIO
@@ -58,10 +61,9 @@ def run(cfg: DictConfig) -> None:
     evaluation: Evaluation = instantiate(cfg.metric)
     train, heldout = build_data(cfg)
     steps = settings.steps(len(train))
-    make_objective: ObjectiveFactory = instantiate(cfg.method.objective, _convert_="all")
-    objective = make_objective(train.corruption, train.measurement)
-    module = build_module(cfg, objective, "m_step", steps=steps)
-    make_posterior = build_posterior(cfg, module.denoiser, train.corruption)
+    objective: Objective = instantiate(cfg.method.objective, _convert_="all")
+    module = build_module(cfg, objective, train.channel, "m_step", steps=steps)
+    make_posterior = build_posterior(cfg, module.denoiser, train.channel)
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
     run_dir = open_run(cfg)
@@ -72,15 +74,18 @@ def run(cfg: DictConfig) -> None:
         chunk_size=settings.chunk_size,
         config_hash=config_hash(cfg),
     )
-    data = ReconstructionDataModule(train, store, settings, steps=steps, seed=cfg.seed)
-    data.supervised = cfg.method.supervised
-    if data.supervised:
+    state, supervised = EMState(), cfg.method.supervised
+    data = ReconstructionDataModule(
+        train, store, settings, state=state, steps=steps, seed=cfg.seed, supervised=supervised
+    )
+    if supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
     report = RunReport(run_dir, command.about(cfg), evaluation, train, heldout, store=store)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMLoop(
         init,
         make_posterior,
+        state=state,
         settings=settings,
         blind=blind,
         checkpoint=checkpoint,
@@ -97,34 +102,45 @@ def run(cfg: DictConfig) -> None:
         evaluate(cfg, module, prior, data, make_posterior, report)
 
 
+def build_channel(node: DictConfig, shape: Sequence[int]) -> Channel:
+    """Returns the channel of a node of conf/corruption.
+
+    The node's keys are a forward operator's, with `noise` and `learn` beside them; or those of a
+    channel that is none of an operator and a noise model.
+    """
+    settings = {k: v for k, v in node.items() if k not in ("noise", "learn")}
+    part = instantiate(OmegaConf.create(settings), shape=shape, _convert_="all")
+    if isinstance(part, Channel):
+        return part
+    return make_channel(part, instantiate(node.noise, _convert_="all"), learn=node.learn)
+
+
 def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
-    """Returns the training and the held-out measurements, under the channel as it is believed."""
-    channel, believed = (
-        instantiate(node, shape=cfg.dataset.shape, _convert_="all")
-        for node in (cfg.corruption, command.believed(cfg))
-    )
+    """Returns the training and the held-out measurements, under the assumed channel."""
+    shape = cfg.dataset.shape
+    channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, command.assumed(cfg)))
     clean = instantiate(cfg.dataset, _convert_="all").load()
     train, heldout = (
-        observe(x, channel, seed=cfg.seed, split=split, believed=believed)
+        simulate_measurements(x, channel, seed=cfg.seed, split=split, assumed=assumed)
         for split, x in zip(clean._fields, clean, strict=True)
     )
     return train, heldout
 
 
 def build_module(
-    cfg: DictConfig, objective: Objective, phase: str, *, steps: int
+    cfg: DictConfig, objective: Objective, channel: Channel, stage: str, *, steps: int
 ) -> DenoiserModule:
     """Returns the module of the denoiser that an objective trains."""
-    with seeded(cfg.seed, "weights", phase):
+    with seeded(cfg.seed, "weights", stage):
         network = instantiate(
             cfg.network,
             shape=cfg.dataset.shape,
-            cond_channels=objective.cond_channels,
+            cond_channels=objective.cond_channels(channel),
             _convert_="all",
         )
     denoiser = Denoiser(network, instantiate(cfg.schedule))
     m_step = instantiate(cfg.m_step, steps=steps, _convert_="all")
-    return DenoiserModule(denoiser, objective, m_step, phase=phase, seed=cfg.seed)
+    return DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
@@ -135,15 +151,25 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
     return loggers
 
 
-def build_posterior(
-    cfg: DictConfig, denoiser: Denoiser, corruption: Corruption
-) -> PosteriorFactory:
-    """Returns the factory of the E-step's posterior, once tried: its mistakes are told early."""
-    make_posterior: PosteriorFactory = instantiate(
-        cfg.method.posterior, sampler=instantiate(cfg.sampler), _convert_="all"
-    )
-    make_posterior(denoiser, corruption, torch.zeros(2, *cfg.dataset.shape))
-    return make_posterior
+def build_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> PosteriorFactory:
+    """Returns what makes the E-step's posterior.
+
+    Raises:
+        UserError: If the method, the sampler and the channel do not fit together.
+    """
+    make: partial[DenoiserPosterior] = instantiate(cfg.method.posterior, _convert_="all")
+    kind, sampler = make.func, instantiate(cfg.sampler)
+    assert isinstance(kind, type) and issubclass(kind, DenoiserPosterior)
+    if kind.samplers:
+        check_sampler(kind, sampler)
+        make = partial(make, sampler=sampler)
+    elif cfg.prior is None and command.is_given("sampler"):
+        raise UserError(
+            f"sampler has no effect: method.posterior={kind.__name__} draws without one, and "
+            "prior=null; leave it out"
+        )
+    make(denoiser, channel)  # so that bad settings fail before anything is written
+    return make
 
 
 def build_trainer(
@@ -168,17 +194,20 @@ def fit_prior(
     cfg: DictConfig, data: ReconstructionDataModule, loggers: Sequence[Logger]
 ) -> DenoiserModule:
     """Trains an unconditional denoiser on the last reconstructions."""
-    objective = Unconditional(data.observed.corruption, data.observed.measurement)
-    module = build_module(cfg, objective, "prior", steps=cfg.prior.steps)
+    steps, state = cfg.prior.steps, EMState(round=data.state.round, e_step_pending=False)
+    channel = data.measurements.channel
+    module = build_module(cfg, Unconditional(), channel, "prior", steps=steps)
     last = ReconstructionDataModule(
-        data.observed, data.store, instantiate(cfg.em), steps=cfg.prior.steps, seed=cfg.seed
+        data.given, data.store, instantiate(cfg.em), state=state, steps=steps, seed=cfg.seed
     )
-    last.round, last.due = data.round, False
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
-    make_trainer = partial(
-        build_trainer, cfg, [CheckpointEachEpoch(checkpoint)], loggers, epochs=last.epochs
+    callbacks = [CheckpointEachEpoch(state, checkpoint)]
+    fit(
+        partial(build_trainer, cfg, callbacks, loggers, epochs=last.epochs),
+        module,
+        last,
+        checkpoint,
     )
-    fit(make_trainer, module, last, checkpoint)
     return module
 
 
@@ -195,20 +224,21 @@ def evaluate(
     module.export(folder / "posterior.safetensors")
     if prior is not None:
         prior.export(folder / "prior.safetensors")
+    channel = data.measurements.channel
     with module.to(device).averaged() as denoiser:
-        draw_prior = None if prior is None else partial(sample, cfg, prior)
-        draw = make_posterior(denoiser, data.observed.corruption, data.sample())
-        report.finish(draw, draw_prior, device)
+        posterior = make_posterior(denoiser, channel)
+        posterior.fit(data.sample())
+        draw_prior = None if prior is None else partial(sample_prior, cfg, prior, channel)
+        report.finish(posterior, channel, draw_prior, device)
     close(module.trainer.loggers)
 
 
-def sample(cfg: DictConfig, prior: DenoiserModule, n: int) -> Tensor:
+def sample_prior(cfg: DictConfig, module: DenoiserModule, channel: Channel, n: int) -> Tensor:
     """Returns n samples of the prior, (n, *shape), on the CPU."""
-    device = prior.to(prior.trainer.strategy.root_device).device
-    with prior.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
-        shape = (n, *cfg.dataset.shape)
-        learned = prior.objective.prior(denoiser, n)
-        return sample_prior(learned, shape, instantiate(cfg.sampler), device=prior.device)
+    device = module.to(module.trainer.strategy.root_device).device
+    with module.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
+        prior = module.objective.prior(denoiser, channel, sampler=instantiate(cfg.sampler))
+        return prior.sample(n).float().cpu()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from diffem.runtime.errors import UserError
 OWN = ("trainer", "hydra")  # their values are checked elsewhere, one by one
 NULLABLE = (  # the last word of keys for which null has a meaning of its own, whatever a file has
     *("prior", "augment", "lpips", "weights", "crop", "train", "heldout", "variance", "resume"),
-    *("steps_per_round", "epochs_per_round", "seconds", "evaluations", "keep_rounds", "foreach"),
+    *("steps_per_round", "epochs_per_round", "seconds", "nfe", "keep_rounds", "foreach"),
 )
 KINDS = {
     dict: "a part with keys of its own, and a _target_ if it has one",

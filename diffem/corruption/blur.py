@@ -1,45 +1,42 @@
-"""Gaussian blur: y = k_σ * x + σ_y ε, separable, with reflected borders."""
+"""Gaussian blur: A x = k_σ * x, separable, with reflected borders."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.channel import Corruption, Measurement, constant_map, full_precision
-from diffem.corruption.noise import GaussianNoise
-from diffem.corruption.parameter import Level
+from diffem.corruption.operator import LinearOperator, constant_map, full_precision
+from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError, check_count
 
 
-class Blur(Corruption):
+class Blur(LinearOperator):
     """Blurs each axis by a truncated Gaussian kernel of the sample's own width.
 
     Each axis is one matrix K(σ) of the kernel's weights with the border's reflection folded in,
-    so that y = K x Kᵀ in 2-D and the adjoint is exact: Kᵀ y K.
+    so that A x = K x Kᵀ in 2-D and the adjoint is exact: Kᵀ y K.
 
     Arguments:
         shape: The shape of x, (C, *S).
-        noise: The noise after the blur.
         sigma: The kernel's standard deviation in pixels, > 0, or a range (low, high).
         kernel_size: The kernel's length in pixels, odd and less than twice the shortest side.
-        learn: The levels to learn, of `sigma` and `noise`.
 
     Raises:
         UserError: If sigma is not positive, or the kernel is even, too small or too large.
     """
 
+    preserves_intensity = True
+
     def __init__(
         self,
         shape: Sequence[int],
-        noise: GaussianNoise,
         *,
         sigma: float | Sequence[float],
         kernel_size: int,
-        learn: Sequence[str] = (),
     ) -> None:
-        self.sigma = Level("corruption.sigma", sigma)
-        super().__init__(shape, noise, learn=learn)
+        super().__init__(shape)
+        self.sigma = ChannelParameter.of("corruption.sigma", sigma)
         if len(self.shape) < 2:
             raise UserError(
                 f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "
@@ -55,15 +52,14 @@ class Blur(Corruption):
         self.radius = kernel_size // 2
 
     @property
-    def levels(self) -> dict[str, Level]:
-        return {"sigma": self.sigma, **super().levels}
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"sigma": self.sigma}
 
-    def draw_operator(self, n: int, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Tensor:
         return self.sigma.draw(n, generator)[:, None]
 
-    def believe(self, measurement: Measurement) -> Measurement:
-        y, operator, std = super().believe(measurement)
-        return Measurement(y, self.sigma.believed(operator), std)
+    def assume(self, operator: Tensor) -> Tensor:
+        return self.sigma.assume(operator)
 
     def matrix(self, sigma: Tensor, length: int) -> Tensor:
         """Returns the blur of an axis as matrices K, (B, L, L), for widths sigma, (B,)."""
@@ -98,11 +94,11 @@ class Blur(Corruption):
             square = square[..., None] * value
         return Spectrum(tuple(axes), square)
 
-    def lift(self, measurement: Measurement) -> Tensor:
-        return measurement.y
+    def lift(self, y: Tensor, operator: Tensor) -> Tensor:
+        return y
 
-    def maps(self, measurement: Measurement) -> list[Tensor]:
-        return [constant_map(measurement.operator[:, 0], measurement.y)]
+    def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
+        return [constant_map(operator[:, 0], y)]
 
     @full_precision
     def _along_axes(self, x: Tensor, operator: Tensor, *, transpose: bool) -> Tensor:

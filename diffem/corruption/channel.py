@@ -1,22 +1,25 @@
-"""Corruption: a known channel q(y | x) that can be drawn again from any image.
+"""Channels: a known law q(y | x) that can be drawn again from any image.
 
-    y = A_φ(x) + σ_y ε,   φ ~ p(φ),   ε ~ N(0, I)
+    Channel                 draw y ~ q(y | x), embed y for a network: any simulator can be one
+    LinearChannel           y = A_φ x + noise: the operator and its adjoint, the noise's variance
+    LinearGaussianChannel   y = A_φ x + σ_y ε: the likelihood
 
-φ are the operator's parameters (a mask, a blur width, a matrix). They are drawn afresh for every
-sample and kept with the measurement, as is the noise level σ_y.
+The operator's parameters φ (a mask, a blur width, a matrix) and the noise's are drawn afresh for
+every sample and kept with the measurement.
 """
 
-import functools
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self, overload
 
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.noise import GaussianNoise
-from diffem.corruption.parameter import Level
+from diffem.corruption.noise import GaussianNoise, Noise
+from diffem.corruption.operator import LinearOperator, constant_map, expand
+from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
 
@@ -25,95 +28,40 @@ class Measurement(NamedTuple):
     """A batch of measurements and the parameters of the channel that each was drawn with."""
 
     y: Tensor
-    """The measurement, (B, *M)."""
+    """What was measured, (B, *M)."""
     operator: Tensor
     """The operator's parameters φ, (B, *P); (B, 0) where the operator has none."""
-    std: Tensor
-    """The noise level σ_y, (B,)."""
+    noise: Tensor
+    """The noise's parameters, (B, K); for Gaussian noise σ_y, (B, 1)."""
+
+    @classmethod
+    def of(cls, y: Tensor) -> "Measurement":
+        """Returns measurements y, (B, *M), of a channel without parameters."""
+        return cls(y, y.new_empty(len(y), 0), y.new_empty(len(y), 0))
 
     def select(self, index: slice | Tensor) -> "Measurement":
         """Returns the samples at an index along the batch."""
-        return Measurement(self.y[index], self.operator[index], self.std[index])
+        return Measurement(self.y[index], self.operator[index], self.noise[index])
 
     def to(self, target: torch.device | torch.dtype | str) -> "Measurement":
         """Moves or casts every field, as torch.Tensor.to does."""
         return Measurement(*(field.to(target) for field in self))
 
 
-def expand(level: Tensor, like: Tensor) -> Tensor:
-    """Reshapes one value per sample, (B,), to broadcast against a batch, (B, *)."""
-    return level.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-T = TypeVar("T")
-
-
-def full_precision(method: Callable[..., T]) -> Callable[..., T]:
-    """Keeps a method's matrix products out of autocast, which would round them to bfloat16."""
-
-    @functools.wraps(method)
-    def exact(self: "Corruption", x: Tensor, *args: Tensor, **kwargs: bool) -> T:
-        with torch.autocast(x.device.type, enabled=False):
-            return method(self, x, *args, **kwargs)
-
-    return exact
-
-
-class Corruption(ABC):
-    """Abstract linear channel y = A_φ x + σ_y ε.
-
-    A method that multiplies matrices is decorated by `full_precision`: the channel is exact
-    whatever the trainer's precision.
+class Channel(ABC):
+    """Abstract channel q(y | x).
 
     Arguments:
         shape: The shape of x: (C, *S) for images and signals, (D,) for vectors.
-        noise: The noise, which draws σ_y.
-        learn: The levels that are unknown and learned from the measurements (`levels` names
-            them); the channel's own are where the search starts.
-
-    Raises:
-        UserError: If a level to learn is not one of the channel's, or is a range.
     """
 
-    def __init__(
-        self, shape: Sequence[int], noise: GaussianNoise, *, learn: Sequence[str] = ()
-    ) -> None:
+    learn: tuple[str, ...] = ()
+    """The names of the parameters that are learned from the measurements."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
-        self.noise = noise
-        self.learn = tuple(learn)
-        for name in self.learn:
-            if name not in self.levels:
-                raise UserError(
-                    f"corruption.learn can name {', '.join(self.levels)} of this corruption, "
-                    f"got {name!r}"
-                )
-            if self.levels[name].known is None:
-                raise UserError(
-                    f"{self.levels[name].name} must be one number, the start, where "
-                    f"corruption.learn names it; got {list(self.levels[name].bounds)}"
-                )
-
-    @property
-    def levels(self) -> dict[str, Level]:
-        """The channel's levels by the names that `learn` uses."""
-        return {"noise": self.noise.level}
-
-    def draw_operator(self, n: int, generator: Generator) -> Tensor:
-        """Draws the operator's parameters of n samples, (n, *P)."""
-        return torch.empty(n, 0, device=generator.device)
 
     @abstractmethod
-    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
-        """Returns the noiseless A_φ x, (B, *M), of images (B, *shape)."""
-
-    @abstractmethod
-    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
-        """Returns A_φᵀ y, (B, *shape), of measurements (B, *M)."""
-
-    def observed(self, y: Tensor, operator: Tensor) -> Tensor:
-        """Returns 1 where y holds a measured entry and 0 where it holds none, (B, *M)."""
-        return torch.ones_like(y)
-
     def draw(self, x: Tensor, generator: Generator) -> Measurement:
         """Draws y ~ q(y | x) with fresh parameters and fresh noise.
 
@@ -121,71 +69,245 @@ class Corruption(ABC):
             x: Images, (B, *shape), on the generator's device.
             generator: The source of all randomness.
         """
-        operator = self.draw_operator(len(x), generator)
-        std = self.noise.level.draw(len(x), generator)
-        y = self.apply(x, operator)
-        noise = torch.randn(y.shape, generator=generator, device=y.device)
-        y = y + self.observed(y, operator) * expand(std, y) * noise
-        return Measurement(y, operator, std)
 
-    def believe(self, measurement: Measurement) -> Measurement:
-        """Returns the measurement with the levels that this channel takes for known.
+    @abstractmethod
+    def embed(self, measurement: Measurement) -> Tensor:
+        """Returns what a network sees of a measurement, (B, C', *S), C' >= C.
 
-        What the channel is believed to be may differ from what made the measurement. A level that
-        is a range stays each sample's own.
+        Its first C channels are y brought on the grid of x.
         """
-        y, operator, std = measurement
-        return Measurement(y, operator, self.noise.level.believed(std))
 
     def lift(self, measurement: Measurement) -> Tensor:
-        """Brings y back on the grid of x, (B, *shape)."""
-        return self.adjoint(measurement.y, measurement.operator)
+        """Returns y brought on the grid of x, (B, *shape), for figures and distances."""
+        return self.embed(measurement)[:, : self.shape[0]]
+
+    def assume(self, measurement: Measurement) -> Measurement:
+        """Returns the measurement with the parameters that this channel takes for known.
+
+        The assumed channel may differ from the one that drew the measurement. A parameter that is
+        a range stays each sample's own.
+        """
+        return measurement
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+class LinearChannel(Channel):
+    """y = A_φ x + noise with independent entries and E[y | x] = A_φ x.
+
+    Arguments:
+        forward_operator: A.
+        noise: The noise model.
+        learn: Parameters to learn; a linear channel learns none if its noise is not Gaussian.
+
+    Raises:
+        UserError: If the noise counts photons and A does not keep intensities, or a parameter
+            cannot be learned.
+    """
+
+    def __init__(
+        self, forward_operator: LinearOperator, noise: Noise, *, learn: Sequence[str] = ()
+    ) -> None:
+        super().__init__(forward_operator.shape)
+        self.forward_operator = forward_operator
+        self.noise = noise
+        self.learn = tuple(learn)
+        if noise.counts_photons and not forward_operator.preserves_intensity:
+            raise UserError(
+                f"{noise} needs an operator under which an intensity stays one, and {self} does "
+                "not keep them; choose corruption/noise=gaussian or another corruption"
+            )
+        self.check_learn()
+
+    def check_learn(self) -> None:
+        """Refuses parameters that cannot be learned.
+
+        Raises:
+            UserError: If there are any: the maximum of the likelihood is known for Gaussian noise.
+        """
+        if self.learn:
+            raise UserError(
+                f"corruption.learn={list(self.learn)} needs Gaussian noise, and {self} has none; "
+                "choose corruption/noise=gaussian, or corruption.learn=[]"
+            )
+
+    def __str__(self) -> str:
+        return f"{type(self.forward_operator).__name__} with {self.noise}"
+
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        """Returns the noiseless A_φ x, (B, *M), of images (B, *shape)."""
+        return self.forward_operator.apply(x, operator)
+
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns A_φᵀ y, (B, *shape), of measurements (B, *M)."""
+        return self.forward_operator.adjoint(y, operator)
+
+    def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns 1 where y holds a measured entry and 0 where it holds none, (B, *M)."""
+        return self.forward_operator.measured_mask(y, operator)
 
     def spectrum(self, operator: Tensor) -> Spectrum | None:
         """Returns AᵀA = V diag(s²) Vᵀ for each sample, or None where it is not at hand."""
-        return None
+        return self.forward_operator.spectrum(operator)
 
-    def maps(self, measurement: Measurement) -> list[Tensor]:
-        """Returns what the network should see of the operator, each (B, C', *S)."""
-        return []
+    def draw(self, x: Tensor, generator: Generator) -> Measurement:
+        """Draws φ, the noise's parameters and y, in this order."""
+        operator = self.forward_operator.draw(len(x), generator)
+        noise = self.noise.draw_parameters(len(x), generator)
+        y = self.noise.draw(self.apply(x, operator), noise, generator)
+        return Measurement(y * self.measured_mask(y, operator), operator, noise)
+
+    def assume(self, measurement: Measurement) -> Measurement:
+        """Returns the measurement with the known parameters in place of the drawn ones."""
+        y, operator, noise = measurement
+        return Measurement(y, self.forward_operator.assume(operator), self.noise.assume(noise))
+
+    def lift(self, measurement: Measurement) -> Tensor:
+        """Returns y brought on the grid of x, (B, *shape)."""
+        return self.forward_operator.lift(measurement.y, measurement.operator)
 
     def embed(self, measurement: Measurement, *, maps: bool = True) -> Tensor:
-        """Returns what the network sees: lifted y, the operator's maps and σ_y, (B, C', *S).
+        """Returns lifted y, the operator's maps and the noise's parameters, (B, C', *S).
 
         Arguments:
             measurement: The measurements.
             maps: Whether the operator's maps are among it.
         """
+        y, operator, noise = measurement
         lifted = self.lift(measurement)
-        std = constant_map(measurement.std, lifted)
-        return torch.cat([lifted, *(self.maps(measurement) if maps else []), std], dim=1)
+        seen = self.forward_operator.maps(y, operator) if maps else []
+        scales = [constant_map(scale, lifted) for scale in self.noise.scales(noise)]
+        return torch.cat([lifted, *seen, *scales], dim=1)
 
-    def square_error(self, measurement: Measurement, x: Tensor) -> Tensor:
-        """Returns mean((A x - y)²) over the measured entries, (B,)."""
-        return self.residual_chi2(measurement, x) * measurement.std**2
+    def typical_variance(self, measurement: Measurement) -> Tensor:
+        """Returns the noise's variance where A x = 0, the middle of the range of images, (B,)."""
+        return self.noise.variance(torch.zeros_like(measurement.noise[:, 0]), measurement.noise)
 
     def residual_chi2(self, measurement: Measurement, x: Tensor) -> Tensor:
-        """Returns mean((A x - y)² / σ_y²) over the measured entries, (B,).
+        """Returns Pearson's χ², mean((y - A x)² / V[y | x]) over the measured entries, (B,).
 
         If x ~ p(x | y) under the true prior, (x, y) has the joint law of clean image and
         measurement, so the residual has exactly the noise's law and this is 1 in expectation.
         """
-        return self._square_sum(measurement, x) / self._count(measurement)
+        y, operator, noise = measurement
+        mean, measured = self.apply(x, operator), self.measured_mask(y, operator)
+        square = measured * (y - mean) ** 2 / self.noise.variance(mean, noise)
+        return square.flatten(1).sum(dim=1) / measured.flatten(1).sum(dim=1)
+
+
+class LinearGaussianChannel(LinearChannel):
+    """y = A_φ x + σ_y ε, ε ~ N(0, I).
+
+    Arguments:
+        forward_operator: A.
+        noise: The noise, which draws σ_y.
+        learn: The parameters that are unknown and learned from the measurements (`parameters`
+            names them); the channel's own values are where the search starts.
+
+    Raises:
+        UserError: If a parameter to learn is not one of the channel's, or is a range.
+    """
+
+    noise: GaussianNoise
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        """The channel's parameters by the names that `learn` uses."""
+        return {**self.forward_operator.parameters, "noise": self.noise.std}
+
+    def check_learn(self) -> None:
+        """Refuses parameters that the channel does not have, or that are ranges.
+
+        Raises:
+            UserError: If there are any.
+        """
+        for name in self.learn:
+            if name not in self.parameters:
+                raise UserError(
+                    f"corruption.learn can name {', '.join(self.parameters)} of this corruption, "
+                    f"got {name!r}"
+                )
+            if self.parameters[name].known is None:
+                raise UserError(
+                    f"{self.parameters[name].name} must be one number, the start, where "
+                    f"corruption.learn names it; got {list(self.parameters[name].bounds)}"
+                )
+
+    def known(self, name: str) -> float:
+        """Returns the value of a parameter that is known or learned."""
+        value = self.parameters[name].known
+        assert value is not None
+        return value
+
+    def with_estimates(self, estimates: Mapping[str, float], *, widen: float = 1.0) -> Self:
+        """Returns the channel with estimates for parameters; this channel stays as it is.
+
+        Arguments:
+            estimates: Values by the names that `learn` uses.
+            widen: New measurements draw these parameters within this factor of their estimates.
+        """
+        new = copy.copy(self)
+        changed = {n: self.parameters[n].estimated(v, widen) for n, v in estimates.items()}
+        if std := changed.pop("noise", None):
+            new.noise = self.noise.with_parameters({"std": std})
+        new.forward_operator = self.forward_operator.with_parameters(changed)
+        return new
+
+    def variance(self, measurement: Measurement) -> Tensor:
+        """Returns the noise's variance σ_y², which broadcasts against y, (B, 1, …)."""
+        return expand(measurement.noise[:, 0] ** 2, measurement.y)
+
+    def square_error(self, measurement: Measurement, x: Tensor) -> Tensor:
+        """Returns mean((y - A x)²) over the measured entries, (B,)."""
+        return self.residual_chi2(measurement, x) * measurement.noise[:, 0] ** 2
 
     def log_likelihood(self, measurement: Measurement, x: Tensor) -> Tensor:
-        """Returns log q(y | x) of the measured entries, given the operator, (B,)."""
-        log_2pi_var = math.log(2 * math.pi) + 2 * measurement.std.log()
-        return -(self._square_sum(measurement, x) + self._count(measurement) * log_2pi_var) / 2
-
-    def _square_sum(self, measurement: Measurement, x: Tensor) -> Tensor:
-        y, operator, std = measurement
-        residual = self.observed(y, operator) * (self.apply(x, operator) - y) / expand(std, y)
-        return residual.square().flatten(1).sum(dim=1)
-
-    def _count(self, measurement: Measurement) -> Tensor:
-        return self.observed(measurement.y, measurement.operator).flatten(1).sum(dim=1)
+        """Returns log q(y | x) of the measured entries, given the parameters, (B,)."""
+        y, operator, noise = measurement
+        count = self.measured_mask(y, operator).flatten(1).sum(dim=1)
+        square = self.residual_chi2(measurement, x) * count
+        return -(square + count * (math.log(2 * math.pi) + 2 * noise[:, 0].log())) / 2
 
 
-def constant_map(level: Tensor, like: Tensor) -> Tensor:
-    """Spreads one value per sample, (B,), over the grid of a batch (B, C, *S): (B, 1, *S)."""
-    return expand(level, like).expand(-1, 1, *like.shape[2:])
+@overload
+def make_channel(
+    forward_operator: LinearOperator, noise: GaussianNoise, *, learn: Sequence[str] = ()
+) -> LinearGaussianChannel: ...
+@overload
+def make_channel(
+    forward_operator: LinearOperator, noise: Noise, *, learn: Sequence[str] = ()
+) -> LinearChannel: ...
+def make_channel(
+    forward_operator: LinearOperator, noise: Noise, *, learn: Sequence[str] = ()
+) -> LinearChannel:
+    """Returns the linear channel of an operator and a noise model, of the narrowest class."""
+    gaussian = isinstance(noise, GaussianNoise)
+    return (LinearGaussianChannel if gaussian else LinearChannel)(
+        forward_operator, noise, learn=learn
+    )
+
+
+NEEDS = {
+    LinearChannel: ("a linear channel", "choose a corruption with a linear operator"),
+    LinearGaussianChannel: (
+        "a linear channel with Gaussian noise",
+        "choose corruption/noise=gaussian, or method=diffem, which takes every channel",
+    ),
+}
+
+
+def require(channel: Channel, needed: type[Channel], part: str) -> None:
+    """Refuses a channel that a part of a run cannot work with.
+
+    Arguments:
+        channel: The channel.
+        needed: The class of channels that the part works with.
+        part: What needs it, as the sentence begins.
+
+    Raises:
+        UserError: If the channel is of another class; it names what fits.
+    """
+    if not isinstance(channel, needed):
+        needs, advice = NEEDS[needed]
+        raise UserError(f"{part} needs {needs}, got {channel}; {advice}")

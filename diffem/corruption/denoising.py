@@ -1,13 +1,15 @@
-"""Noise alone: y = x + σ_y ε."""
+"""Noise alone: A x = x."""
 
 from torch import Tensor
 
-from diffem.corruption.channel import Corruption
+from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
 
 
-class Denoising(Corruption):
-    """Leaves x as it is, so that only the noise corrupts it (denoising)."""
+class Denoising(LinearOperator):
+    """Leaves x as it is, so that only the noise corrupts it."""
+
+    preserves_intensity = True
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         return x

@@ -1,4 +1,4 @@
-"""Downsampling: y = average pooling of x by a factor, plus σ_y ε."""
+"""Downsampling: A x = average pooling of x by a factor."""
 
 import math
 from collections.abc import Sequence
@@ -6,34 +6,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.corruption.channel import Corruption, Measurement
-from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError, check_count
 
 
-class Downsample(Corruption):
+class Downsample(LinearOperator):
     """Averages blocks of factor × factor pixels.
 
     Arguments:
         shape: The shape of x, (C, *S).
-        noise: The noise after the pooling.
         factor: The side of a block in pixels; it divides every side of x.
-        learn: The levels to learn: `noise`.
 
     Raises:
         UserError: If the factor does not divide every side.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        noise: GaussianNoise,
-        *,
-        factor: int,
-        learn: Sequence[str] = (),
-    ) -> None:
-        super().__init__(shape, noise, learn=learn)
+    preserves_intensity = True
+
+    def __init__(self, shape: Sequence[int], *, factor: int) -> None:
+        super().__init__(shape)
         sides = self.shape[1:]
         check_count("corruption.factor", factor)
         if not sides or any(side % factor for side in sides):
@@ -51,8 +43,8 @@ class Downsample(Corruption):
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         return self._repeat(y) / self.factor ** (y.ndim - 2)
 
-    def lift(self, measurement: Measurement) -> Tensor:
-        return self._repeat(measurement.y)
+    def lift(self, y: Tensor, operator: Tensor) -> Tensor:
+        return self._repeat(y)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
         # Along an axis, blocks of f pixels: their mean is the first of f orthonormal cosines,

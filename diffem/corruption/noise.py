@@ -1,19 +1,177 @@
-"""Gaussian noise: ε ~ N(0, I) at a level σ_y that is known, drawn per sample, or learned."""
+"""Noise models: y ~ p(y | A x) with parameters that are known, drawn per sample, or learned.
 
-from collections.abc import Sequence
+Each noise model has independent entries, the mean A x and a variance that is affine in A x.
+"""
 
-from diffem.corruption.parameter import Level
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.operator import expand
+from diffem.corruption.parameter import ChannelParameter
+from diffem.runtime.errors import check_positive
 
 
-class GaussianNoise:
-    """Additive white noise, y = A x + σ_y ε.
+class Noise(ABC):
+    """Abstract noise model of independent entries, E[y | A x] = A x.
+
+    Attributes:
+        counts_photons: Whether it needs an operator of which `preserves_intensity` is true.
+    """
+
+    counts_photons = False
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, ChannelParameter]:
+        """The parameters in the order in which a measurement carries them."""
+
+    def with_parameters(self, parameters: Mapping[str, ChannelParameter]) -> Self:
+        """Returns a copy with other parameters; this noise stays as it is."""
+        new = copy.copy(self)
+        for name, parameter in parameters.items():
+            setattr(new, name, parameter)
+        return new
+
+    def draw_parameters(self, n: int, generator: Generator) -> Tensor:
+        """Draws the parameters of n samples, (n, K)."""
+        drawn = [p.draw(n, generator) for p in self.parameters.values()]
+        return torch.stack(drawn, dim=1)
+
+    def assume(self, noise: Tensor) -> Tensor:
+        """Returns parameters (B, K) with the known ones in place of the drawn ones."""
+        columns = zip(self.parameters.values(), noise.unbind(dim=1), strict=True)
+        return torch.stack([p.assume(values) for p, values in columns], dim=1)
+
+    @abstractmethod
+    def scales(self, noise: Tensor) -> list[Tensor]:
+        """Returns what a network sees of the parameters (B, K): standard deviations, each (B,)."""
+
+    @abstractmethod
+    def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        """Draws y, (B, *M).
+
+        Arguments:
+            mean: A x, (B, *M).
+            noise: The parameters, (B, K).
+            generator: The source of all randomness.
+        """
+
+    @abstractmethod
+    def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """Returns V[y | A x], which broadcasts against the mean A x, (B, *M)."""
+
+
+class GaussianNoise(Noise):
+    """White Gaussian noise, y = A x + σ_y ε, ε ~ N(0, I).
 
     Arguments:
-        std: The level σ_y in the units of x ([-1, 1] images), > 0, or a range (low, high).
+        std: The standard deviation σ_y in the units of x (images in [-1, 1]), > 0, or a range
+            (low, high) that each sample draws its own from.
 
     Raises:
         UserError: If std is not positive.
     """
 
     def __init__(self, std: float | Sequence[float]) -> None:
-        self.level = Level("corruption.noise.std", std)
+        self.std = ChannelParameter.of("corruption.noise.std", std)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"std": self.std}
+
+    def scales(self, noise: Tensor) -> list[Tensor]:
+        return [noise[:, 0]]
+
+    def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        epsilon = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + expand(noise[:, 0], mean) * epsilon
+
+    def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
+        return expand(noise[:, 0] ** 2, mean)
+
+
+class PoissonNoise(Noise):
+    """Photon counting: y = 2 (n - b) / λ - 1,  n ~ Poisson(λ I + b),  I = (A x + 1) / 2.
+
+    The intensity I of an image in [-1, 1] is in [0, 1]; below 0 it is taken for 0. The mean of y
+    is A x and its variance 4 (λ I + b) / λ².
+
+    Arguments:
+        photons: The expected number λ of photons of a pixel at full intensity, x = 1, > 0, or a
+            range (low, high) that each sample draws its own from.
+        background: The expected number b of counts without light (dark current), > 0; it is known
+            and subtracted. It keeps the variance of a dark pixel above 0.
+
+    Raises:
+        UserError: If a number is not positive.
+    """
+
+    counts_photons = True
+
+    def __init__(self, photons: float | Sequence[float], background: float = 1.0) -> None:
+        self.photons = ChannelParameter.of("corruption.noise.photons", photons)
+        self.background = check_positive("corruption.noise.background", background)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"photons": self.photons}
+
+    def scales(self, noise: Tensor) -> list[Tensor]:
+        return [2 / noise[:, 0].sqrt()]  # at full intensity, without background
+
+    def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        photons = expand(noise[:, 0], mean)
+        count = torch.poisson(self._rate(mean, photons), generator=generator)
+        return 2 * (count - self.background) / photons - 1
+
+    def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
+        photons = expand(noise[:, 0], mean)
+        return 4 * self._rate(mean, photons) / photons**2
+
+    def _rate(self, mean: Tensor, photons: Tensor) -> Tensor:
+        return photons * ((mean + 1) / 2).clamp(min=0) + self.background
+
+
+class PoissonGaussianNoise(PoissonNoise):
+    """Photon counting and a camera's read-out noise: y = 2 (n - b) / λ - 1 + σ_y ε.
+
+    Arguments:
+        photons: λ, as for `PoissonNoise`.
+        std: The read-out noise's standard deviation σ_y in the units of x, > 0, or a range.
+        background: b, as for `PoissonNoise`.
+
+    Raises:
+        UserError: If a number is not positive.
+    """
+
+    def __init__(
+        self,
+        photons: float | Sequence[float],
+        std: float | Sequence[float],
+        background: float = 1.0,
+    ) -> None:
+        super().__init__(photons, background)
+        self.std = ChannelParameter.of("corruption.noise.std", std)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {**super().parameters, "std": self.std}
+
+    def scales(self, noise: Tensor) -> list[Tensor]:
+        return [*super().scales(noise), noise[:, 1]]
+
+    def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        count = super().draw(mean, noise, generator)
+        epsilon = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return count + expand(noise[:, 1], mean) * epsilon
+
+    def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
+        return super().variance(mean, noise) + expand(noise[:, 1] ** 2, mean)

@@ -1,38 +1,28 @@
-"""Random projection: y = A x + σ_y ε,  A of random unit rows, for vectors."""
+"""Random projection: A of random unit rows, for vectors."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.channel import Corruption, Measurement, full_precision
-from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError, check_count
 
 
-class Projection(Corruption):
+class Projection(LinearOperator):
     """Measures a vector along directions that are uniform on the sphere, new for each sample.
 
     Arguments:
         shape: The shape of x, (D,).
-        noise: The noise on the measurements.
         rows: The number of directions, in [1, D].
-        learn: The levels to learn: `noise`.
 
     Raises:
         UserError: If x is not a vector or rows is outside [1, D].
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        noise: GaussianNoise,
-        *,
-        rows: int,
-        learn: Sequence[str] = (),
-    ) -> None:
-        super().__init__(shape, noise, learn=learn)
+    def __init__(self, shape: Sequence[int], *, rows: int) -> None:
+        super().__init__(shape)
         if len(self.shape) != 1:
             raise UserError(
                 f"corruption=projection needs vectors of shape (D,), got {self.shape}; "
@@ -42,7 +32,7 @@ class Projection(Corruption):
             raise UserError(f"corruption.rows must be in [1, {self.shape[0]}], got {rows}")
         self.rows = rows
 
-    def draw_operator(self, n: int, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Tensor:
         size = (n, self.rows, *self.shape)
         a = torch.randn(size, generator=generator, device=generator.device)
         return a / a.norm(dim=-1, keepdim=True)
@@ -60,5 +50,5 @@ class Projection(Corruption):
         square, v = torch.linalg.eigh(operator.mT @ operator)
         return Spectrum(((1, v),), square.clamp(min=0))
 
-    def maps(self, measurement: Measurement) -> list[Tensor]:
-        return [measurement.y, measurement.operator.flatten(1)]
+    def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
+        return [y, operator.flatten(1)]

@@ -1,11 +1,11 @@
-"""Observing: clean benchmark images become measurements, once, before anything is trained."""
+"""Measurement sets: what a run learns from, and how a benchmark simulates one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
+from diffem.corruption import Channel, Measurement
 from diffem.runtime.rng import generator
 
 CHUNK = 1024  # draws depend on it: changing it changes the measurements of a seed
@@ -13,44 +13,38 @@ CHUNK = 1024  # draws depend on it: changing it changes the measurements of a se
 
 @dataclass(frozen=True)
 class MeasurementSet:
-    """Measurements and, for benchmarks, the truth behind them."""
+    """Measurements, the channel they are assumed to come from and, for benchmarks, the truth."""
 
-    drawn: Measurement
-    """The measurements y_i as they were drawn, (N, …)."""
+    measurement: Measurement
+    """The measurements y_i, (N, …), with the parameters that the channel takes for known."""
+    channel: Channel
+    """The channel that they are assumed to have gone through."""
     truth: Tensor
-    """The clean images, (N, *shape); only metrics may see them (and methods that say so)."""
-    corruption: Corruption
-    """The channel that the measurements are believed to have gone through."""
-
-    @property
-    def measurement(self) -> Measurement:
-        """The measurements with the levels that the channel is believed to have, (N, …)."""
-        return self.corruption.believe(self.drawn)
+    """The clean images, (N, *shape); seen by metrics alone, and by methods marked †."""
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.measurement.y)
+
+    def under(self, channel: Channel) -> "MeasurementSet":
+        """Returns the same measurements under another channel, such as a learned one."""
+        return replace(self, measurement=channel.assume(self.measurement), channel=channel)
 
 
-def observe(
-    x: Tensor,
-    corruption: Corruption,
-    *,
-    seed: int,
-    split: str,
-    believed: Corruption | None = None,
+def simulate_measurements(
+    x: Tensor, channel: Channel, *, seed: int, split: str, assumed: Channel | None = None
 ) -> MeasurementSet:
     """Draws one measurement of each clean image.
 
     Arguments:
         x: Clean images, (N, *shape).
-        corruption: The channel.
+        channel: The channel that draws.
         seed: The run's seed.
-        split: The name of the split, which keys the draw.
-        believed: What the channel is taken to be; by default what it is.
+        split: The name of the split, which keys the draws.
+        assumed: What the channel is assumed to be; by default what it is.
     """
     draws = [
-        corruption.draw(part, generator(seed, "observe", split, c))
+        channel.draw(part, generator(seed, "observe", split, c))
         for c, part in enumerate(x.split(CHUNK))
     ]
-    fields = (torch.cat(field) for field in zip(*draws, strict=True))
-    return MeasurementSet(Measurement(*fields), x, believed or corruption)
+    drawn = Measurement(*(torch.cat(field) for field in zip(*draws, strict=True)))
+    return MeasurementSet(drawn, channel, x).under(assumed or channel)

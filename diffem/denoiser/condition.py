@@ -1,16 +1,17 @@
-"""Conditioning: what a denoiser is told of a measurement."""
+"""Conditioning: the inputs derived from a measurement that a denoiser is conditioned on."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption import Corruption, Measurement, Spectrum
-from diffem.corruption.channel import expand
+from diffem.corruption import Channel, LinearChannel, Measurement, Spectrum
+from diffem.corruption.operator import expand
+from diffem.runtime.errors import UserError
 
 
 class Condition(NamedTuple):
-    """What a denoiser of p(x | x_t, y) is told of y."""
+    """What a denoiser of p(x | x_t, y) is given of y."""
 
     embedding: Tensor
     """What the network sees, (B, C', *S)."""
@@ -21,7 +22,7 @@ class Condition(NamedTuple):
     information: Tensor
     """Precision times measured value, Vᵀ Aᵀ y / σ_y², against (B, *shape)."""
 
-    def kept(self, keep: Tensor) -> "Condition":
+    def masked(self, keep: Tensor) -> "Condition":
         """Returns the condition of the samples where keep, (B,), is 1, and none where it is 0."""
         weight = expand(keep, self.embedding)
         return Condition(
@@ -32,37 +33,61 @@ class Condition(NamedTuple):
         )
 
 
-def unfused(embedding: Tensor) -> Condition:
+def embedding_only(embedding: Tensor) -> Condition:
     """Returns the condition that reaches the denoiser by its embedding, (B, C', *S), alone."""
     zero = torch.zeros((), device=embedding.device)
     return Condition(embedding, Spectrum((), zero), zero, zero)
 
 
 class Conditioning:
-    """How a measurement is made known to a denoiser.
+    """How a denoiser is conditioned on a measurement.
 
     Arguments:
-        maps: Whether the network sees the operator (the mask, the blur's width, the matrix).
-        fuse: Whether y is fused with x_t before the network, where the operator's spectrum is at
-            hand; otherwise y reaches the denoiser by its embedding alone, as in the paper.
+        maps: Whether the network sees the operator (the mask, the blur's width, the matrix). The
+            embedding of a channel that is not linear is its own, and must be seen whole.
+        fuse: Whether y is fused with x_t before the network, which takes a linear channel of
+            known spectrum; otherwise y reaches the denoiser by its embedding alone, as in the
+            paper. None fuses where the channel allows it. Noise that is not Gaussian is fused by
+            its variance at the middle of the range of images: the network sees y itself too.
     """
 
-    def __init__(self, *, maps: bool = True, fuse: bool = True) -> None:
+    def __init__(self, *, maps: bool = True, fuse: bool | None = None) -> None:
         self.maps = maps
         self.fuse = fuse
 
-    def __call__(self, corruption: Corruption, measurement: Measurement) -> Condition:
-        """Returns the condition that a measurement gives."""
-        y, operator, std = measurement
-        embedding = corruption.embed(measurement, maps=self.maps)
-        spectrum = corruption.spectrum(operator) if self.fuse else None
-        if spectrum is None:
-            return unfused(embedding)
-        back = corruption.adjoint(y, operator)
-        var = expand(std**2, back)
-        return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(back) / var)
+    def __call__(self, channel: Channel, measurement: Measurement) -> Condition:
+        """Returns the condition that a measurement gives.
 
-    def channels(self, corruption: Corruption) -> int:
-        """Returns the number C' of channels of the embedding."""
-        one = corruption.draw(torch.zeros(1, *corruption.shape), Generator().manual_seed(0))
-        return corruption.embed(one, maps=self.maps).shape[1]
+        Raises:
+            UserError: If the channel does not allow what `maps` or `fuse` asks for.
+        """
+        if not isinstance(channel, LinearChannel):
+            if not self.maps:
+                raise UserError(
+                    f"method.condition.maps=false needs a linear channel, got {channel}; set it "
+                    "to true"
+                )
+            embedding, spectrum = channel.embed(measurement), None
+        else:
+            embedding = channel.embed(measurement, maps=self.maps)
+            spectrum = None if self.fuse is False else channel.spectrum(measurement.operator)
+        if spectrum is None:
+            if self.fuse:
+                raise UserError(
+                    f"method.condition.fuse=true needs a linear channel of known spectrum, got "
+                    f"{channel}; set it to null"
+                )
+            return embedding_only(embedding)
+        assert isinstance(channel, LinearChannel)
+        At_y = channel.adjoint(measurement.y, measurement.operator)
+        var = expand(channel.typical_variance(measurement), At_y)
+        return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(At_y) / var)
+
+    def channels(self, channel: Channel) -> int:
+        """Returns the number C' of channels of the embedding.
+
+        Raises:
+            UserError: If the channel does not allow what `maps` or `fuse` asks for.
+        """
+        one = channel.draw(torch.zeros(1, *channel.shape), Generator().manual_seed(0))
+        return self(channel, one).embedding.shape[1]

@@ -18,7 +18,7 @@ from azula.noise import Schedule
 from torch import Tensor, nn
 
 from diffem.corruption import Spectrum
-from diffem.corruption.channel import expand
+from diffem.corruption.operator import expand
 from diffem.denoiser.condition import Condition
 
 
@@ -32,14 +32,15 @@ class Denoiser(AzulaDenoiser):
         schedule: The noise schedule α_t, σ_t.
 
     Attributes:
-        evaluations: The images that went through the network, forward or backward.
+        nfe: The number of function evaluations since it was last taken: images that went through
+            the network, forward or backward.
     """
 
     def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.backbone = backbone
         self.schedule = schedule
-        self.evaluations = 0
+        self.nfe = 0
 
     def forward(  # type: ignore[override]
         self, x_t: Tensor, t: Tensor, condition: Condition | None = None
@@ -94,4 +95,13 @@ class Denoiser(AzulaDenoiser):
         return (weight * level * (self(x_t, t, condition).mean - x).square()).mean()
 
     def _count(self, images: Tensor) -> None:
-        self.evaluations += len(images)
+        self.nfe += len(images)
+
+    def take_nfe(self) -> int:
+        """Returns the number of function evaluations since the last call."""
+        nfe, self.nfe = self.nfe, 0
+        return nfe
+
+    def uncounted(self) -> "Denoiser":
+        """Returns a denoiser of the same network whose evaluations are not counted here."""
+        return Denoiser(self.backbone, self.schedule)

@@ -5,11 +5,12 @@ from diffem.em.blind import Blind
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import CheckpointEachEpoch
 from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.loop import EMLoop
+from diffem.em.loop import EMLoop, PosteriorFactory, e_step
 from diffem.em.module import DenoiserModule, MStep
-from diffem.em.objective import Objective, ObjectiveFactory, Unconditional
+from diffem.em.objective import Objective, Unconditional
 from diffem.em.round import Round
 from diffem.em.schedule import Cosine, Linear
+from diffem.em.state import EMState
 
 __all__ = [
     "Augment",
@@ -19,11 +20,13 @@ __all__ = [
     "DenoiserModule",
     "EMLoop",
     "EMSettings",
+    "EMState",
     "Linear",
     "MStep",
     "Objective",
-    "ObjectiveFactory",
+    "PosteriorFactory",
     "ReconstructionDataModule",
     "Round",
     "Unconditional",
+    "e_step",
 ]

@@ -1,4 +1,4 @@
-"""Blind EM: levels of the channel (blur width, noise level) that are unknown are learned too.
+"""Blind EM: parameters of the channel (blur width, noise level) that are unknown are learned too.
 
     x̂_i ~ p(x | y_i; φ)   for a subset of the measurements
     φ ← arg max Σ_i log q(y_i | x̂_i; φ)
@@ -19,19 +19,17 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.module import DenoiserModule
+from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.data.measurements import MeasurementSet
 from diffem.posterior import Posterior, reconstruct
 from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import Key
-from diffem.storage.store import wait_until
 
-SEARCH = 2.0  # an operator's level moves at most by this factor in an iteration
+SEARCH = 2.0  # an operator's parameter moves at most by this factor in an iteration
 
-Levels = dict[str, float]
-"""Levels of the channel by name."""
+Estimates = dict[str, float]
+"""Estimated parameters of the channel by name."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Blind:
     samples: int
     """Measurements that an iteration uses."""
     widen: float
-    """M-step's ỹ are drawn with levels within this factor of the estimate, >= 1, so that the
-    denoiser knows where the next iterations may lead."""
+    """M-steps draw ỹ with parameters within this factor of the estimate, >= 1, so that the
+    denoiser is trained where the next iterations may lead."""
 
     def __post_init__(self) -> None:
         check_count("blind.iterations", self.iterations)
@@ -56,115 +54,84 @@ class Blind:
         if check_positive("blind.widen", self.widen) < 1:
             raise UserError(f"blind.widen must be at least 1, got {self.widen}")
 
-    def take(self, corruption: Corruption, estimate: Levels | None = None) -> None:
-        """Makes an estimate the channel's levels; by default, those that it holds."""
-        for name in corruption.learn:
-            known = corruption.levels[name].known
-            assert known is not None
-            corruption.levels[name].learn(estimate[name] if estimate else known, self.widen)
-
-    def take_up(self, data: ReconstructionDataModule) -> None:
-        """Makes the levels of the current round the channel's, where an earlier process was."""
-        path = data.store.channel(data.round) if data.round > 0 else None
-        self.take(data.observed.corruption, path[-1] if path else None)
-
-    def learn(
-        self,
-        draw: Posterior,
-        data: ReconstructionDataModule,
-        module: DenoiserModule,
-        *,
-        first: bool,
-    ) -> list[Levels]:
-        """Learns the levels before the next round's E-step; returns the path, empty for none.
-
-        Round 0 has the levels that the channel starts from.
+    def start(
+        self, measurements: MeasurementSet, path: Sequence[Estimates] = ()
+    ) -> MeasurementSet:
+        """Returns the measurements under the channel that the loop starts, or resumes, with.
 
         Arguments:
-            draw: The posterior.
-            data: The measurements and the store, in which the next round is begun.
-            module: The module, on its device.
-            first: Whether this is the first process, which learns; the others read what it wrote.
+            measurements: The measurements under the channel as it is configured.
+            path: The estimates of the current round, if it has any.
         """
-        observed, store, k = data.observed, data.store, data.round + 1
-        if not observed.corruption.learn or k == 0:
-            return []
-        if first and store.channel(k) is None:
-            key, device = (module.seed, "channel", k), module.device
-            y, corruption = observed.measurement, observed.corruption
-            store.write_channel(k, self.fit(draw, y, corruption, key=key, device=device))
-        wait_until(lambda: store.channel(k) is not None)
-        path = store.channel(k) or []
-        self.take(observed.corruption, path[-1])
-        return path
+        channel = measurements.channel
+        if not channel.learn:
+            return measurements
+        assert isinstance(channel, LinearGaussianChannel)
+        estimates = path[-1] if path else {name: channel.known(name) for name in channel.learn}
+        return measurements.under(channel.with_estimates(estimates, widen=self.widen))
 
     def fit(
         self,
-        draw: Posterior,
-        measurement: Measurement,
-        corruption: Corruption,
+        posterior: Posterior,
+        measurements: MeasurementSet,
         *,
         key: Sequence[Key],
         device: torch.device,
-    ) -> list[Levels]:
-        """Learns the channel's levels and returns the estimate of each iteration.
+    ) -> list[Estimates]:
+        """Learns the channel's parameters and returns the estimates of each iteration.
 
         Arguments:
-            draw: The posterior, which follows the levels that the channel holds.
-            measurement: The measurements to fit to, at most `samples` of which are used.
-            corruption: The channel, whose levels change.
+            posterior: The posterior.
+            measurements: The measurements, at most `samples` of which are used, and the channel
+                that the search starts from.
             key: The key of the draws.
             device: Where to sample.
         """
-        measurement = measurement.select(slice(self.samples))
-        path = []
+        channel = measurements.channel
+        assert isinstance(channel, LinearGaussianChannel)
+        measurement = measurements.measurement.select(slice(self.samples))
+        path: list[Estimates] = []
         with progress_bar("channel", self.iterations, "iterations") as advance:
             for i in range(self.iterations):
-                believed = corruption.believe(measurement)
-                size = len(believed.y)
-                x = reconstruct(draw, believed, size=size, key=(*key, i), device=device)
-                self.take(corruption, maximise(corruption, believed, x))
-                path.append({n: level_of(corruption, n) for n in corruption.learn})
-                advance("  ".join(f"{n} {v:.4f}" for n, v in path[-1].items()))
+                assumed = channel.assume(measurement)
+                x = reconstruct(
+                    posterior.under(channel),
+                    assumed,
+                    size=len(assumed.y),
+                    key=(*key, i),
+                    device=device,
+                )
+                path.append(maximise(channel, assumed, x))
+                channel = channel.with_estimates(path[-1], widen=self.widen)
+                advance("  ".join(f"{name} {value:.4f}" for name, value in path[-1].items()))
         return path
 
 
-def level_of(corruption: Corruption, name: str) -> float:
-    """Returns a level that is known or learned."""
-    known = corruption.levels[name].known
-    assert known is not None
-    return known
+def maximise(channel: LinearGaussianChannel, measurement: Measurement, x: Tensor) -> Estimates:
+    """Returns the parameters to learn at which log q(y | x) is largest, the others held.
 
-
-def maximise(corruption: Corruption, measurement: Measurement, x: Tensor) -> Levels:
-    """Returns the levels to learn at which log q(y | x) is largest, the others held.
-
-    Operator levels are searched for one by one within a factor of 2 of where they are.
+    Operator parameters are searched for one by one within a factor of 2 of where they are.
 
     Arguments:
-        corruption: The channel; its levels are as before when this returns.
+        channel: The channel.
         measurement: The measurements, (B, …).
         x: A reconstruction of each, (B, *shape).
     """
-    found: Levels = {}
-    before = {name: level_of(corruption, name) for name in corruption.learn}
+    found: Estimates = {name: channel.known(name) for name in channel.learn}
 
-    def error(name: str, level: float) -> float:
-        corruption.levels[name].known = level
-        return float(corruption.square_error(corruption.believe(measurement), x).mean())
+    def error(**changed: float) -> float:
+        trial = channel.with_estimates({**found, **changed})
+        return float(trial.square_error(trial.assume(measurement), x).mean())
 
-    for name in (n for n in corruption.learn if n != "noise"):
-        centre, reach = math.log(before[name]), math.log(SEARCH)
+    for name in (n for n in channel.learn if n != "noise"):
+        centre, reach = math.log(found[name]), math.log(SEARCH)
         best = minimize_scalar(
-            lambda log_level, name=name: error(name, math.exp(log_level)),
+            lambda log_value, name=name: error(**{name: math.exp(log_value)}),
             bounds=(centre - reach, centre + reach),
             method="bounded",
             options={"xatol": 1e-4},
         )
         found[name] = math.exp(best.x)
-        corruption.levels[name].known = found[name]
-    if "noise" in corruption.learn:
-        found["noise"] = math.sqrt(error("noise", before["noise"]))
-    for name, level in before.items():
-        corruption.levels[name].known = level
+    if "noise" in channel.learn:
+        found["noise"] = math.sqrt(error())
     return found

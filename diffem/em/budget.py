@@ -1,4 +1,4 @@
-"""Settings of the EM loop, checked before anything else is done."""
+"""The budget of the EM loop: how long it runs, and in which pieces."""
 
 from dataclasses import dataclass
 
@@ -28,9 +28,8 @@ class EMSettings:
     """The number of measurements that are sampled together in the E-step."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
-    evaluations: float | None = None
-    """The network evaluations to spend, as `seconds`; None for no limit."""
-
+    nfe: float | None = None
+    """The network function evaluations to spend, as `seconds`; None for no limit."""
     keep_rounds: int | None = None
     """How many of the newest rounds stay on disk, >= 2; None for all. The checkpoint before the
     newest one may need the round before the newest."""
@@ -46,7 +45,7 @@ class EMSettings:
         for name in ("steps_per_round", "epochs_per_round", "keep_rounds"):
             if (value := getattr(self, name)) is not None:
                 check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)
-        for name in ("seconds", "evaluations"):
+        for name in ("seconds", "nfe"):
             if (value := getattr(self, name)) is not None:
                 check_positive(f"em.{name}", value)
 
@@ -63,13 +62,13 @@ class EMSettings:
         assert self.epochs_per_round is not None
         return self.epochs_per_round * -(-size // self.batch_size)
 
-    def over(self, seconds: float, evaluations: float, rounds: int) -> bool:
-        """Returns whether a budget is spent: one more round, as long as the mean, would miss it.
+    def exhausted(self, seconds: float, nfe: float, rounds: int) -> bool:
+        """Returns whether one more round, as long as the mean, would miss a limit further.
 
         Arguments:
             seconds: The time of E- and M-steps so far.
-            evaluations: The network evaluations so far.
+            nfe: The network function evaluations so far.
             rounds: The number of rounds so far, >= 1.
         """
-        spent = ((self.seconds, seconds), (self.evaluations, evaluations))
+        spent = ((self.seconds, seconds), (self.nfe, nfe))
         return any(b is not None and s * (1 + 0.5 / rounds) > b for b, s in spent)

@@ -2,12 +2,15 @@
 
 import threading
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from diffem.em.state import EMState
 from diffem.runtime.progress import Advance, progress_bar
 from diffem.runtime.signals import stop_on_signals, watch_ranks
 from diffem.storage.reconstructions import Batch
@@ -39,16 +42,16 @@ class MStepProgress(Callback):
     """The M-step's bar, one for each round."""
 
     def __init__(self) -> None:
-        self._phase: AbstractContextManager[Advance] | None = None
+        self._bar: AbstractContextManager[Advance] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar at a round's first epoch."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self._phase is None:
-            prior = trainer.lightning_module.phase == "prior"
-            name = "prior" if prior else f"round {data.round + 1}  M-step"
-            self._phase = progress_bar(name, data.steps, "steps")
-            self._advance = self._phase.__enter__()
+        if self._bar is None:
+            prior = trainer.lightning_module.stage == "prior"
+            name = "prior" if prior else f"round {data.state.round + 1}  M-step"
+            self._bar = progress_bar(name, data.steps, "steps")
+            self._advance = self._bar.__enter__()
 
     def on_train_batch_end(
         self,
@@ -76,27 +79,50 @@ class MStepProgress(Callback):
 
     def close(self) -> None:
         """Closes the bar, if one is open."""
-        if self._phase is not None:
-            self._phase.__exit__(None, None, None)
-            self._phase = None
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
 
 
-class CheckpointEachEpoch(Callback):
-    """Counts the epochs of a fit that has but one round, and saves a checkpoint after each.
+class StateCheckpoint(Callback):
+    """Keeps the loop's state in every checkpoint, and saves one before the first step.
 
     Arguments:
-        checkpoint: The file.
+        state: The state.
+        checkpoint: The file that the state of training is saved in.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, state: EMState, checkpoint: Path) -> None:
+        self.state = state
         self.checkpoint = checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the state before the first step, for a roll-back to go back to."""
+        """Saves the state before the first step, for a roll-back to return to."""
         if trainer.global_step == 0:
-            trainer.save_checkpoint(self.checkpoint)
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the state of training."""
+        trainer.save_checkpoint(self.checkpoint)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the loop's state."""
+        checkpoint["em_state"] = asdict(self.state)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restores the loop's state, in place: all who read it have this very object."""
+        for name, value in checkpoint["em_state"].items():
+            setattr(self.state, name, value)
+
+
+class CheckpointEachEpoch(StateCheckpoint):
+    """Counts the epochs of a fit without E-steps (the prior's) and saves after each."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the epoch and saves the state of training."""
-        trainer.datamodule.epoch += 1  # type: ignore[attr-defined]
-        trainer.save_checkpoint(self.checkpoint)
+        self.state.end_epoch(0.0, [])
+        self.save(trainer)

@@ -1,7 +1,6 @@
 """The data of the EM loop: the measurements, and the reconstructions D_k of the current round."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffem.data.measurements import MeasurementSet
 from diffem.em.budget import EMSettings
+from diffem.em.state import EMState
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 from diffem.storage.reconstructions import Batch
@@ -82,50 +82,50 @@ class ReconstructionDataModule(LightningDataModule):
     """Serves the reconstructions of the current round as batches of the M-step.
 
     Arguments:
-        observed: The training measurements.
+        measurements: The training measurements, under the channel as it is configured.
         store: The rounds on disk.
         settings: The EM loop's batch size and epoch length.
+        state: Where the loop is; read here, never written.
         steps: The number of optimiser steps of one M-step.
         seed: The run's seed.
+        supervised: Whether to serve the truth instead (the upper bound).
 
     Attributes:
-        round: The round k whose reconstructions D_k are served; -1 before round 0 exists.
-        epoch: The Lightning epochs of this round that are over.
-        due: Whether the next round's E-step is due: the weights are ready, the round is not whole.
-        supervised: Whether to serve the truth instead (the upper bound).
+        given: The measurements as they were given.
+        measurements: The measurements under the channel as it is assumed now; the loop replaces
+            them where the channel is learned.
     """
 
     def __init__(
         self,
-        observed: MeasurementSet,
+        measurements: MeasurementSet,
         store: ReconstructionStore,
         settings: EMSettings,
         *,
+        state: EMState,
         steps: int,
         seed: int,
+        supervised: bool = False,
     ) -> None:
         super().__init__()
-        self.observed = observed
+        self.given = self.measurements = measurements
         self.store = store
         self.batch_size = settings.batch_size
+        self.state = state
         self.steps = steps
         self.steps_per_epoch = min(steps, settings.steps_per_epoch)
         self.seed = seed
-        self.round = -1
-        self.epoch = 0
-        self.due = True
-        self.supervised = False
+        self.supervised = supervised
 
     @property
     def epochs(self) -> int:
         """The number of Lightning epochs of one round."""
         return -(-self.steps // self.steps_per_epoch)
 
-    def sample(self) -> Tensor | None:
-        """Returns reconstructions of the current round, (n, *shape), n <= 4,096; None if none."""
-        if self.round < 0:
-            return None
-        return self.store.open(self.round).__getitems__(range(min(SAMPLE, len(self.observed)))).x
+    def sample(self) -> Tensor:
+        """Returns reconstructions of the current round, (n, *shape), n <= 4,096."""
+        rows = range(min(SAMPLE, len(self.measurements)))
+        return self.store.open(self.state.round).__getitems__(rows).x
 
     def setup(self, stage: str) -> None:
         """Checks that the devices share a batch evenly."""
@@ -140,26 +140,17 @@ class ReconstructionDataModule(LightningDataModule):
         """Returns the loader of this epoch of this round."""
         assert self.trainer is not None
         rank = self.trainer.global_rank, self.trainer.world_size
-        start = self.epoch * self.steps_per_epoch
+        start = self.state.epoch * self.steps_per_epoch
         sampler = StepSampler(
-            len(self.observed),
+            len(self.measurements),
             self.batch_size,
             steps=range(start, min(self.steps, start + self.steps_per_epoch)),
-            key=(self.seed, "order", self.round),
+            key=(self.seed, "order", self.state.round),
             rank=rank,
         )
         data = (
-            CleanImages(self.observed.truth, self.round)
+            CleanImages(self.measurements.truth, self.state.round)
             if self.supervised
-            else self.store.open(self.round)
+            else self.store.open(self.state.round)
         )
         return DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns where the loop is, from which all else follows."""
-        return {"round": self.round, "epoch": self.epoch, "due": self.due}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores where the loop is."""
-        self.round, self.epoch = state_dict["round"], state_dict["epoch"]
-        self.due = state_dict["due"]

@@ -1,47 +1,35 @@
-"""Exponential moving average of a denoiser's weights."""
+"""Exponential moving average of a denoiser's weights, by torch's AveragedModel."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from diffem.denoiser import Denoiser
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-class EMA(nn.Module):
-    """θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n) / (10 + n)) at the n-th update.
+
+def ema(denoiser: Denoiser, decay: float) -> AveragedModel:
+    """Returns θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n) / (10 + n)) at the n-th update.
 
     Arguments:
         denoiser: The denoiser whose weights are averaged.
         decay: The largest decay, in [0, 1).
     """
+    average = AveragedModel(denoiser, multi_avg_fn=warmed_up(decay)).requires_grad_(False)
+    average.n_averaged.fill_(1)  # the start counts: at 0 torch would replace it by the first step
+    return average
 
-    updates: torch.Tensor
 
-    def __init__(self, denoiser: Denoiser, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+def warmed_up(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Returns the update of the average, in place, at the n-th step."""
 
     @torch.no_grad()
-    def update(self, denoiser: Denoiser) -> None:
-        """Takes in the weights of one optimiser step."""
-        self.updates += 1
-        n = int(self.updates)
-        decay = min(self.decay, (1 + n) / (10 + n))
-        for average, weight in zip(self.denoiser.parameters(), denoiser.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
+    def update(average: Tensors, weights: Tensors, n: Tensor | int) -> None:
+        rate = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+        for mean, weight in zip(average, weights, strict=True):
+            mean.lerp_(weight, rate)
 
-    @contextmanager
-    def scope(self) -> Iterator[Denoiser]:
-        """Opens a scope for sampling with the averaged weights, without gradients."""
-        with torch.no_grad():
-            yield self.denoiser.eval()
-        self.denoiser.train()  # Lightning warns of modules that start a fit in eval mode
-
-    def restore(self, denoiser: Denoiser) -> None:
-        """Sets a denoiser's weights to the average."""
-        denoiser.load_state_dict(self.denoiser.state_dict())
+    return update

@@ -1,7 +1,6 @@
 """Round 0: reconstructions before any network is trained.
 
-An init has one method, `prepare`, which returns a posterior p_0(x | y): a function that draws one
-x̂ for each of a batch of measurements from the global generators.
+An init prepares a posterior p_0(x | y), from which round 0 is drawn.
 """
 
 import pickle
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from diffem.corruption import Measurement
+from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
-from diffem.posterior import Posterior, PosteriorFactory
-from diffem.posterior.gaussian import fit_gaussian
+from diffem.posterior import Posterior
+from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
 from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import seeded
@@ -23,30 +23,36 @@ from diffem.storage.checkpoint import check_sum
 
 
 class Init(Protocol):
-    """Makes the posterior of round 0."""
+    """Prepares the posterior of round 0."""
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns p_0(x | y).
 
         Arguments:
             module: The module that is about to be trained, on its device.
             data: The measurements.
-            posterior: Makes the E-step's posterior from the denoiser and the channel.
+            posterior: The posterior of the later E-steps, which samples the module's averaged
+                weights.
         """
         ...
 
 
 class Gaussian:
-    """A Gaussian fitted to the measurements by EM, and its exact posterior.
+    """A Gaussian fitted to the measurements by EM, and its posterior; any channel will do.
+
+    It is exact under linear channels with Gaussian noise, and the best affine estimate under other
+    linear channels. Under a channel that is not linear round 0 is drawn from the Gaussian that EM
+    starts from, N(0, variance · I); the first M-step then learns its posterior.
 
     Arguments:
         rank: The rank of the low-rank part of the covariance.
         iterations: The number of EM iterations.
         samples: The largest number of measurements to fit to.
         variance: The variance that EM starts from, > 0. It stays in directions that no
-            measurement measures (what a blur removes); None for that of the measurements.
+            measurement measures (what a blur removes); None for that of the measurements, or 1/3,
+            that of a uniform pixel, under a channel that is not linear.
 
     Raises:
         UserError: If a number is too small.
@@ -61,17 +67,20 @@ class Gaussian:
         self.variance = None if variance is None else check_positive("init.variance", variance)
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns the posterior of the fitted Gaussian."""
-        measurement = data.observed.measurement.select(slice(self.samples)).to(module.device)
+        channel = data.measurements.channel
+        if not isinstance(channel, LinearChannel):
+            return UninformedGaussian(channel.shape, self.variance or 1 / 3)
+        measurement = data.measurements.measurement.select(slice(self.samples))
         with (
             progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
             return fit_gaussian(
-                data.observed.corruption,
-                measurement,
+                channel,
+                measurement.to(module.device),
                 rank=self.rank,
                 iterations=self.iterations,
                 variance=self.variance,
@@ -83,10 +92,25 @@ class FromMeasurement:
     """The measurement itself, brought back on the grid of x."""
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns the point mass at the lifted measurement."""
-        return data.observed.corruption.lift
+        return Lifted(data.measurements.channel)
+
+
+class Lifted(Posterior):
+    """The point mass at the measurement, brought on the grid of x.
+
+    Arguments:
+        channel: The channel.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Returns the lifted measurements, (B, *shape)."""
+        return self.channel.lift(measurement)
 
 
 class FromClean:
@@ -100,16 +124,27 @@ class FromClean:
         self.count = check_count("init.count", count)
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns the uniform distribution over the clean images."""
-        clean = data.observed.truth[: self.count].to(module.device)
+        return Resampled(data.measurements.truth[: self.count])
 
-        def draw(measurement: Measurement) -> torch.Tensor:
-            index = torch.randint(len(clean), measurement.y.shape[:1], device=clean.device)
-            return clean[index]
 
-        return draw
+class Resampled(Posterior):
+    """The uniform distribution over some images, whatever was measured.
+
+    Arguments:
+        x: The images, (n, *shape).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one of the images for each measurement, (B, *shape)."""
+        device = measurement.y.device
+        index = torch.randint(len(self.x), measurement.y.shape[:1], device=device)
+        return self.x.to(device)[index]
 
 
 class FromCheckpoint:
@@ -138,7 +173,7 @@ class FromCheckpoint:
             ) from error
 
     def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: PosteriorFactory
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns the other run's posterior and puts its weights into the module.
 
@@ -152,5 +187,5 @@ class FromCheckpoint:
                 f"init.path: {self.file} is of another network; use the network, dataset and "
                 "corruption that it was trained with"
             ) from error
-        module.ema.restore(module.denoiser)
-        return posterior(module.ema.denoiser, data.observed.corruption, data.sample())
+        module.restore_average()
+        return posterior

@@ -5,40 +5,87 @@ M-step    d_θ learns from D_k, corrupted afresh          Lightning's training e
 E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last epoch
 
 The state of training is saved after each epoch, and before and after each E-step: a process that
-was killed anywhere goes on from there, to the same weights.
+was killed anywhere resumes from there, to the same weights.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
-from diffem.em.blind import Blind
+from diffem.corruption import Channel
+from diffem.data.measurements import MeasurementSet
+from diffem.denoiser import Denoiser
+from diffem.em.blind import Blind, Estimates
 from diffem.em.budget import EMSettings
+from diffem.em.callbacks import StateCheckpoint
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Init
-from diffem.em.meter import Meter
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
-from diffem.posterior import Posterior, PosteriorFactory, reconstruct
+from diffem.em.state import EMState
+from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
 from diffem.runtime.progress import progress_bar
 from diffem.storage.checkpoint import before_e_step
 from diffem.storage.claim import share
 from diffem.storage.reconstructions import Batch
+from diffem.storage.store import ReconstructionStore, wait_until
+
+PosteriorFactory = Callable[[Denoiser, Channel], DenoiserPosterior]
+"""Makes the posterior that a method samples in its E-step from the denoiser and the channel."""
 
 
-class EMLoop(Callback):
+def e_step(
+    posterior: Posterior,
+    measurements: MeasurementSet,
+    store: ReconstructionStore,
+    state: EMState,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    attempt: str = "",
+    rank: tuple[int, int] = (0, 1),
+) -> None:
+    """Draws x̂_i ~ p(x | y_i) for every measurement: the next round of the store.
+
+    Ranks claim chunks and poll the store until the round is committed; there is no collective,
+    since one that waits for a slow rank would end the run.
+
+    Arguments:
+        posterior: p(x | y).
+        measurements: The measurements y_i.
+        store: The rounds on disk, in which the next one was begun.
+        state: Where the loop is; it is at the next round when this returns.
+        seed: The run's seed: chunk c of round k is drawn from (seed, "e-step", k, c).
+        device: Where to sample.
+        attempt: What the round was begun with.
+        rank: This process's rank and the number of ranks.
+    """
+    k = state.round + 1
+    with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
+        for chunk in share(store, k, attempt, rank=rank):
+            y = measurements.measurement.select(store.rows(chunk))
+            key = (seed, "e-step", k, chunk)
+            x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
+            store.write(k, chunk, x)
+            advance()
+    state.end_e_step()
+
+
+class EMLoop(StateCheckpoint):
     """Runs an E-step after the init and after each round's M-step.
 
     Arguments:
         init: The init.
-        posterior: Makes the E-step's posterior from the denoiser and the channel.
-        settings: The EM loop's budgets.
-        blind: How unknown levels of the channel are learned.
+        make_posterior: Makes the E-step's posterior.
+        state: Where the loop is.
+        settings: The EM loop's budget.
+        blind: How unknown parameters of the channel are learned.
         checkpoint: The file that the state of training is saved in.
         on_round: Called on the first process with each committed round.
     """
@@ -46,34 +93,33 @@ class EMLoop(Callback):
     def __init__(
         self,
         init: Init,
-        posterior: PosteriorFactory,
+        make_posterior: PosteriorFactory,
         *,
+        state: EMState,
         settings: EMSettings,
         blind: Blind,
         checkpoint: Path,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
+        super().__init__(state, checkpoint)
         self.init = init
-        self.posterior = posterior
+        self.make_posterior = make_posterior
         self.settings = settings
         self.blind = blind
-        self.checkpoint = checkpoint
         self.on_round = on_round
-        self.meter = Meter()
+        self._losses: list[Tensor] = []
+        self._lap_start = time.perf_counter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the round that is due: round 0, or the one that a killed process was at."""
+        """Makes the round that is pending: round 0, or the one that a killed process was at."""
         _, data = _parts(trainer)
-        self.blind.take_up(data)
-        self.meter.tick()
-        if data.due:
+        learned = data.store.channel(self.state.round) if self.state.round > 0 else None
+        data.measurements = self.blind.start(data.given, learned or [])
+        self._losses.clear()
+        self._lap()
+        if self.state.e_step_pending:
             self.next_round(trainer)
-        self.stop_if_over(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the state before the first step, for a roll-back to go back to."""
-        if trainer.global_step == 0:
-            self.save(trainer)
+        self.stop_if_exhausted(trainer)
 
     def on_train_batch_end(
         self,
@@ -85,86 +131,92 @@ class EMLoop(Callback):
     ) -> None:
         """Keeps the loss for the round's report."""
         assert isinstance(outputs, Mapping)
-        self.meter.add_loss(outputs["loss"])
+        self._losses.append(outputs["loss"].detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the next round when this one's M-step is over."""
         module, data = _parts(trainer)
-        data.epoch += 1
-        self.meter.m_step += self.meter.tick()
-        if data.epoch < data.epochs:
+        self.state.end_epoch(self._lap(), torch.stack(self._losses).tolist())
+        self._losses.clear()
+        if self.state.epoch < data.epochs:
             self.save(trainer)
             return
-        module.restart()
-        data.epoch, data.due = 0, True
+        module.restart()  # the next M-step: weights from the EMA, a fresh optimiser
+        self.state.end_m_step()
         self.save(trainer)
         self.next_round(trainer)
         self.save(trainer)
         if self.settings.keep_rounds is not None and trainer.is_global_zero:
             data.store.prune(self.settings.keep_rounds)
-        self.stop_if_over(trainer)
-
-    def stop_if_over(self, trainer: Trainer) -> None:
-        """Begins no further round when a budget is spent; one decision for all processes."""
-        k = _parts(trainer)[1].round
-        over = k > 0 and self.settings.over(self.meter.seconds, self.meter.evaluations, k)
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
+        self.stop_if_exhausted(trainer)
 
     def next_round(self, trainer: Trainer) -> None:
-        """Makes round 0 by the init, any other with the averaged weights."""
+        """Draws round 0 from the init's posterior, any other with the averaged weights."""
         module, data = _parts(trainer)
         with module.averaged() as denoiser:
-            if data.round < 0:
-                draw = self.init.prepare(module, data, self.posterior)
+            posterior = self.make_posterior(denoiser, data.measurements.channel)
+            if self.state.round < 0:
+                posterior = self.init.prepare(module, data, posterior)
             else:
-                draw = self.posterior(denoiser, data.observed.corruption, data.sample())
-            self.e_step(trainer, draw)
+                posterior.fit(data.sample())
+            attempt = trainer.strategy.broadcast(secrets.token_hex(4))
+            data.store.begin(
+                self.state.round + 1, module.weights_hash(), attempt, first=trainer.is_global_zero
+            )
+            path = self.learn_channel(trainer, posterior)
+            posterior = posterior.under(data.measurements.channel)
+            rank = (trainer.global_rank, trainer.world_size)
+            e_step(
+                posterior, data.measurements, data.store, self.state,
+                seed=module.seed, device=module.device, attempt=attempt, rank=rank,
+            )  # fmt: skip
+            self.state.spend(module.take_nfe() * trainer.world_size)
+            costs = self.state.end_round(self._lap())
+            costs["optimizer_steps"] = self.state.round * data.steps
+            if trainer.is_global_zero:
+                k, uncounted = self.state.round, posterior.uncounted()
+                self.on_round(module, Round(k, uncounted, data.measurements, costs, path))
+        self._lap()
 
-    def e_step(self, trainer: Trainer, draw: Posterior) -> None:
-        """Reconstructs every measurement once; processes claim the chunks and poll the store.
+    def learn_channel(self, trainer: Trainer, posterior: Posterior) -> list[Estimates]:
+        """Learns the channel's unknown parameters before a round's E-step.
 
-        No collective once it is begun: one that waits for a slow process ends the run.
+        The first process learns them; the others read what it wrote. Round 0 has the parameters
+        that the channel starts from.
+
+        Returns:
+            The estimates of each iteration; none if nothing is learned.
         """
         module, data = _parts(trainer)
-        store, k, first = data.store, data.round + 1, trainer.is_global_zero
-        attempt = trainer.strategy.broadcast(secrets.token_hex(4))
-        store.begin(k, module.weights_hash(), attempt, first=first)
-        channel = self.blind.learn(draw, data, module, first=first)
-        measurement, rank = data.observed.measurement, (trainer.global_rank, trainer.world_size)
-        with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
-            for chunk in share(store, k, attempt, rank=rank):
-                x = reconstruct(
-                    draw,
-                    measurement.select(store.rows(chunk)),
-                    size=store.chunk_size,
-                    key=(module.seed, "e-step", k, chunk),
-                    device=module.device,
-                )
-                store.write(k, chunk, x)
-                advance()
-        data.round, data.due = k, False
-        self.meter.count(module.evaluations, trainer.world_size)
-        e_step = self.meter.tick()
-        m_step, loss = self.meter.finish(e_step)
-        if first:
-            cost = (e_step, m_step, loss, k * data.steps, self.meter.evaluations)
-            self.on_round(module, Round(k, draw, *cost, channel))
-        self.meter.count(module.evaluations, 0)
-        self.meter.tick()
+        store, k = data.store, self.state.round + 1
+        if not data.measurements.channel.learn or k == 0:
+            return []
+        if trainer.is_global_zero and store.channel(k) is None:
+            key, device = (module.seed, "channel", k), module.device
+            path = self.blind.fit(posterior, data.measurements, key=key, device=device)
+            store.write_channel(k, path)
+        wait_until(lambda: store.channel(k) is not None)
+        path = store.channel(k) or []
+        data.measurements = self.blind.start(data.given, path)
+        return path
+
+    def stop_if_exhausted(self, trainer: Trainer) -> None:
+        """Begins no further round when a budget is spent; one decision for all processes."""
+        state = self.state
+        over = state.round > 0 and self.settings.exhausted(state.seconds, state.nfe, state.round)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def save(self, trainer: Trainer) -> None:
         """Saves the state of training; what makes a round is kept until the next one is made."""
-        module, data = _parts(trainer)
-        self.meter.count(module.evaluations, trainer.world_size)
-        trainer.save_checkpoint(before_e_step(self.checkpoint) if data.due else self.checkpoint)
+        module, _ = _parts(trainer)
+        self.state.spend(module.take_nfe() * trainer.world_size)
+        pending = self.state.e_step_pending
+        trainer.save_checkpoint(before_e_step(self.checkpoint) if pending else self.checkpoint)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what the loop has spent."""
-        return self.meter.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what the loop has spent."""
-        self.meter.load_state_dict(state_dict)
+    def _lap(self) -> float:
+        """Returns the seconds since the last call."""
+        before, self._lap_start = self._lap_start, time.perf_counter()
+        return self._lap_start - before
 
 
 def _parts(trainer: Trainer) -> tuple[DenoiserModule, ReconstructionDataModule]:

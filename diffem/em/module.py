@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffem.denoiser import BetaMixture, Denoiser
-from diffem.em.ema import EMA
+from diffem.em.ema import ema
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError, check_count, check_fraction
 from diffem.runtime.rng import seeded
@@ -61,7 +61,7 @@ class MStep:
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight is not finite; every process meets it at the same step."""
+    """A loss, a gradient or a weight is not finite; every rank raises it at the same step."""
 
 
 class DenoiserModule(LightningModule):
@@ -71,7 +71,7 @@ class DenoiserModule(LightningModule):
         denoiser: The denoiser d_θ.
         objective: What to minimise.
         m_step: How to optimise.
-        phase: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
+        stage: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
 
     Attributes:
@@ -84,7 +84,7 @@ class DenoiserModule(LightningModule):
         objective: Objective,
         m_step: MStep,
         *,
-        phase: str,
+        stage: str,
         seed: int,
     ) -> None:
         super().__init__()
@@ -92,22 +92,25 @@ class DenoiserModule(LightningModule):
         self.objective = objective
         self.m_step = m_step
         self.seed = seed
-        self.phase = phase
-        self.ema = EMA(denoiser, m_step.ema_decay)
+        self.stage = stage
+        self.ema = ema(denoiser, m_step.ema_decay)
         self.rollbacks = 0
 
     def training_step(self, batch: Batch) -> Tensor:
         """Returns the loss of one batch of reconstructions."""
-        if batch.round != self._round:
-            raise RuntimeError(f"a batch of round {batch.round} reached round {self._round}")
-        key = (self.seed, self.phase, self.trainer.global_step, self.trainer.global_rank)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if batch.round != data.state.round:
+            raise RuntimeError(f"a batch of round {batch.round} reached round {data.state.round}")
+        key = (self.seed, self.stage, self.trainer.global_step, self.trainer.global_rank)
         with seeded(*key, device=self.device):
             if self.m_step.augment is not None:
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)
-            loss = self.objective.loss(self.denoiser, batch, t, key)
-        self.log(f"{self.phase}/loss", loss, prog_bar=True)
-        # Times 1, or NaN where the loss is not finite: the gradients of all processes tell of it.
+            loss = self.objective.loss(
+                self.denoiser, batch, t, measurements=data.measurements, key=key
+            )
+        self.log(f"{self.stage}/loss", loss, prog_bar=True)
+        # Times 1, or NaN if it is not finite, so that all-reduce spreads it to every rank.
         return loss * (1 + 0 * loss.detach())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -125,15 +128,12 @@ class DenoiserModule(LightningModule):
 
     def _check(self, finite: bool) -> None:
         if not finite:
-            where = "the prior" if self.phase == "prior" else f"round {self._round + 1}"
+            k = self.trainer.datamodule.state.round  # type: ignore[attr-defined]
+            where = "the prior" if self.stage == "prior" else f"round {k + 1}"
             raise NonFiniteError(
                 f"the loss, its gradient or the weights are not finite at optimiser step "
                 f"{self.trainer.global_step} ({where})"
             )
-
-    @property
-    def _round(self) -> int:
-        return self.trainer.datamodule.round  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the number of halvings; a checkpoint of weights that are not finite is refused.
@@ -161,7 +161,7 @@ class DenoiserModule(LightningModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
         """Averages the weights after each optimiser step."""
-        self.ema.update(self.denoiser)
+        self.ema.update_parameters(self.denoiser)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """Returns the optimiser and its schedule over one round; called anew each round."""
@@ -172,28 +172,39 @@ class DenoiserModule(LightningModule):
     @contextmanager
     def averaged(self) -> Iterator[Denoiser]:
         """Opens a scope for sampling with the EMA weights, in the trainer's precision."""
-        with self.ema.scope() as denoiser, self.trainer.precision_plugin.forward_context():
-            yield denoiser
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            yield self.average.eval()
+        self.average.train()  # Lightning warns of modules that start a fit in eval mode
+
+    @property
+    def average(self) -> Denoiser:
+        """The denoiser with the EMA weights."""
+        denoiser = self.ema.module
+        assert isinstance(denoiser, Denoiser)
+        return denoiser
+
+    def restore_average(self) -> None:
+        """Sets the weights in training to the EMA weights."""
+        self.denoiser.load_state_dict(self.average.state_dict())
 
     def restart(self) -> None:
         """Starts a round: weights from the EMA, a fresh optimiser and schedule."""
-        self.ema.restore(self.denoiser)
+        self.restore_average()
         self.trainer.strategy.setup_optimizers(self.trainer)
 
-    @property
-    def evaluations(self) -> int:
-        """The images that went through the network on this process, forward or backward."""
-        return self.denoiser.evaluations + self.ema.denoiser.evaluations
+    def take_nfe(self) -> int:
+        """Returns this process's network evaluations (NFE) since the last call."""
+        return self.denoiser.take_nfe() + self.average.take_nfe()
 
     def export(self, path: Path) -> None:
         """Writes the averaged weights as safetensors, for others to load."""
-        state = {k: v.cpu().contiguous() for k, v in self.ema.denoiser.state_dict().items()}
+        state = {k: v.cpu().contiguous() for k, v in self.average.state_dict().items()}
         write_file(path, lambda file: file.write(safetensors.torch.save(state)))
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""
         digest = hashlib.sha256()
-        for name, value in self.ema.denoiser.state_dict().items():
+        for name, value in self.average.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

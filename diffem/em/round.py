@@ -1,8 +1,9 @@
-"""A round, as the EM loop tells of it."""
+"""A committed round, as the report gets it."""
 
 from typing import Any, NamedTuple
 
-from diffem.em.blind import Levels
+from diffem.data.measurements import MeasurementSet
+from diffem.em.blind import Estimates
 from diffem.posterior import Posterior
 
 
@@ -11,33 +12,15 @@ class Round(NamedTuple):
 
     number: int
     """The round k; 0 is the init."""
-    draw: Posterior
-    """The posterior that made it."""
-    e_step_seconds: float
-    """Wall time of its E-step."""
-    m_step_seconds: float
-    """Wall time of the M-step before it; 0 for round 0."""
-    loss: float | None
-    """Mean loss of that M-step; None for round 0."""
-    steps: int
-    """Optimiser steps up to here."""
-    evaluations: int
-    """Network evaluations of E- and M-steps up to here, over all processes."""
-    channel: list[Levels]
-    """The estimates of the channel's levels before its E-step, where they are learned."""
-
-    def costs(self) -> dict[str, float | None]:
-        """Returns what the round cost, and its loss, as they stand in the summary."""
-        return {
-            "e_step_seconds": self.e_step_seconds,
-            "m_step_seconds": self.m_step_seconds,
-            "loss": self.loss,
-            "optimizer_steps": self.steps,
-            "network_evaluations": self.evaluations,
-        }
+    posterior: Posterior
+    """The posterior that its reconstructions were drawn from."""
+    measurements: MeasurementSet
+    """The measurements, under the channel as it was assumed or learned."""
+    costs: dict[str, float | None]
+    """Wall times in seconds, mean loss, optimiser steps and network function evaluations."""
+    path: list[Estimates]
+    """The estimates of the channel's parameters before its E-step, where they are learned."""
 
     def estimate(self) -> dict[str, Any]:
-        """Returns the channel's learned levels and the path to them, if there are any."""
-        if not self.channel:
-            return {}
-        return {"estimate": self.channel[-1], "estimate_path": self.channel}
+        """Returns the channel's learned parameters and the path to them, if there are any."""
+        return {"estimate": self.path[-1], "estimate_path": self.path} if self.path else {}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from diffem.corruption import Corruption, Measurement
+from diffem.corruption import Channel, LinearChannel, Measurement
 
 DATA_RANGE = 2.0  # images in [-1, 1]
 
@@ -37,19 +37,20 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor | None:
 
 
 def scores(
-    x: Tensor, truth: Tensor, corruption: Corruption, measurement: Measurement
+    x: Tensor, truth: Tensor, channel: Channel, measurement: Measurement
 ) -> dict[str, Tensor]:
     """Returns PSNR (dB), SSIM (where it is defined) and χ² per measured entry, each (B,).
 
     Arguments:
         x: One reconstruction of each measurement, (B, *shape).
         truth: The clean images, (B, *shape).
-        corruption: The channel.
+        channel: The channel; one that is not linear has no χ².
         measurement: The measurements, (B, …).
     """
     similarity = ssim(x, truth)
-    return {
-        "psnr": psnr(x, truth),
-        "residual_chi2": corruption.residual_chi2(measurement, x),
-        **({} if similarity is None else {"ssim": similarity}),
-    }
+    found = {"psnr": psnr(x, truth)}
+    if isinstance(channel, LinearChannel):
+        found["residual_chi2"] = channel.residual_chi2(measurement, x)
+    if similarity is not None:
+        found["ssim"] = similarity
+    return found

@@ -1,19 +1,36 @@
-"""Posteriors: what draws x ~ p(x | y)."""
+"""Posteriors: what draws x ~ p(x | y), and priors, which draw x ~ p(x)."""
 
+from diffem.posterior.ambient import Restoration
+from diffem.posterior.conditional import Conditional
+from diffem.posterior.covariance import Isotropic, PrincipalComponents
+from diffem.posterior.diffpir import DiffPIR
+from diffem.posterior.dps import DPS
+from diffem.posterior.gaussian import GaussianPosterior
+from diffem.posterior.gibbs import SplitGibbs
+from diffem.posterior.mmps import MMPS
+from diffem.posterior.pigdm import PiGDM
 from diffem.posterior.posterior import (
+    DenoiserPosterior,
     Posterior,
-    PosteriorFactory,
+    Prior,
     SamplerFactory,
-    conditional,
     reconstruct,
-    sample_prior,
 )
 
 __all__ = [
+    "DPS",
+    "MMPS",
+    "Conditional",
+    "DenoiserPosterior",
+    "DiffPIR",
+    "GaussianPosterior",
+    "Isotropic",
+    "PiGDM",
     "Posterior",
-    "PosteriorFactory",
+    "PrincipalComponents",
+    "Prior",
+    "Restoration",
     "SamplerFactory",
-    "conditional",
+    "SplitGibbs",
     "reconstruct",
-    "sample_prior",
 ]

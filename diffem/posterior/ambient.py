@@ -4,16 +4,18 @@ The denoiser h(Ã x_t, Ã, t) sees the pixels of a further mask Ã = B A and is 
 what the mask A left, so that it learns E[x | Ã x_t, Ã] of every pixel from masked images alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.denoiser.condition import unfused
-from diffem.denoiser.denoiser import Denoiser
+from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.denoiser import Denoiser
+from diffem.denoiser.condition import embedding_only
 from diffem.posterior.gibbs import time_of
-from diffem.posterior.posterior import Posterior, SamplerFactory
+from diffem.posterior.posterior import DenoiserPosterior, Prior, SamplerFactory
 
 
 class MaskedDenoiser(AzulaDenoiser):
@@ -32,32 +34,54 @@ class MaskedDenoiser(AzulaDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:  # type: ignore[override]
         """Returns E[x | Ã x_t, Ã], (B, *shape), as a Dirac posterior."""
-        return self.denoiser(self.mask * x_t, t, unfused(self.mask))
+        return self.denoiser(self.mask * x_t, t, embedding_only(self.mask))
 
 
-def restoration(
-    denoiser: Denoiser,
-    corruption: Corruption,
-    x: Tensor | None = None,
-    *,
-    sampler: SamplerFactory,
-) -> Posterior:
-    """Returns Ambient Diffusion's reconstruction: one step, h(y, A, t) at the noise level of y.
+class Restoration(DenoiserPosterior):
+    """Ambient Diffusion's reconstruction: one step, h(y, A, t) at the noise level of y.
 
     It is a point estimate of E[x | y], not a sample: all draws are the same.
 
     Arguments:
         denoiser: A denoiser trained by Ambient Diffusion.
-        corruption: The channel, a mask.
-        x: Not used.
-        sampler: Not used.
+        channel: The channel, a mask.
     """
 
-    def draw(measurement: Measurement) -> Tensor:
-        y, mask, std = measurement
-        level = float(std.max())
-        t = torch.tensor(time_of(denoiser, level), device=y.device)
-        alpha, _ = denoiser.schedule(t)
-        return MaskedDenoiser(denoiser, mask)(alpha * y, t).mean
+    requires = LinearGaussianChannel
+    samplers = ()
 
-    return draw
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Returns the estimate of E[x | y] for each measurement, (B, *shape)."""
+        y, mask, std = measurement
+        t = torch.tensor(time_of(self.denoiser, float(std.max())), device=y.device)
+        alpha, _ = self.denoiser.schedule(t)
+        return MaskedDenoiser(self.denoiser, mask)(alpha * y, t).mean
+
+
+class AmbientPrior(Prior):
+    """p(x), each sample drawn under one further mask that stays fixed over its steps.
+
+    Arguments:
+        denoiser: A denoiser trained by Ambient Diffusion.
+        shape: The shape of one sample, (C, *S).
+        sampler: The sampler.
+        removed: The probability that a pixel is masked, 1 - (1 - ρ) (1 - δ).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        *,
+        sampler: SamplerFactory,
+        removed: float,
+    ) -> None:
+        super().__init__(denoiser, shape, sampler=sampler)
+        self.removed = removed
+
+    def sample(self, n: int) -> Tensor:
+        """Draws n samples, (n, *shape), from the global generators, on the denoiser's device."""
+        device = next(self.denoiser.parameters()).device
+        mask = (torch.rand((n, 1, *self.shape[1:]), device=device) >= self.removed).float()
+        process = self.sampler(denoiser=MaskedDenoiser(self.denoiser, mask), silent=True)
+        return process(process.init((n, *self.shape), device=device))

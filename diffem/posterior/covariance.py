@@ -18,7 +18,7 @@ from diffem.runtime.errors import check_count, check_positive
 class Heuristic(Protocol):
     """A covariance V[x | x_t] = U diag(v) Uᵀ + w (I - U Uᵀ) that does not depend on x_t."""
 
-    def fitted(self, x: Tensor | None) -> "Heuristic":
+    def fitted(self, x: Tensor) -> "Heuristic":
         """Returns the covariance with moments of reconstructions x, (n, *shape)."""
         ...
 
@@ -39,7 +39,7 @@ class Isotropic:
             check_positive("method.posterior.covariance.variance", variance)
         self.variance = variance
 
-    def fitted(self, x: Tensor | None) -> "Isotropic":
+    def fitted(self, x: Tensor) -> "Isotropic":
         """Returns itself: nothing is fitted."""
         return self
 
@@ -63,14 +63,8 @@ class PrincipalComponents:
         self.vectors = self.values = torch.zeros(0)
         self.rest = torch.ones(())
 
-    def fitted(self, x: Tensor | None) -> "PrincipalComponents":
-        """Returns the covariance of x, (n, *shape).
-
-        Raises:
-            ValueError: If there is no x.
-        """
-        if x is None:
-            raise ValueError("cov_x needs reconstructions to take the covariance of")
+    def fitted(self, x: Tensor) -> "PrincipalComponents":
+        """Returns the covariance of x, (n, *shape)."""
         flat = x.flatten(1).double()
         flat = flat - flat.mean(dim=0)
         _, singular, vectors = torch.linalg.svd(flat, full_matrices=False)

@@ -1,21 +1,21 @@
-"""A Gaussian prior fitted to measurements by EM, and its exact posterior."""
+"""A Gaussian prior fitted to measurements by EM, and its posterior."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from azula.linalg.covariance import DPLRCovariance
 from azula.linalg.solve import cg
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.corruption.channel import expand
+from diffem.corruption import Channel, LinearChannel, Measurement
+from diffem.posterior.posterior import Posterior
 
 VARIANCE_FLOOR = 1e-6  # a pixel that never varies keeps Σ invertible
 
 
-class GaussianPosterior:
-    """Exact posterior of a Gaussian prior under a linear channel.
+class GaussianPosterior(Posterior):
+    """Posterior of a Gaussian prior under a linear channel, exact where the noise is Gaussian too.
 
         x ~ N(μ, Σ),  Σ = diag(D) + V Vᵀ,   y = A x + σ_y ε
 
@@ -24,23 +24,29 @@ class GaussianPosterior:
 
         x = x' + Σ Aᵀ (A Σ Aᵀ + σ_y² I)⁻¹ (y - A x' - σ_y ε'),   x' ~ N(μ, Σ)
 
+    Of noise whose variance depends on A x, σ_y² is the variance at A μ, its mean over the prior:
+    the mean is then the best affine estimate of x (LMMSE), and samples have the covariance of its
+    error.
+
     Arguments:
         mean: μ, (D,), float64.
         cov: Σ over (D,), float64.
-        corruption: The channel; images are flattened for azula's solver, which takes the last
-            axis as the vector.
+        channel: The channel; images are flattened for azula's solver, which takes the last axis
+            as the vector.
         iterations: The largest number of solver iterations (never more than entries of y).
     """
 
+    requires = LinearChannel
+
     def __init__(
-        self, mean: Tensor, cov: DPLRCovariance, corruption: Corruption, iterations: int = 128
+        self, mean: Tensor, cov: DPLRCovariance, channel: LinearChannel, iterations: int = 128
     ) -> None:
         self.prior_mean, self.cov = mean, cov
-        self.corruption = corruption
+        self.channel = channel
         self.iterations = iterations
 
-    def __call__(self, measurement: Measurement) -> Tensor:
-        """Draws x ~ p(x | y), (B, *shape), from the global generators."""
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape)."""
         n, dim = len(measurement.y), self.prior_mean.shape[0]
         device = measurement.y.device
         mean, cov = self.prior_mean.to(device), self.cov.to(device)
@@ -55,31 +61,54 @@ class GaussianPosterior:
         mean = self.prior_mean.to(measurement.y.device).expand(len(measurement.y), -1)
         return self._correct(mean, measurement, torch.zeros_like(measurement.y).double())
 
+    def under(self, channel: Channel) -> "GaussianPosterior":
+        """Returns the posterior of the same prior under another linear channel."""
+        assert isinstance(channel, LinearChannel)
+        return GaussianPosterior(self.prior_mean, self.cov, channel, self.iterations)
+
     def _correct(self, x: Tensor, measurement: Measurement, noise: Tensor) -> Tensor:
-        corruption, cov = self.corruption, self.cov.to(x.device)
-        y, operator, std = measurement.to(torch.float64)
-        observed = corruption.observed(y, operator)
-        var = expand(std**2, y)
+        channel, cov = self.channel, self.cov.to(x.device)
+        y, operator, levels = measurement.to(torch.float64)
+        measured = channel.measured_mask(y, operator)
 
         def forward(x: Tensor) -> Tensor:
-            return corruption.apply(x.unflatten(1, corruption.shape), operator)
+            return channel.apply(x.unflatten(1, channel.shape), operator)
 
         def adjoint(v: Tensor) -> Tensor:
-            return corruption.adjoint(v, operator).flatten(1)
+            return channel.adjoint(v, operator).flatten(1)
 
         def system(v: Tensor) -> Tensor:  # (A Σ Aᵀ + σ_y² I) v
             v = v.unflatten(1, y.shape[1:])
             return (forward(cov(adjoint(v))) + var * v).flatten(1)
 
-        residual = observed * (y - forward(x) - var.sqrt() * noise)
+        var = channel.noise.variance(forward(self.prior_mean.to(x).expand_as(x)), levels)
+        residual = measured * (y - forward(x) - var.sqrt() * noise)
         iterations = min(self.iterations, residual[0].numel())
         v = cg(system, residual.flatten(1), iterations=iterations).unflatten(1, y.shape[1:])
         x = x + cov(adjoint(v))
-        return x.unflatten(1, corruption.shape).float()
+        return x.unflatten(1, channel.shape).float()
+
+
+class UninformedGaussian(Posterior):
+    """x ~ N(0, v I) whatever was measured: where EM starts under a channel that is not linear.
+
+    Arguments:
+        shape: The shape of x.
+        variance: v.
+    """
+
+    def __init__(self, shape: Sequence[int], variance: float) -> None:
+        self.shape = tuple(shape)
+        self.variance = variance
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x for each measurement, (B, *shape)."""
+        size = (len(measurement.y), *self.shape)
+        return math.sqrt(self.variance) * torch.randn(size, device=measurement.y.device)
 
 
 def fit_gaussian(
-    corruption: Corruption,
+    channel: LinearChannel,
     measurement: Measurement,
     *,
     rank: int,
@@ -94,7 +123,7 @@ def fit_gaussian(
     their covariance. Draws from the global generators.
 
     Arguments:
-        corruption: The channel.
+        channel: The channel.
         measurement: The measurements to fit, (N, …).
         rank: The rank of V; from D on, Σ is the full covariance.
         iterations: The number of EM iterations.
@@ -102,37 +131,36 @@ def fit_gaussian(
             measures; None for that of the measurements themselves.
         advance: Called after each iteration.
     """
-    dim = math.prod(corruption.shape)
-    device = measurement.y.device
-    mean = torch.zeros(dim, dtype=torch.float64, device=device)
-    start = observed_variance(corruption, measurement) if variance is None else variance
-    cov = DPLRCovariance(torch.full_like(mean, start), mean.new_zeros(dim, 1))
+    dim = math.prod(channel.shape)
+    mean = torch.zeros(dim, dtype=torch.float64, device=measurement.y.device)
+    start = observed_variance(channel, measurement) if variance is None else variance
+    cov = DPLRCovariance(torch.ones_like(mean) * start, mean.new_zeros(dim, 1))
     for _ in range(iterations):
-        draw = GaussianPosterior(mean, cov, corruption)
-        x, centre = draw(measurement), draw.mean(measurement)
+        posterior = GaussianPosterior(mean, cov, channel)
+        x, centre = posterior.draw(measurement), posterior.mean(measurement)
         # A sample and its mirror image: the mean is exact, or Monte Carlo errors would add up
         # over the iterations in directions that no measurement corrects.
         pair = torch.cat([x, 2 * centre - x]).flatten(1).double()
         mean = pair.mean(dim=0)
         cov = _covariance(pair, rank)
         advance()
-    return GaussianPosterior(mean, cov, corruption)
+    return GaussianPosterior(mean, cov, channel)
 
 
-def observed_variance(corruption: Corruption, measurement: Measurement) -> float:
-    """Returns the mean variance of a measured entry over measurements, less the noise's.
+def observed_variance(channel: LinearChannel, measurement: Measurement) -> Tensor:
+    """Returns the mean variance of a measured entry over measurements, less the noise's, ().
 
     Arguments:
-        corruption: The channel.
+        channel: The channel.
         measurement: The measurements, (N, …), N >= 2.
     """
-    y, operator, std = measurement.to(torch.float64)
-    seen = corruption.observed(y, operator)
-    count = seen.sum(dim=0).clamp(min=1)
-    mean = (seen * y).sum(dim=0) / count
-    noise = expand(std**2, y)
-    excess = seen * ((y - mean) ** 2 * (count / (count - 1).clamp(min=1)) - noise)
-    return max(float(excess.sum() / seen.sum()), VARIANCE_FLOOR)
+    y, operator, levels = measurement.to(torch.float64)
+    measured = channel.measured_mask(y, operator)
+    count = measured.sum(dim=0).clamp(min=1)
+    mean = (measured * y).sum(dim=0) / count
+    noise = channel.noise.variance(mean.expand_as(y), levels)
+    excess = measured * ((y - mean) ** 2 * (count / (count - 1).clamp(min=1)) - noise)
+    return (excess.sum() / measured.sum()).clamp(min=VARIANCE_FLOOR)
 
 
 def _covariance(x: Tensor, rank: int) -> DPLRCovariance:

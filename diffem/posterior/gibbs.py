@@ -11,10 +11,14 @@ import torch
 from azula.sample import DDPMSampler
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.corruption.channel import expand
-from diffem.denoiser.denoiser import Denoiser
-from diffem.posterior.posterior import Posterior, SamplerFactory
+from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.denoiser import Denoiser
+from diffem.posterior.posterior import (
+    DenoiserPosterior,
+    SamplerFactory,
+    require_spectrum,
+    steps_of,
+)
 from diffem.runtime.errors import UserError, check_count, check_positive
 
 
@@ -28,53 +32,65 @@ def time_of(denoiser: Denoiser, rho: float) -> float:
     return high
 
 
-def split_gibbs(
-    denoiser: Denoiser,
-    corruption: Corruption,
-    x: Tensor | None = None,
-    *,
-    sampler: SamplerFactory,
-    coupling: tuple[float, float],
-    sweeps: int,
-) -> Posterior:
-    """Returns the posterior that annealed split Gibbs sampling draws from.
+class SplitGibbs(DenoiserPosterior):
+    """The posterior that annealed split Gibbs sampling draws from.
 
     Arguments:
         denoiser: An unconditional denoiser.
-        corruption: The channel, of known spectrum.
-        x: Not used.
-        sampler: The sampler, of which the number of steps is used and shared out over the sweeps;
-            the prior step draws p(x | z), which takes a stochastic sampler: DDPM.
+        channel: The channel, of known spectrum.
+        sampler: The DDPM sampler, of which the number of steps is used and shared out over the
+            sweeps; the prior step draws p(x | z), which takes a stochastic sampler.
         coupling: The first and the last ρ.
         sweeps: The number of sweeps, each one step of z and one of x.
 
     Raises:
-        UserError: If a number is not positive.
-        NotImplementedError: If the operator's spectrum is not at hand (when drawing).
+        UserError: If a number is not positive, or there are fewer steps than sweeps.
     """
-    check_count("method.posterior.sweeps", sweeps)
-    if len(coupling) != 2:
-        raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
-    first, last = (check_positive("method.posterior.coupling: each", rho) for rho in coupling)
-    steps = max(1, sampler.keywords["steps"] // sweeps)
-    rhos = [first * (last / first) ** (i / max(1, sweeps - 1)) for i in range(sweeps)]
 
-    def draw(measurement: Measurement) -> Tensor:
-        y, operator, std = measurement
-        spectrum = corruption.spectrum(operator)
-        if spectrum is None:
-            raise NotImplementedError(f"{type(corruption).__name__} has no spectrum")
-        back = spectrum.analyse(corruption.adjoint(y, operator))
-        var = expand(std**2, back)
-        x = torch.zeros_like(back)
-        for rho in rhos:
+    requires = LinearGaussianChannel
+    samplers = (DDPMSampler,)
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        channel: LinearGaussianChannel,
+        *,
+        sampler: SamplerFactory,
+        coupling: tuple[float, float],
+        sweeps: int,
+    ) -> None:
+        super().__init__(denoiser, channel)
+        require_spectrum(channel, "method.posterior=SplitGibbs")
+        check_count("method.posterior.sweeps", sweeps)
+        if len(coupling) != 2:
+            raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
+        first, last = (check_positive("method.posterior.coupling: each", rho) for rho in coupling)
+        steps = steps_of(sampler)
+        if steps < sweeps:
+            raise UserError(
+                f"sampler.steps must be at least method.posterior.sweeps={sweeps}, got {steps}: "
+                "each sweep takes a step"
+            )
+        rhos = [first * (last / first) ** (i / max(1, sweeps - 1)) for i in range(sweeps)]
+        times = [time_of(denoiser, rho) for rho in rhos]
+        # The last sweeps, where the coupling is tightest, take the steps that are left over.
+        counts = [(steps + i) // sweeps for i in range(sweeps)]
+        self.sweeps = list(zip(rhos, times, counts, strict=True))
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape)."""
+        channel, denoiser = self.channel, self.denoiser
+        assert isinstance(channel, LinearGaussianChannel)
+        spectrum = channel.spectrum(measurement.operator)
+        assert spectrum is not None
+        At_y = spectrum.analyse(channel.adjoint(measurement.y, measurement.operator))
+        var = channel.variance(measurement)
+        x = torch.zeros_like(At_y)
+        for rho, start, steps in self.sweeps:
             precision = spectrum.square / var + rho**-2
-            z = (back / var + spectrum.analyse(x) / rho**2) / precision
+            z = (At_y / var + spectrum.analyse(x) / rho**2) / precision
             z = spectrum.synthesise(z + torch.randn_like(z) / precision.sqrt())
-            start = time_of(denoiser, rho)
             alpha, _ = denoiser.schedule(torch.tensor(start))
             process = DDPMSampler(denoiser, start=start, steps=steps, silent=True)
             x = process(alpha.to(z) * z)
         return x
-
-    return draw

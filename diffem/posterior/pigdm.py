@@ -13,11 +13,10 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.corruption.channel import expand
-from diffem.denoiser.denoiser import Denoiser
+from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.denoiser import Denoiser
 from diffem.posterior.covariance import Heuristic
-from diffem.posterior.posterior import Posterior, SamplerFactory
+from diffem.posterior.posterior import DenoiserPosterior, SamplerFactory, require_spectrum
 
 
 class PseudoInverseDenoiser(AzulaDenoiser):
@@ -25,31 +24,27 @@ class PseudoInverseDenoiser(AzulaDenoiser):
 
     Arguments:
         denoiser: An unconditional denoiser of images.
-        corruption: The channel, of known spectrum.
+        channel: The channel, of known spectrum.
         measurement: The measurements, (B, …).
         covariance: The covariance V.
-
-    Raises:
-        NotImplementedError: If the operator's spectrum is not at hand.
     """
 
     def __init__(
         self,
         denoiser: AzulaDenoiser,
-        corruption: Corruption,
+        channel: LinearGaussianChannel,
         measurement: Measurement,
         covariance: Heuristic,
     ) -> None:
         super().__init__()
-        spectrum = corruption.spectrum(measurement.operator)
-        if spectrum is None:
-            raise NotImplementedError(f"{type(corruption).__name__} has no spectrum")
+        spectrum = channel.spectrum(measurement.operator)
+        assert spectrum is not None
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.covariance = covariance
         self.spectrum = spectrum
-        self.back = spectrum.analyse(corruption.adjoint(measurement.y, measurement.operator))
-        self.var = expand(measurement.std**2, self.back)
+        self.At_y = spectrum.analyse(channel.adjoint(measurement.y, measurement.operator))
+        self.var = channel.variance(measurement)
 
     @torch.no_grad()
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:  # type: ignore[override]
@@ -58,15 +53,17 @@ class PseudoInverseDenoiser(AzulaDenoiser):
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             x_hat = self.denoiser(x_t, t).mean
-        pull = self.spectrum.synthesise(self._solve(x_hat.detach(), (alpha_t / sigma_t) ** 2))
-        (grad,) = torch.autograd.grad(x_hat, x_t, pull)
+        residual_At = self.spectrum.synthesise(
+            self._solve(x_hat.detach(), (alpha_t / sigma_t) ** 2)
+        )
+        (grad,) = torch.autograd.grad(x_hat, x_t, residual_At)
         return DiracPosterior(mean=x_hat.detach() + sigma_t**2 / alpha_t * grad)
 
     def _solve(self, x_hat: Tensor, precision: Tensor) -> Tensor:
         """Returns the coefficients of Aᵀ (A V Aᵀ + σ_y²)⁻¹ (y - A x̂), (B, *shape)."""
         u, v, w = self.covariance(precision)
         square = self.spectrum.square
-        residual = self.back - square * self.spectrum.analyse(x_hat)
+        residual = self.At_y - square * self.spectrum.analyse(x_hat)
         gain = 1 / (w * square + self.var)
         pull = gain * residual
         if u.shape[1] == 0:
@@ -81,29 +78,40 @@ class PseudoInverseDenoiser(AzulaDenoiser):
         return pull - (seen @ inner).reshape_as(pull)
 
 
-def pigdm(
-    denoiser: Denoiser,
-    corruption: Corruption,
-    x: Tensor | None = None,
-    *,
-    sampler: SamplerFactory,
-    covariance: Heuristic,
-) -> Posterior:
-    """Returns the posterior that this guidance defines: ΠGDM, or MMPS with a heuristic.
+class PiGDM(DenoiserPosterior):
+    """The posterior that this guidance defines: ΠGDM, or MMPS with a heuristic covariance.
 
     Arguments:
         denoiser: An unconditional denoiser.
-        corruption: The channel, of known spectrum.
-        x: Reconstructions of the round before, (n, *shape), for `cov_x`.
+        channel: The channel, of known spectrum.
         sampler: The sampler.
-        covariance: The covariance V.
+        covariance: The covariance V; that of the data (`cov_x`) is fitted to reconstructions.
     """
-    fitted = covariance.fitted(x)
 
-    def draw(measurement: Measurement) -> Tensor:
-        guide = PseudoInverseDenoiser(denoiser, corruption, measurement, fitted)
-        process = sampler(denoiser=guide, silent=True)
-        size = measurement.y.shape[:1] + corruption.shape
+    requires = LinearGaussianChannel
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        channel: LinearGaussianChannel,
+        *,
+        sampler: SamplerFactory,
+        covariance: Heuristic,
+    ) -> None:
+        super().__init__(denoiser, channel)
+        require_spectrum(channel, "method.posterior=PiGDM")
+        self.sampler = sampler
+        self.covariance = covariance
+
+    def fit(self, reconstructions: Tensor) -> None:
+        """Fits the covariance to reconstructions, (n, *shape)."""
+        self.covariance = self.covariance.fitted(reconstructions)
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape)."""
+        channel = self.channel
+        assert isinstance(channel, LinearGaussianChannel)
+        guide = PseudoInverseDenoiser(self.denoiser, channel, measurement, self.covariance)
+        process = self.sampler(denoiser=guide, silent=True)
+        size = measurement.y.shape[:1] + channel.shape
         return process(process.init(size, device=measurement.y.device))
-
-    return draw

@@ -1,56 +1,156 @@
-"""Posterior sampling: x ~ p_θ(x | y), the E-step's draw, and x ~ p_θ(x), the prior's."""
+"""Posteriors: p(x | y) as an object that draws samples, and what all of them share."""
 
-from collections.abc import Callable, Sequence
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from azula.denoise import Denoiser as AzulaDenoiser
-from torch import Tensor
+from azula.sample import Sampler
+from torch import Generator, Tensor
 
-from diffem.corruption import Corruption, Measurement
-from diffem.denoiser.condition import Conditioning
-from diffem.denoiser.denoiser import Denoiser
+from diffem.corruption import Channel, LinearChannel, Measurement, require
+from diffem.denoiser import Denoiser
+from diffem.runtime.errors import UserError
 from diffem.runtime.rng import Key, seeded
 
 SamplerFactory = partial[Any]
 """One of azula's samplers, its steps among the keywords; called with the denoiser."""
-Device = torch.device | str
-Posterior = Callable[[Measurement], Tensor]
-"""Draws x ~ p(x | y), (B, *shape), from the global generators, one for each measurement."""
-PosteriorFactory = Callable[[Denoiser, Corruption, Tensor | None], Posterior]
-"""Makes the posterior that a method samples in its E-step: from the denoiser, the channel and some
-reconstructions of the round before, (n, *shape), to take moments of; None if there are none."""
 
 
-def conditional(
-    denoiser: Denoiser,
-    corruption: Corruption,
-    x: Tensor | None = None,
-    *,
-    sampler: SamplerFactory,
-    condition: Conditioning,
-) -> Posterior:
-    """Returns the posterior that a conditional denoiser defines: DiffEM's.
+class Posterior(ABC):
+    """Abstract posterior p(x | y), from which an E-step draws."""
+
+    requires: ClassVar[type[Channel]] = Channel
+    """The class of channels that it works with."""
+
+    @abstractmethod
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape), from the global generators."""
+
+    def sample(self, measurement: Measurement, n: int = 1) -> Tensor:
+        """Draws n samples for each measurement, (n, B, *shape), from the global generators."""
+        return torch.stack([self.draw(measurement) for _ in range(n)])
+
+    def fit(self, reconstructions: Tensor) -> None:  # noqa: B027 - most have nothing to fit
+        """Takes moments of the round before, if the posterior needs any.
+
+        Arguments:
+            reconstructions: Some reconstructions x̂ of that round, (n, *shape).
+        """
+
+    def under(self, channel: Channel) -> Self:
+        """Returns the posterior under another channel, such as a learned one."""
+        return self
+
+    def uncounted(self) -> Self:
+        """Returns the posterior with a denoiser whose evaluations are not counted as EM's."""
+        return self
+
+
+class DenoiserPosterior(Posterior):
+    """Abstract posterior that a denoiser and a channel define.
 
     Arguments:
-        denoiser: A denoiser that was trained on measurements of the channel.
-        corruption: The channel.
-        x: Not used.
-        sampler: The sampler.
-        condition: How the denoiser was told of the measurements.
+        denoiser: The denoiser.
+        channel: The channel.
+
+    Raises:
+        UserError: If the channel is none that the posterior works with.
     """
 
-    def draw(measurement: Measurement) -> Tensor:
-        process = sampler(denoiser=denoiser, silent=True)
-        x_1 = process.init(measurement.y.shape[:1] + corruption.shape, device=measurement.y.device)
-        return process(x_1, condition=condition(corruption, measurement))
+    samplers: ClassVar[tuple[type, ...]] = (Sampler,)
+    """The samplers of azula that it can draw with; empty if it draws without one."""
 
-    return draw
+    def __init__(self, denoiser: Denoiser, channel: Channel) -> None:
+        require(channel, self.requires, f"method.posterior={type(self).__name__}")
+        self.denoiser = denoiser
+        self.channel = channel
+
+    def under(self, channel: Channel) -> Self:
+        """Returns the posterior under another channel, such as a learned one."""
+        new = copy.copy(self)
+        new.channel = channel
+        return new
+
+    def uncounted(self) -> Self:
+        """Returns the posterior with a denoiser whose evaluations are not counted as EM's."""
+        new = copy.copy(self)
+        new.denoiser = self.denoiser.uncounted()
+        return new
+
+
+class Prior:
+    """p(x) as an object that draws samples.
+
+    Arguments:
+        denoiser: A denoiser that takes no condition.
+        shape: The shape of one sample.
+        sampler: The sampler.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, shape: Sequence[int], *, sampler: SamplerFactory
+    ) -> None:
+        self.denoiser = denoiser
+        self.shape = tuple(shape)
+        self.sampler = sampler
+
+    def sample(self, n: int) -> Tensor:
+        """Draws n samples, (n, *shape), from the global generators, on the denoiser's device."""
+        device = next(self.denoiser.parameters()).device
+        process = self.sampler(denoiser=self.denoiser, silent=True)
+        return process(process.init((n, *self.shape), device=device))
+
+
+def check_sampler(posterior: type[DenoiserPosterior], sampler: SamplerFactory) -> None:
+    """Refuses a sampler, or a setting of one, that a posterior would not use.
+
+    Raises:
+        UserError: If the posterior draws with another; it names which.
+    """
+    chosen = sampler.func
+    if not (isinstance(chosen, type) and issubclass(chosen, posterior.samplers)):
+        fits = " or ".join(s.__name__.removesuffix("Sampler").lower() for s in posterior.samplers)
+        raise UserError(
+            f"sampler={getattr(chosen, '__name__', chosen)} has no effect on method.posterior="
+            f"{posterior.__name__}, whose steps are its own; choose sampler={fits}"
+        )
+
+
+def steps_of(sampler: SamplerFactory) -> int:
+    """Returns the number of steps of a sampler of which nothing else is used.
+
+    Raises:
+        UserError: If it has other settings.
+    """
+    if other := sampler.keywords.keys() - {"steps"}:
+        raise UserError(f"sampler.{min(other)} has no effect under this method; leave it out")
+    return sampler.keywords["steps"]
+
+
+def require_spectrum(channel: LinearChannel, part: str) -> None:
+    """Refuses a channel whose operator has no spectrum at hand.
+
+    Raises:
+        UserError: If it has none.
+    """
+    one = channel.forward_operator.draw(1, Generator().manual_seed(0))
+    if channel.spectrum(one) is None:
+        raise UserError(
+            f"{part} needs the spectrum of the operator, and {channel} has none; choose "
+            "method=diffem or method=em_mmps"
+        )
 
 
 def reconstruct(
-    draw: Posterior, measurement: Measurement, *, size: int, key: Sequence[Key], device: Device
+    posterior: Posterior,
+    measurement: Measurement,
+    *,
+    size: int,
+    key: Sequence[Key],
+    device: torch.device | str,
 ) -> Tensor:
     """Draws one reconstruction of each measurement of a chunk, on the CPU, (B, *shape).
 
@@ -58,7 +158,7 @@ def reconstruct(
     last bits; the noise depends on the key alone.
 
     Arguments:
-        draw: The posterior.
+        posterior: The posterior.
         measurement: The chunk's measurements, 1 <= B <= size.
         size: The constant batch size.
         key: The key of the noise.
@@ -67,19 +167,4 @@ def reconstruct(
     n = len(measurement.y)
     padded = measurement.select(torch.arange(size) % n).to(device)
     with seeded(*key, device=device):
-        return draw(padded)[:n].float().cpu()
-
-
-def sample_prior(
-    denoiser: AzulaDenoiser, shape: Sequence[int], sampler: SamplerFactory, *, device: Device
-) -> Tensor:
-    """Draws x ~ p_θ(x), on the CPU, from the global generators.
-
-    Arguments:
-        denoiser: A denoiser that takes no condition.
-        shape: The shape of the samples, (n, *S).
-        sampler: The sampler.
-        device: Where to sample.
-    """
-    process = sampler(denoiser=denoiser, silent=True)
-    return process(process.init(tuple(shape), device=torch.device(device))).float().cpu()
+        return posterior.draw(padded)[:n].float().cpu()

@@ -24,7 +24,7 @@ PANELS = {
 
 
 def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
-    """Saves rounds.png, compute.png and, if all runs counted them, evaluations.png.
+    """Saves rounds.png, compute.png and, if all runs counted them, nfe.png.
 
     Returns:
         The files.
@@ -35,7 +35,7 @@ def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
     axes: dict[str, tuple[str, Axis]] = {
         "rounds.png": ("round", lambda rounds: _values(rounds, "round")),
         "compute.png": ("seconds of E- and M-steps", _seconds),
-        "evaluations.png": ("network evaluations (images)", _evaluations),
+        "nfe.png": ("NFE (images through the network)", _nfe),
     }
     files = []
     for name, (label, axis) in axes.items():
@@ -94,5 +94,5 @@ def _seconds(rounds: Rounds) -> list[float]:
     return seconds
 
 
-def _evaluations(rounds: Rounds) -> list[float] | None:
-    return _values(rounds, "network_evaluations")
+def _nfe(rounds: Rounds) -> list[float] | None:
+    return _values(rounds, "nfe")

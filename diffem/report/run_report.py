@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffem.corruption import Measurement
+from diffem.corruption import Channel, Measurement
 from diffem.data.measurements import MeasurementSet
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
@@ -86,10 +86,10 @@ class RunReport:
             module: The module, on its device and in its trainer.
             round: The round.
         """
-        k, draw, device = round.number, round.draw, module.device
+        k, posterior, device = round.number, round.posterior, module.device
         n = min(self.evaluation.subset, len(self.train))
         first = self.store.open(k)
-        measurement = self.train.measurement.select(slice(n))
+        measurement = round.measurements.measurement.select(slice(n))
         with progress_bar(
             f"round {k}  evaluation", self.evaluation.samples - 1, "samples"
         ) as advance:
@@ -97,63 +97,69 @@ class RunReport:
                 [
                     first.__getitems__(range(n)).x,
                     *self._samples(
-                        draw, measurement, (k,), self.evaluation.samples - 1, device, advance
+                        posterior, measurement, (k,), self.evaluation.samples - 1, device, advance
                     ),
                 ]
             )
-        metrics = self._score_store(k)
+        metrics = self._score_store(k, round.measurements)
         metrics["psnr_mean"] = float(psnr(samples.mean(dim=0), self.train.truth[:n]).mean())
         metrics["spread"] = spread(samples)
-        metrics |= round.costs()
-        self._keep({"round": k, **metrics, **round.estimate()}, draw)
+        metrics |= round.costs
+        self._keep({"round": k, **metrics, **round.estimate()}, round)
         metrics |= {
             f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
         }
         panel = self.figures / f"round_{k:03d}.png"
-        self._panel(panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, self.train)
+        self._panel(
+            panel, f"round {k}: PSNR {metrics['psnr']:.2f} dB", samples, round.measurements
+        )
         log_round(
             module.trainer.loggers, {"round": k, **metrics}, panel, step=module.trainer.global_step
         )
 
-    def _keep(self, row: dict[str, Any], draw: Posterior) -> None:
+    def _keep(self, row: dict[str, Any], round: Round) -> None:
         """Keeps a round's row, in place of one that a killed process may have left."""
-        if isinstance(draw, GaussianPosterior):
-            heldout = self.heldout.measurement.select(slice(self.evaluation.heldout))
-            score = psnr(draw.mean(heldout), self.heldout.truth[: self.evaluation.heldout])
+        if isinstance(posterior := round.posterior, GaussianPosterior):
+            heldout = self.heldout.under(round.measurements.channel).measurement
+            mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
+            score = psnr(mean, self.heldout.truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
         content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
         write_file(self.journal, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
     def finish(
-        self, draw: Posterior, prior: Callable[[int], Tensor] | None, device: torch.device
+        self,
+        posterior: Posterior,
+        channel: Channel,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
     ) -> None:
         """Evaluates on the held-out measurements, and writes and prints the summary.
 
         Arguments:
-            draw: The final posterior.
+            posterior: The final posterior.
+            channel: The channel as it is assumed, or was learned.
             prior: Draws n samples from the prior, (n, *shape); None if there is none.
             device: Where to sample.
         """
         n = min(self.evaluation.heldout, len(self.heldout))
-        truth = self.heldout.truth[:n]
-        measurement = self.heldout.measurement.select(slice(n))
+        heldout = self.heldout.under(channel)
+        truth, measurement = heldout.truth[:n], heldout.measurement.select(slice(n))
         with progress_bar("held-out  evaluation", self.evaluation.samples, "samples") as advance:
             samples = self._samples(
-                draw, measurement, ("heldout",), self.evaluation.samples, device, advance
+                posterior, measurement, ("heldout",), self.evaluation.samples, device, advance
             )
         stacked = torch.stack(samples)
-        score = scores(stacked[0], truth, self.train.corruption, measurement)
+        score = scores(stacked[0], truth, channel, measurement)
         final: dict[str, Any] = {name: float(value.mean()) for name, value in score.items()}
         final["psnr_mean"] = float(psnr(stacked.mean(dim=0), truth).mean())
         if truth.ndim == 2:
             final["sinkhorn"] = sinkhorn_divergence(stacked[0], truth)
         final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
-        self._panel(self.figures / "heldout.png", "held-out measurements", stacked, self.heldout)
+        self._panel(self.figures / "heldout.png", "held-out measurements", stacked, heldout)
         final |= variety_scores(stacked, truth)
-        final |= recorruption_scores(
-            stacked, truth, self.train.corruption, measurement, seed=self.about["seed"]
-        )
+        final |= recorruption_scores(stacked, truth, channel, measurement, seed=self.about["seed"])
         if (lpips := self.evaluation.lpips) is not None:
             final[lpips.name] = float(lpips(stacked[0].to(device), truth.to(device)).mean())
         self._score_sets(final, stacked[0], prior, device)
@@ -165,7 +171,7 @@ class RunReport:
 
     def _samples(
         self,
-        draw: Posterior,
+        posterior: Posterior,
         measurement: Measurement,
         key: Sequence[int | str],
         count: int,
@@ -180,7 +186,7 @@ class RunReport:
         for s in range(count):
             chunks = [
                 reconstruct(
-                    draw,
+                    posterior,
                     measurement.select(slice(start, start + size)),
                     size=size,
                     key=(self.about["seed"], "evaluation", *key, s, start),
@@ -192,15 +198,15 @@ class RunReport:
             advance()
         return samples
 
-    def _score_store(self, k: int) -> dict[str, Any]:
+    def _score_store(self, k: int, measurements: MeasurementSet) -> dict[str, Any]:
         """Returns the mean scores of a round's reconstructions, chunk by chunk."""
         data, total = self.store.open(k), {}
         for chunk in self.store.chunks:
             rows = self.store.rows(chunk)
             x = data.__getitems__(range(rows.start, rows.stop)).x
-            measurement = self.train.measurement.select(rows)
+            measurement = measurements.measurement.select(rows)
             for name, value in scores(
-                x, self.train.truth[rows], self.train.corruption, measurement
+                x, measurements.truth[rows], measurements.channel, measurement
             ).items():
                 total[name] = total.get(name, 0.0) + float(value.double().sum())
         means = {name: value / len(data) for name, value in total.items()}
@@ -232,12 +238,14 @@ class RunReport:
         if prior is not None:
             final["prior"] |= self.features["prior"]
 
-    def _panel(self, path: Path, title: str, samples: Tensor, observed: MeasurementSet) -> None:
-        measurement = observed.measurement.select(slice(SHOWN if samples.ndim > 3 else None))
-        lifted = self.train.corruption.lift(measurement)[: samples.shape[1]]
+    def _panel(
+        self, path: Path, title: str, samples: Tensor, measurements: MeasurementSet
+    ) -> None:
+        measurement = measurements.measurement.select(slice(SHOWN if samples.ndim > 3 else None))
+        lifted = measurements.channel.lift(measurement)[: samples.shape[1]]
         n = len(lifted)
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
-        save_panel(path, title, (*columns, observed.truth[:n]))
+        save_panel(path, title, (*columns, measurements.truth[:n]))
 
     def _write(self, final: dict[str, Any]) -> None:
         versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}

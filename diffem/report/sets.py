@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffem.corruption import Corruption, Measurement
+from diffem.corruption import Channel, Measurement
 from diffem.metric import (
     Extractor,
     distribution_scores,
@@ -37,36 +37,37 @@ def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
 def recorruption_scores(
     samples: Tensor,
     truth: Tensor,
-    corruption: Corruption,
+    channel: Channel,
     measurement: Measurement,
     *,
     seed: int,
 ) -> dict[str, float]:
     """Returns how far measurements drawn afresh from reconstructions are from the measurements.
 
-    `recorrupted` is the energy distance of the two laws on the grid of x, without bias. Under the
-    true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it is 0 in
-    expectation. It needs no ground truth; `recorrupted_truth` is that of the true images.
+    `measurement_energy_distance` is the energy distance of the two laws on the grid of x, without
+    bias. Under the true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it
+    is 0 in expectation. It needs no ground truth; `measurement_energy_distance_truth` is that of
+    the true images.
 
     Arguments:
         samples: Samples of each measurement's posterior, (S, B, *shape); B = 1 has no score.
         truth: The clean images, (B, *shape).
-        corruption: The channel as it is believed to be.
+        channel: The channel as it is assumed to be.
         measurement: The measurements, (B, …).
         seed: The run's seed.
     """
     if len(truth) < 2:
         return {}
-    seen = corruption.lift(measurement.select(slice(PAIRED)))
+    seen = channel.lift(measurement.select(slice(PAIRED)))
 
     def distance(x: Tensor, s: int) -> float:
-        drawn = corruption.draw(x[:PAIRED], generator(seed, "recorrupted", s))
-        return energy_distance(corruption.lift(drawn), seen)
+        drawn = channel.draw(x[:PAIRED], generator(seed, "recorrupted", s))
+        return energy_distance(channel.lift(drawn), seen)
 
     count = len(samples)
     return {
-        "recorrupted": sum(distance(x, s) for s, x in enumerate(samples)) / count,
-        "recorrupted_truth": sum(distance(truth, s) for s in range(count)) / count,
+        "measurement_energy_distance": sum(distance(x, s) for s, x in enumerate(samples)) / count,
+        "measurement_energy_distance_truth": sum(distance(truth, s) for s in range(count)) / count,
     }
 
 

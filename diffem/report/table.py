@@ -43,9 +43,9 @@ def optimizer_steps(summary: Summary) -> float | None:
     return summary["rounds"][-1].get("optimizer_steps")
 
 
-def million_evaluations(summary: Summary) -> float | None:
+def million_nfe(summary: Summary) -> float | None:
     """Returns the millions of images that went through the network, where they are counted."""
-    count = summary["rounds"][-1].get("network_evaluations")
+    count = summary["rounds"][-1].get("nfe")
     return None if count is None else count / 1e6
 
 
@@ -73,7 +73,7 @@ SCORES = (
 COSTS = (
     Column("rounds", lambda summary: summary["rounds"][-1]["round"], 1),
     Column("optimiser steps", optimizer_steps, 0),
-    Column("network evaluations (M)", million_evaluations, 2),
+    Column("NFE (M)", million_nfe, 2),
     Column("E+M time (s)", em_seconds, 1),
     Column("time (s)", lambda summary: summary["wall_seconds"], 1),
 )

@@ -116,7 +116,7 @@ def resumable(path: Path, whole: Callable[[int], bool]) -> Path | None:
     names = (path, before_e_step(path))
     files = [file for name in names for file in (name, previous(name)) if file.is_file()]
     for file in _whole(files):
-        round = _load(file)["ReconstructionDataModule"]["round"]
+        round = _load(file)["em_state"]["round"]
         if round < 0 or whole(round):
             return file
         warn(f"round {round} is damaged; a checkpoint from before it is looked for, not {file}")

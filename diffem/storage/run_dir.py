@@ -40,7 +40,7 @@ FREE_KEYS = (  # what may differ between the processes of one run
     "objective",
     "em.rounds",
     "em.seconds",
-    "em.evaluations",
+    "em.nfe",
     "m_step.rollbacks",
 )
 AUTO = "auto"

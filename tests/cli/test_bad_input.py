@@ -72,7 +72,7 @@ BAD = [
     (["method=ambient", "method.objective.delta=0"], "method.objective.delta must be a number"),
     (["method.objective.p_uncond=1"], "method.objective.p_uncond must be a number in [0, 1)"),
     (["em.keep_rounds=1"], "em.keep_rounds must be a whole number of at least 2, got 1"),
-    (["em.evaluations=0"], "em.evaluations must be a positive number, got 0"),
+    (["em.nfe=0"], "em.nfe must be a positive number, got 0"),
     (["init.variance=0"], "init.variance must be a positive number, got 0"),
     (["blind.widen=0.5"], "blind.widen must be at least 1, got 0.5"),
     (["run_dir"], "run_dir"),

@@ -55,7 +55,7 @@ def test_a_job_that_fails_is_one_line_and_the_same_command_goes_on(tmp_path: Pat
     assert code == 1 and "Traceback" not in error
     assert [job["overrides"] for job in jobs] == [["em.rounds=0"], ["em.rounds=1"]]
     assert jobs[0]["ended"] == "em.rounds must be a whole number of at least 1, got 0"
-    assert jobs[1]["ended"] == "finished" and "recorrupted" in jobs[1]["final"]
+    assert jobs[1]["ended"] == "finished" and "measurement_energy_distance" in jobs[1]["final"]
     lines = error.splitlines()
     assert lines[-2].startswith("job 0 (em.rounds=0) in ") and lines[-2].endswith("s/0.log")
     assert lines[-1].startswith("1 of 2 jobs failed; with run_dir=")
@@ -166,7 +166,7 @@ def test_optuna_minimises_the_objective(tmp_path: Path) -> None:
         trials = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", *study)
         code, jobs, error = sweep(folder, *given, *trials)
         assert code == 0, error
-        scores += [job["final"]["recorrupted"] for job in jobs]
+        scores += [job["final"]["measurement_energy_distance"] for job in jobs]
         best = (folder / "optimization_results.yaml").read_text()
         assert float(best.partition("best_value: ")[2]) == pytest.approx(min(scores))
     assert len(set(scores)) == 4

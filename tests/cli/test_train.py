@@ -12,9 +12,9 @@ from command import SHORT, train
 from wandb_file import config, history, step_metrics
 
 from diffem.cli.classify import Training, classify
-from diffem.corruption import GaussianNoise, Mask
+from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
-from diffem.data.measurements import observe
+from diffem.data.measurements import simulate_measurements
 from diffem.metric import ssim, variety
 
 CANARY = "canary-3f9c"
@@ -68,7 +68,7 @@ def test_summary(run_dir: Path) -> None:
     assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
     truth = variety(Digits([1, 8, 8], train=200).load().heldout[:20])
     assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
-    assert {"recorrupted", "recorrupted_truth"} <= final.keys()
+    assert {"measurement_energy_distance", "measurement_energy_distance_truth"} <= final.keys()
     assert final["diversity"] > 0 and final["spread"] > 0 and 1 <= final["effective_rank"] <= 19
     assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
 
@@ -85,8 +85,10 @@ def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
     similarity = ssim(torch.from_numpy(x), truth)
     assert similarity is not None
     assert row["ssim"] == pytest.approx(float(similarity.mean()), abs=1e-5)
-    observed = observe(truth, Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5), seed=0, split="train")
-    y, mask = observed.measurement.y.numpy(), observed.measurement.operator.numpy()
+    measurements = simulate_measurements(
+        truth, make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05)), seed=0, split="train"
+    )
+    y, mask = measurements.measurement.y.numpy(), measurements.measurement.operator.numpy()
     chi2 = ((mask * (x - y) / 0.05) ** 2).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))
     assert row["residual_chi2"] == pytest.approx(float(chi2.mean()), rel=1e-4)
     flat = x.reshape(len(x), -1).astype(np.float64)

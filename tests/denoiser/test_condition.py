@@ -5,26 +5,27 @@ import torch
 from azula.noise import VESchedule
 from exact import Zero
 
-from diffem.corruption import Blur, GaussianNoise, Mask, Projection
+from diffem.corruption import Blur, GaussianNoise, Mask, Projection, make_channel
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.network import MLP, UNet
-from diffem.posterior.ambient import MaskedDenoiser, restoration
+from diffem.posterior import Restoration
+from diffem.posterior.ambient import MaskedDenoiser
 from diffem.runtime.rng import generator
 
 SCHEDULE = VESchedule(0.02, 20.0)
-MASK = Mask((1, 8, 8), GaussianNoise(0.1), rho=0.5)
+MASK = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
 CHANNELS = {
     "mask": (MASK, 3, 2),
-    "blur": (Blur((1, 8, 8), GaussianNoise(0.1), sigma=1.0, kernel_size=3), 3, 2),
-    "projection": (Projection((5,), GaussianNoise(0.1), rows=2), 5 + 2 + 10 + 1, 6),
+    "blur": (make_channel(Blur((1, 8, 8), sigma=1.0, kernel_size=3), GaussianNoise(0.1)), 3, 2),
+    "projection": (make_channel(Projection((5,), rows=2), GaussianNoise(0.1)), 5 + 2 + 10 + 1, 6),
 }
 
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_maps_are_told_or_not(name: str) -> None:
-    corruption, with_maps, without = CHANNELS[name]
-    assert Conditioning(maps=True).channels(corruption) == with_maps
-    assert Conditioning(maps=False).channels(corruption) == without
+    channel, with_maps, without = CHANNELS[name]
+    assert Conditioning(maps=True).channels(channel) == with_maps
+    assert Conditioning(maps=False).channels(channel) == without
 
 
 def test_unfused_y_reaches_the_denoiser_by_its_embedding_alone() -> None:
@@ -43,7 +44,7 @@ def test_a_withheld_condition_is_no_condition() -> None:
     network = UNet((1, 8, 8), 3, channels=[16], blocks=[1])
     denoiser = Denoiser(network, SCHEDULE).eval()
     condition = Conditioning()(MASK, measurement)
-    half = condition.kept(torch.tensor([1.0, 0.0]))
+    half = condition.masked(torch.tensor([1.0, 0.0]))
     x_t, t = torch.randn(2, 1, 8, 8, generator=generator(5)), torch.full((2,), 0.4)
     with torch.no_grad():
         mixed, full, none = (denoiser(x_t, t, c).mean for c in (half, condition, None))
@@ -62,24 +63,24 @@ def test_networks_take_no_observation_for_zeros(network: MLP) -> None:
 def test_evaluations_are_images_forward_and_backward() -> None:
     denoiser = Denoiser(MLP([4], 0), SCHEDULE)
     denoiser.loss(torch.randn(3, 4), torch.full((3,), 0.5))
-    assert denoiser.evaluations == 3
+    assert denoiser.nfe == 3
     denoiser.loss(torch.randn(3, 4), torch.full((3,), 0.5)).backward()
-    assert denoiser.evaluations == 9
+    assert denoiser.nfe == 9
     x_t = torch.randn(2, 4, requires_grad=True)
     with torch.no_grad():
         denoiser(x_t, torch.tensor(0.5))
-    assert denoiser.evaluations == 11
+    assert denoiser.nfe == 11
     x_hat = denoiser(x_t, torch.tensor(0.5)).mean
     for _ in range(3):
         torch.autograd.grad(x_hat.sum(), x_t, retain_graph=True)
-    assert denoiser.evaluations == 11 + 2 + 3 * 2
+    assert denoiser.nfe == 11 + 2 + 3 * 2
 
 
 def test_ambient_restoration_of_a_standard_normal() -> None:
     """Of x ~ N(0, I): E[x | y] = y / (1 + σ_y²) where y is measured, and 0 elsewhere."""
     measurement = MASK.draw(torch.randn(4, 1, 8, 8, generator=generator(6)), generator(7))
     denoiser = Denoiser(Zero(), SCHEDULE)
-    x = restoration(denoiser, MASK, sampler=None)(measurement)  # type: ignore[arg-type]
+    x = Restoration(denoiser, MASK).draw(measurement)
     torch.testing.assert_close(x, measurement.y / (1 + 0.1**2), rtol=1e-4, atol=1e-5)
 
 

@@ -11,9 +11,17 @@ from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABS
 from exact import Zero
 from torch import Tensor, nn
 
-from diffem.corruption import Blur, Denoising, GaussianNoise, Mask, Measurement, Projection
+from diffem.corruption import (
+    Blur,
+    Denoising,
+    GaussianNoise,
+    Mask,
+    Measurement,
+    Projection,
+    make_channel,
+)
 from diffem.denoiser import BetaMixture, Condition, Conditioning, Denoiser
-from diffem.posterior import conditional, reconstruct, sample_prior
+from diffem.posterior import Conditional, Prior, reconstruct
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator, seeded
 
@@ -47,39 +55,41 @@ def test_loss_is_edm_s() -> None:
 
 def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     """E[x | x_t, y] of x ~ N(0, 1), x_t = x + σ_t z, y = x + σ_y ε where m = 1."""
-    corruption = Mask((1, 4, 4), GaussianNoise((0.1, 0.5)), rho=0.5)
+    channel = make_channel(Mask((1, 4, 4), rho=0.5), GaussianNoise((0.1, 0.5)))
     x = torch.randn(8, 1, 4, 4, generator=generator(0))
-    measurement = corruption.draw(x, generator(1))
+    measurement = channel.draw(x, generator(1))
     t = torch.linspace(0.2, 0.9, 8)
     sigma_t = SCHEDULE(t)[1].view(-1, 1, 1, 1)
     x_t = x + sigma_t * torch.randn(x.shape, generator=generator(2))
-    m, var_y = measurement.operator, measurement.std.view(-1, 1, 1, 1) ** 2
+    m, var_y = measurement.operator, measurement.noise.view(-1, 1, 1, 1) ** 2
     expected = (x_t / sigma_t**2 + m * measurement.y / var_y) / (1 + sigma_t**-2 + m / var_y)
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, measurement)).mean
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(channel, measurement)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_denoiser_is_exact_for_any_linear_channel() -> None:
     """E[x | x_t, y] of x ~ N(0, I) under a blur, by solving the normal equations."""
-    corruption = Blur((1, 3, 4), GaussianNoise((0.1, 0.5)), sigma=(0.5, 1.5), kernel_size=3)
+    channel = make_channel(
+        Blur((1, 3, 4), sigma=(0.5, 1.5), kernel_size=3), GaussianNoise((0.1, 0.5))
+    )
     n, dim = 8, 12
     x = torch.randn(n, 1, 3, 4, generator=generator(0))
-    measurement = corruption.draw(x, generator(1))
+    measurement = channel.draw(x, generator(1))
     t = torch.linspace(0.2, 0.9, n)
     var_t = (SCHEDULE(t)[1] ** 2).view(-1, 1, 1)
     x_t = x + var_t.sqrt().view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator(2))
     unit = torch.eye(dim).view(dim, 1, 1, 3, 4)
     a = torch.stack(
-        [corruption.apply(e.expand(n, -1, -1, -1), measurement.operator).flatten(1) for e in unit],
+        [channel.apply(e.expand(n, -1, -1, -1), measurement.operator).flatten(1) for e in unit],
         dim=2,
     )
-    var_y = (measurement.std**2).view(-1, 1, 1)
+    var_y = (measurement.noise**2).view(-1, 1, 1)
     system = torch.eye(dim) * (1 + 1 / var_t) + a.mT @ a / var_y
     right = (
         x_t.flatten(1)[:, :, None] / var_t + a.mT @ measurement.y.flatten(1)[:, :, None] / var_y
     )
     expected = torch.linalg.solve(system.double(), right.double()).view_as(x).float()
-    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(corruption, measurement)).mean
+    mean = Denoiser(Zero(), SCHEDULE)(x_t, t, Conditioning()(channel, measurement)).mean
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -98,17 +108,17 @@ def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
     """x ~ N(0, I), y = m (x + σ_y ε): mean m y / (1 + σ_y²), variance 1 - m / (1 + σ_y²)."""
     sampler, bias = SAMPLERS[name]
     n, std = 4000, 0.5
-    corruption = Mask((1, 2, 2), GaussianNoise(std), rho=0.5)
+    channel = make_channel(Mask((1, 2, 2), rho=0.5), GaussianNoise(std))
     y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]])
     m = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     measurement = Measurement(
-        y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n,), std)
+        y.expand(n, -1, -1, -1), m.expand(n, -1, -1, -1), torch.full((n, 1), std)
     )
-    draw = conditional(
-        Denoiser(Zero(), SCHEDULE), corruption, sampler=sampler, condition=Conditioning()
+    posterior = Conditional(
+        Denoiser(Zero(), SCHEDULE), channel, sampler=sampler, condition=Conditioning()
     )
     with seeded(3):
-        x = draw(measurement).flatten(1)
+        x = posterior.draw(measurement).flatten(1)
     mean = (m * y / (1 + std**2)).flatten()
     var = (1 - m / (1 + std**2)).flatten()
     # Monte Carlo: 4.5 standard errors of a mean and of a variance, plus the sampler's bias.
@@ -141,18 +151,18 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
     n, dim, std = 4000, 3, 0.3
     root = torch.randn(dim, dim, generator=generator(4))
     mean, cov = torch.randn(dim, generator=generator(5)), root @ root.mT + 0.1 * torch.eye(dim)
-    corruption = Projection((dim,), GaussianNoise(std), rows=2)
-    one = corruption.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
+    channel = make_channel(Projection((dim,), rows=2), GaussianNoise(std))
+    one = channel.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
     measurement = Measurement(*(field.expand(n, *field.shape[1:]) for field in one))
     exact = ExactProjection(mean, cov, rows=2)
-    draw = conditional(
+    posterior = Conditional(
         exact,  # type: ignore[arg-type]
-        corruption,
+        channel,
         sampler=partial(HeunSampler, steps=64),
         condition=Conditioning(),
     )
     with seeded(8):
-        x = draw(measurement)
+        x = posterior.draw(measurement)
     a = one.operator[0]
     gain = cov @ a.mT @ torch.linalg.inv(a @ cov @ a.mT + std**2 * torch.eye(2))
     expected_mean = mean + gain @ (one.y[0] - a @ mean)
@@ -168,25 +178,25 @@ def test_prior_samples_of_a_standard_normal() -> None:
     n = 4000
     with seeded(9):
         sampler = partial(HeunSampler, steps=64)
-        x = sample_prior(Denoiser(Zero(), SCHEDULE), (n, 2), sampler, device="cpu")
+        x = Prior(Denoiser(Zero(), SCHEDULE), (2,), sampler=sampler).sample(n)
     assert x.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
     assert (x.var(dim=0) - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
 
 
 def test_a_sample_depends_on_the_key_and_not_on_its_neighbours() -> None:
-    corruption = Denoising((1, 4, 4), GaussianNoise(0.5))
-    measurement = corruption.draw(torch.randn(6, 1, 4, 4), generator(10))
-    draw = conditional(
+    channel = make_channel(Denoising((1, 4, 4)), GaussianNoise(0.5))
+    measurement = channel.draw(torch.randn(6, 1, 4, 4), generator(10))
+    posterior = Conditional(
         Denoiser(Zero(), SCHEDULE),
-        corruption,
+        channel,
         sampler=partial(DDPMSampler, steps=8),
         condition=Conditioning(),
     )
     options = {"size": 8, "device": "cpu"}
-    whole = reconstruct(draw, measurement, key=("k",), **options)  # type: ignore[arg-type]
+    whole = reconstruct(posterior, measurement, key=("k",), **options)  # type: ignore[arg-type]
     torch.manual_seed(123)
-    short = reconstruct(draw, measurement.select(slice(2)), key=("k",), **options)  # type: ignore[arg-type]
-    other = reconstruct(draw, measurement, key=("l",), **options)  # type: ignore[arg-type]
+    short = reconstruct(posterior, measurement.select(slice(2)), key=("k",), **options)  # type: ignore[arg-type]
+    other = reconstruct(posterior, measurement, key=("l",), **options)  # type: ignore[arg-type]
     assert whole.shape == (6, 1, 4, 4)
     assert torch.equal(whole[:2], short)
     assert not torch.equal(whole, other)

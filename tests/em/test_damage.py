@@ -36,9 +36,9 @@ class World:
 
     def saved(self, i: int) -> dict[str, Any]:
         round, due = SAVED[i]
-        where = {"round": round, "due": due, "step": i}
+        where = {"round": round, "e_step_pending": due, "step": i}
         weights = torch.randn(30, generator=torch.Generator().manual_seed(100 + i))
-        return {"ReconstructionDataModule": where, "state_dict": {"w": weights}}
+        return {"em_state": where, "state_dict": {"w": weights}}
 
     def make(self) -> "World":
         for k in range(ROUNDS):
@@ -69,9 +69,9 @@ class World:
         i, round = -1, -1
         if start is not None:
             checkpoint = AtomicCheckpointIO().load_checkpoint(start)
-            i = checkpoint["ReconstructionDataModule"]["step"]
+            i = checkpoint["em_state"]["step"]
             round, expected = SAVED[i][0], self.saved(i)
-            assert checkpoint["ReconstructionDataModule"] == expected["ReconstructionDataModule"]
+            assert checkpoint["em_state"] == expected["em_state"]
             assert torch.equal(checkpoint["state_dict"]["w"], expected["state_dict"]["w"])
         made = [0] * (ROUNDS + 1)
         for k in range(max(round, 0), ROUNDS + 1):

@@ -7,18 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from azula.sample import DDIMSampler
+from azula.sample import DDIMSampler, DDPMSampler
 from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
 
 from diffem.em.init import FromClean, FromMeasurement
 from diffem.em.objective import Ambient
 from diffem.em.round import Round
-from diffem.posterior import reconstruct
-from diffem.posterior.ambient import restoration
-from diffem.posterior.covariance import Isotropic, PrincipalComponents
-from diffem.posterior.gibbs import split_gibbs
-from diffem.posterior.guidance import diffpir, dps, mmps
-from diffem.posterior.pigdm import pigdm
+from diffem.posterior import (
+    DPS,
+    MMPS,
+    DiffPIR,
+    Isotropic,
+    PiGDM,
+    PrincipalComponents,
+    Restoration,
+    SplitGibbs,
+    reconstruct,
+)
 from diffem.runtime.errors import UserError
 from diffem.storage.reconstructions import Batch
 
@@ -36,7 +41,7 @@ def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
     hashes = []
     for name, noise in (("a", 0.0), ("b", 1.0)):
         run = SmallRun(tmp_path / name)
-        run.with_truth(run.observed.truth + noise * torch.randn(SIZE, 1, 8, 8))
+        run.with_truth(run.measurements.truth + noise * torch.randn(SIZE, 1, 8, 8))
         run.supervised = True
         hashes.append(run.fit().module.weights_hash())
     assert hashes[0] != hashes[1]
@@ -45,12 +50,12 @@ def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
 def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "a").fit()
     with run.module.averaged() as denoiser:
-        draw = run.posterior(denoiser, run.observed.corruption, None)  # type: ignore[arg-type]
+        draw = run.posterior(denoiser, run.measurements.channel)
         rows = run.store.rows(3)
         torch.manual_seed(99)  # nothing outside the key matters
         x = reconstruct(
             draw,
-            run.observed.measurement.select(rows),
+            run.measurements.measurement.select(rows),
             size=CHUNK,
             key=(0, "e-step", ROUNDS, 3),
             device="cpu",
@@ -85,7 +90,7 @@ def test_law_5_every_batch_is_of_the_current_round(
     step = small_run.module.training_step
 
     def record(batch: Batch) -> torch.Tensor:
-        seen.append((batch.round, small_run.data.round, len(batch.x)))
+        seen.append((batch.round, small_run.data.state.round, len(batch.x)))
         return step(batch)
 
     monkeypatch.setattr(small_run.module, "training_step", record)
@@ -95,7 +100,9 @@ def test_law_5_every_batch_is_of_the_current_round(
 
 def test_law_5_a_stale_batch_is_refused(small_run: SmallRun) -> None:
     small_run.fit()
-    small_run.module._trainer = SimpleNamespace(datamodule=SimpleNamespace(round=2))  # type: ignore[assignment]
+    small_run.module._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(state=SimpleNamespace(round=2))
+    )  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="a batch of round 1 reached round 2"):
         small_run.module.training_step(Batch(torch.zeros(2, 1, 8, 8), 1, torch.arange(2)))
 
@@ -105,8 +112,9 @@ def test_rounds_are_told_and_committed(small_run: SmallRun) -> None:
     assert [round.number for round in small_run.rounds] == [0, 1, 2]
     assert all(small_run.store.committed(k) for k in range(ROUNDS + 1))
     first, second, _ = small_run.rounds
-    assert first.m_step_seconds == 0 and first.loss is None
-    assert second.m_step_seconds > 0 and second.loss is not None and second.loss > 0
+    assert first.costs["m_step_seconds"] == 0 and first.costs["loss"] is None
+    seconds, loss = second.costs["m_step_seconds"], second.costs["loss"]
+    assert seconds is not None and seconds > 0 and loss is not None and loss > 0
 
 
 def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
@@ -116,25 +124,25 @@ def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
     def evaluate(round: Round) -> None:
         run.rounds.append(round)
         with run.module.averaged() as denoiser:
-            draw = run.posterior(denoiser, run.observed.corruption, None)
-            draw(run.observed.measurement.select(slice(3)))
+            draw = run.posterior(denoiser, run.measurements.channel).uncounted()
+            draw.sample(run.measurements.measurement.select(slice(3)))
 
-    run.told = evaluate  # type: ignore[method-assign]
+    run.record = evaluate  # type: ignore[method-assign]
     run.fit()
     e_step, m_step = 4 * len(run.store.chunks) * CHUNK, 2 * 8 * STEPS
-    assert [r.evaluations for r in run.rounds] == [k * (e_step + m_step) for k in range(3)]
-    assert [r.steps for r in run.rounds] == [k * STEPS for k in range(3)]
+    assert [r.costs["nfe"] for r in run.rounds] == [k * (e_step + m_step) for k in range(3)]
+    assert [r.costs["optimizer_steps"] for r in run.rounds] == [k * STEPS for k in range(3)]
 
 
 def test_a_budget_is_met_to_the_nearest_round() -> None:
     settings = SmallRun.settings_of(rounds=99)
-    timed, counted = replace(settings, seconds=60.0), replace(settings, evaluations=1e6)
-    assert not settings.over(1e9, 1e9, 1)
+    timed, counted = replace(settings, seconds=60.0), replace(settings, nfe=1e6)
+    assert not settings.exhausted(1e9, 1e9, 1)
     # Rounds of 25 s: after two, a third would end 15 s late, after 10 s early: stop.
-    assert not timed.over(25.0, 0, 1) and timed.over(50.0, 0, 2)
+    assert not timed.exhausted(25.0, 0, 1) and timed.exhausted(50.0, 0, 2)
     # Rounds of 22 s: a third ends 6 s late, two end 16 s early: go on.
-    assert not timed.over(44.0, 0, 2) and timed.over(66.0, 0, 3)
-    assert not counted.over(1e9, 4e5, 1) and counted.over(0, 8.1e5, 2)
+    assert not timed.exhausted(44.0, 0, 2) and timed.exhausted(66.0, 0, 3)
+    assert not counted.exhausted(1e9, 4e5, 1) and counted.exhausted(0, 8.1e5, 2)
 
 
 def test_no_round_begins_after_its_time(tmp_path: Path) -> None:
@@ -147,48 +155,47 @@ def test_each_round_starts_from_the_average_with_a_fresh_optimiser(small_run: Sm
     small_run.fit()
     module = small_run.module
     for weight, average in zip(
-        module.denoiser.parameters(), module.ema.denoiser.parameters(), strict=True
+        module.denoiser.parameters(), module.average.parameters(), strict=True
     ):
         assert torch.equal(weight, average)
     optimizer = module.trainer.strategy.optimizers[0]
     assert not optimizer.state  # Adam has taken no step since the last restart
-    assert int(module.ema.updates) == ROUNDS * STEPS
+    assert int(module.ema.n_averaged) == 1 + ROUNDS * STEPS
 
 
 def test_init_from_the_observation(small_run: SmallRun) -> None:
     small_run.fit(FromMeasurement())
     assert torch.equal(
-        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.observed.measurement.y
+        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.measurements.measurement.y
     )
 
 
 def test_init_from_few_clean_images(small_run: SmallRun) -> None:
     small_run.fit(FromClean(count=3))
     x = small_run.store.open(0).__getitems__(range(SIZE)).x.flatten(1)
-    clean = small_run.observed.truth[:3].flatten(1)
+    clean = small_run.measurements.truth[:3].flatten(1)
     assert len(x.unique(dim=0)) == 3
     assert torch.cdist(x, clean).min(dim=1).values.max() == 0
 
 
-STEPS_OF = partial(DDIMSampler, steps=4)
+STEPS_OF, DDPM = partial(DDIMSampler, steps=4), partial(DDPMSampler, steps=4)
 RIVALS = {
-    "em_mmps": partial(mmps, sampler=STEPS_OF, solver="gmres", iterations=1),
-    "em_dps": partial(dps, sampler=STEPS_OF, zeta=1.0),
-    "em_pigdm": partial(pigdm, sampler=STEPS_OF, covariance=Isotropic(1.0)),
-    "em_mmps_cov_x": partial(pigdm, sampler=STEPS_OF, covariance=PrincipalComponents(8)),
-    "ambient": partial(restoration, sampler=STEPS_OF),
-    "em_diffpir": partial(diffpir, sampler=STEPS_OF, lmbda=1.0, iterations=2),
-    "em_pnp": partial(split_gibbs, sampler=STEPS_OF, coupling=(3.0, 0.02), sweeps=2),
+    "em_mmps": partial(MMPS, sampler=STEPS_OF, solver="gmres", iterations=1),
+    "em_dps": partial(DPS, sampler=DDPM, zeta=1.0),
+    "em_pigdm": partial(PiGDM, sampler=STEPS_OF, covariance=Isotropic(1.0)),
+    "em_mmps_cov_x": partial(PiGDM, sampler=STEPS_OF, covariance=PrincipalComponents(8)),
+    "ambient": Restoration,
+    "em_diffpir": partial(DiffPIR, sampler=STEPS_OF, lmbda=1.0, iterations=2),
+    "em_pnp": partial(SplitGibbs, sampler=DDPM, coupling=(3.0, 0.02), sweeps=2),
 }
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_rivals_share_the_loop(name: str, tmp_path: Path) -> None:
     """Their rounds obey the same laws: whole, finite, decided by the seed, blind to the truth."""
-    objective = partial(Ambient, delta=0.1) if name == "ambient" else None
+    objective = Ambient(delta=0.1) if name == "ambient" else None
     runs = [
-        SmallRun(tmp_path / part, rival=RIVALS[name], make_objective=objective)
-        for part in ("a", "b")
+        SmallRun(tmp_path / part, rival=RIVALS[name], objective=objective) for part in ("a", "b")
     ]
     runs[1].with_truth(torch.randn(SIZE, 1, 8, 8))
     for run in runs:

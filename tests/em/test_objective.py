@@ -7,7 +7,14 @@ import torch
 from azula.noise import VESchedule
 from torch import Tensor
 
-from diffem.corruption import Corruption, Denoising, GaussianNoise, Mask, Measurement
+from diffem.corruption import (
+    Denoising,
+    GaussianNoise,
+    Mask,
+    Measurement,
+    make_channel,
+)
+from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
 from diffem.network import UNet
@@ -16,9 +23,10 @@ from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
 
 SHAPE, N = (1, 8, 8), 64
-MASK = Mask(SHAPE, GaussianNoise(0.05), rho=0.5)
+MASK = make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.05))
 X = torch.randn(N, *SHAPE, generator=generator(0))
 Y = MASK.draw(X, generator(1))
+SET = MeasurementSet(Y, MASK, X)
 
 
 class Seen(Denoiser):
@@ -36,14 +44,15 @@ def batch(rows: list[int], round: int = 0) -> Batch:
     return Batch(X[index], round, index)
 
 
-def told(objective: Objective, batch: Batch, step: int) -> Condition | None:
+def seen_by(objective: Objective, batch: Batch, step: int) -> Condition | None:
     denoiser = Seen(torch.nn.Identity(), VESchedule(0.02, 20.0))
-    objective.loss(denoiser, batch, torch.full((len(batch.x),), 0.5), (0, "m_step", step, 0))
+    t, key = torch.full((len(batch.x),), 0.5), (0, "m_step", step, 0)
+    objective.loss(denoiser, batch, t, measurements=SET, key=key)
     return denoiser.condition
 
 
 def recorrupted(*, p_uncond: float = 0.0, fresh: bool = True) -> Recorrupted:
-    return Recorrupted(MASK, Y, condition=Conditioning(), p_uncond=p_uncond, fresh=fresh)
+    return Recorrupted(condition=Conditioning(), p_uncond=p_uncond, fresh=fresh)
 
 
 def embedding(condition: Condition | None) -> Tensor:
@@ -53,17 +62,17 @@ def embedding(condition: Condition | None) -> Tensor:
 
 def test_fresh_observations_differ_at_every_step() -> None:
     objective = recorrupted()
-    one, same, other = (embedding(told(objective, batch([3, 5]), s)) for s in (1, 1, 2))
+    one, same, other = (embedding(seen_by(objective, batch([3, 5]), s)) for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one[:, 1], other[:, 1])  # the mask
 
 
 def test_once_a_round_they_are_a_row_s_own() -> None:
     objective = recorrupted(fresh=False)
-    one = embedding(told(objective, batch([3, 5]), 1))
-    other = embedding(told(objective, batch([5, 9, 3]), 2))
+    one = embedding(seen_by(objective, batch([3, 5]), 1))
+    other = embedding(seen_by(objective, batch([5, 9, 3]), 2))
     assert torch.equal(one[0], other[2]) and torch.equal(one[1], other[0])
-    later = embedding(told(objective, batch([3, 5], round=1), 1))
+    later = embedding(seen_by(objective, batch([3, 5], round=1), 1))
     assert not torch.equal(one[:, 1], later[:, 1])
 
 
@@ -71,7 +80,10 @@ def test_observations_are_withheld_as_often_as_asked() -> None:
     objective = recorrupted(p_uncond=0.25)
     with seeded(2):
         kept = torch.cat(
-            [embedding(told(objective, batch(list(range(N))), s))[:, -1, 0, 0] for s in range(40)]
+            [
+                embedding(seen_by(objective, batch(list(range(N))), s))[:, -1, 0, 0]
+                for s in range(40)
+            ]
         )
     fraction = float((kept == 0).float().mean())  # the noise level, 0 where nothing is told
     assert abs(fraction - 0.25) < 4.5 * (0.25 * 0.75 / len(kept)) ** 0.5
@@ -79,22 +91,24 @@ def test_observations_are_withheld_as_often_as_asked() -> None:
 
 
 def test_unconditional_is_told_nothing() -> None:
-    assert told(Unconditional(MASK, Y), batch([1, 2]), 0) is None
+    assert seen_by(Unconditional(), batch([1, 2]), 0) is None
 
 
 def test_ambient_learns_from_observations_alone() -> None:
     """Neither the reconstructions nor the truth behind removed pixels change its loss."""
-    objective = Ambient(MASK, Y, delta=0.1)
+    objective = Ambient(delta=0.1)
     denoiser = Denoiser(UNet(SHAPE, 1, channels=[16], blocks=[1]), VESchedule(0.02, 20.0))
     behind = Y._replace(y=Y.y + (1 - Y.operator) * 7)
     losses = []
     for part, rows in (
-        (objective, batch([3, 5])),
-        (objective, batch([3, 5])._replace(x=torch.zeros(2, *SHAPE))),
-        (Ambient(MASK, behind, delta=0.1), batch([3, 5])),
+        (SET, batch([3, 5])),
+        (SET, batch([3, 5])._replace(x=torch.zeros(2, *SHAPE))),
+        (MeasurementSet(behind, MASK, X), batch([3, 5])),
     ):
         with seeded(3):
-            losses.append(part.loss(denoiser, rows, torch.full((2,), 0.5), (0,)).item())
+            t = torch.full((2,), 0.5)
+            loss = objective.loss(denoiser, rows, t, measurements=part, key=(0,))
+            losses.append(loss.item())
     assert losses[0] == losses[1] == losses[2] > 0
 
 
@@ -102,8 +116,8 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
     """A denoiser that gives what it sees is right but where it is hidden: a share δ of y²."""
     n, delta, t = 4000, 0.3, 0.2
     y = torch.ones(n, *SHAPE)
-    measurement = Measurement(y, torch.ones(n, *SHAPE), torch.full((n,), 0.05))
-    clear = Mask(SHAPE, GaussianNoise(0.05), rho=0.0)
+    measurement = Measurement(y, torch.ones(n, *SHAPE), torch.full((n, 1), 0.05))
+    clear = make_channel(Mask(SHAPE, rho=0.0), GaussianNoise(0.05))
 
     class Copy(Denoiser):
         def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None):  # type: ignore[override]
@@ -115,8 +129,12 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
     denoiser = Copy(torch.nn.Identity(), VESchedule(0.02, 20.0))
     rows = Batch(y, 0, torch.arange(n))
     with seeded(4):
-        loss = Ambient(clear, measurement, delta=delta).loss(
-            denoiser, rows, torch.full((n,), t), (0,)
+        loss = Ambient(delta=delta).loss(
+            denoiser,
+            rows,
+            torch.full((n,), t),
+            measurements=MeasurementSet(measurement, clear, y),
+            key=(0,),
         )
     level = 1 / float(VESchedule(0.02, 20.0)(torch.tensor(t))[1]) ** 2 + 1
     # Monte Carlo: n · 64 pixels, each hidden with probability δ.
@@ -127,13 +145,15 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
     ("make", "sentence"),
     [
         (lambda: recorrupted(p_uncond=1.0), r"method\.objective\.p_uncond must be a number in"),
-        (lambda: Ambient(MASK, Y, delta=0.0), r"method\.objective\.delta must be a number in"),
+        (lambda: Ambient(delta=0.0), r"method\.objective\.delta must be a number in"),
         (
-            lambda: Ambient(Denoising(SHAPE, GaussianNoise(0.1)), Y, delta=0.1),
+            lambda: Ambient(delta=0.1).cond_channels(
+                make_channel(Denoising(SHAPE), GaussianNoise(0.1))
+            ),
             "method=ambient needs corruption=mask on images",
         ),
     ],
 )
-def test_mistakes(make: Callable[[], Corruption], sentence: str) -> None:
+def test_mistakes(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()

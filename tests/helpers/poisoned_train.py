@@ -23,8 +23,8 @@ def step(self: DenoiserModule, batch: Batch) -> Tensor:
     return plain_step(self, batch)
 
 
-def loss(self: Recorrupted, *arguments: object) -> Tensor:
-    value = plain_loss(self, *arguments)  # type: ignore[arg-type]
+def loss(self: Recorrupted, *arguments: object, **others: object) -> Tensor:
+    value = plain_loss(self, *arguments, **others)  # type: ignore[arg-type]
     return value + float("inf") if bad and os.environ.get("LOCAL_RANK") == "1" else value
 
 

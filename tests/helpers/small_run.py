@@ -11,9 +11,9 @@ from lightning import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from diffem.corruption import Corruption, GaussianNoise, Mask
+from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, make_channel
 from diffem.data import Digits
-from diffem.data.measurements import observe
+from diffem.data.measurements import simulate_measurements
 from diffem.denoiser import BetaMixture, Conditioning, Denoiser
 from diffem.em import (
     Blind,
@@ -21,8 +21,10 @@ from diffem.em import (
     DenoiserModule,
     EMLoop,
     EMSettings,
+    EMState,
     MStep,
-    ObjectiveFactory,
+    Objective,
+    PosteriorFactory,
     ReconstructionDataModule,
     Round,
     Unconditional,
@@ -31,14 +33,17 @@ from diffem.em.init import Gaussian, Init
 from diffem.em.objective import Recorrupted
 from diffem.em.rollback import fit
 from diffem.network import UNet
-from diffem.posterior import PosteriorFactory, conditional
+from diffem.posterior import Conditional
 from diffem.runtime.rng import seeded
 from diffem.storage.checkpoint import AtomicCheckpointIO
 from diffem.storage.store import ReconstructionStore
 
 SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
 
-DIFFEM = partial(Recorrupted, condition=Conditioning(), p_uncond=0.0, fresh=True)
+
+def diffem() -> Recorrupted:
+    """Returns DiffEM's objective."""
+    return Recorrupted(condition=Conditioning(), p_uncond=0.0, fresh=True)
 
 
 class SmallRun:
@@ -56,18 +61,20 @@ class SmallRun:
         seed: int = 0,
         rounds: int = ROUNDS,
         rival: PosteriorFactory | None = None,
-        make_objective: ObjectiveFactory | None = None,
-        believed: Corruption | None = None,
+        objective: Objective | None = None,
+        assumed: LinearGaussianChannel | None = None,
         rollbacks: int = 0,
     ) -> None:
-        corruption = Mask((1, 8, 8), GaussianNoise(0.05), rho=0.5)
+        channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05))
         x = Digits([1, 8, 8], train=SIZE).load().train
-        self.observed = observe(x, corruption, seed=seed, split="train", believed=believed)
+        self.measurements = simulate_measurements(
+            x, channel, seed=seed, split="train", assumed=assumed
+        )
         self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
-        make = make_objective or (Unconditional if rival else DIFFEM)
-        objective = make(self.observed.corruption, self.observed.measurement)
+        objective = objective or (Unconditional() if rival else diffem())
+        cond_channels = objective.cond_channels(self.measurements.channel)
         with seeded(seed, "weights"):
-            network = UNet((1, 8, 8), objective.cond_channels, channels=[16], blocks=[1])
+            network = UNet((1, 8, 8), cond_channels, channels=[16], blocks=[1])
         m_step = MStep(
             times=BetaMixture([(2, 2)]),
             optimizer=partial(torch.optim.Adam, lr=1e-3),
@@ -77,11 +84,11 @@ class SmallRun:
             rollbacks=rollbacks,
         )
         denoiser = Denoiser(network, VESchedule(0.02, 20.0))
-        self.module = DenoiserModule(denoiser, objective, m_step, phase="m_step", seed=seed)
+        self.module = DenoiserModule(denoiser, objective, m_step, stage="m_step", seed=seed)
         self.settings = self.settings_of(rounds)
         self.sampler = partial(DDIMSampler, steps=4)
         self.posterior = rival or partial(
-            conditional, sampler=self.sampler, condition=Conditioning()
+            Conditional, sampler=self.sampler, condition=Conditioning()
         )
         self.rounds: list[Round] = []
         self.supervised = False
@@ -99,28 +106,39 @@ class SmallRun:
             chunk_size=CHUNK,
         )
 
-    def told(self, round: Round) -> None:
+    def record(self, round: Round) -> None:
         """Keeps what the callback tells of a round."""
         self.rounds.append(round)
 
+    def nfe(self, k: int) -> float:
+        """Returns the network function evaluations up to round k, or -1 for the last."""
+        return self.rounds[k].costs["nfe"] or 0.0
+
     def with_truth(self, truth: Tensor) -> "SmallRun":
         """Replaces the truth after the measurements were drawn."""
-        self.observed = replace(self.observed, truth=truth)
+        self.measurements = replace(self.measurements, truth=truth)
         return self
 
     def fit(self, init: Init | None = None) -> "SmallRun":
         """Runs the EM loop on one CPU process."""
+        state = EMState()
         self.data = ReconstructionDataModule(
-            self.observed, self.store, self.settings, steps=STEPS, seed=self.module.seed
+            self.measurements,
+            self.store,
+            self.settings,
+            state=state,
+            steps=STEPS,
+            seed=self.module.seed,
+            supervised=self.supervised,
         )
-        self.data.supervised = self.supervised
         em = EMLoop(
             init or Gaussian(rank=64, iterations=2, samples=SIZE),
             self.posterior,
+            state=state,
             settings=self.settings,
             checkpoint=self.store.path.with_suffix(".checkpoints") / "last.ckpt",
             blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
-            on_round=lambda _, round: self.told(round),
+            on_round=lambda _, round: self.record(round),
         )
         make_trainer = partial(
             Trainer,

@@ -8,21 +8,29 @@ import torch
 from azula.linalg.covariance import DPLRCovariance
 from torch import Tensor
 
-from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Measurement, Projection
+from diffem.corruption import (
+    Blur,
+    GaussianNoise,
+    LinearGaussianChannel,
+    Mask,
+    Measurement,
+    Projection,
+    make_channel,
+)
 from diffem.posterior.gaussian import GaussianPosterior, fit_gaussian, observed_variance
 from diffem.runtime.rng import generator, seeded
 
 STD = 0.3
 
 
-def dense(corruption: Corruption, measurement: Measurement) -> Tensor:
+def dense(channel: LinearGaussianChannel, measurement: Measurement) -> Tensor:
     """Returns the operators as matrices A, (B, M, D), float64."""
-    n, dim = len(measurement.y), math.prod(corruption.shape)
+    n, dim = len(measurement.y), math.prod(channel.shape)
     columns = [
-        corruption.apply(
+        channel.apply(
             torch.eye(dim, dtype=torch.float64)[d]
-            .view(1, *corruption.shape)
-            .expand(n, *corruption.shape),
+            .view(1, *channel.shape)
+            .expand(n, *channel.shape),
             measurement.operator.double(),
         ).flatten(1)
         for d in range(dim)
@@ -39,25 +47,25 @@ def exact_posterior(mean: Tensor, cov: Tensor, a: Tensor, y: Tensor) -> tuple[Te
 
 
 CORRUPTIONS = {
-    "mask": Mask((1, 2, 3), GaussianNoise(STD), rho=0.5),
-    "blur": Blur((1, 2, 3), GaussianNoise(STD), sigma=1.0, kernel_size=3),
-    "projection": Projection((6,), GaussianNoise(STD), rows=2),
+    "mask": make_channel(Mask((1, 2, 3), rho=0.5), GaussianNoise(STD)),
+    "blur": make_channel(Blur((1, 2, 3), sigma=1.0, kernel_size=3), GaussianNoise(STD)),
+    "projection": make_channel(Projection((6,), rows=2), GaussianNoise(STD)),
 }
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_posterior_samples_are_exact(name: str) -> None:
-    corruption, n, dim = CORRUPTIONS[name], 4000, 6
+    channel, n, dim = CORRUPTIONS[name], 4000, 6
     gen = generator(0)
     d = 0.1 + torch.rand(dim, generator=gen, dtype=torch.float64)
     v = torch.randn(dim, 2, generator=gen, dtype=torch.float64)
     mean = torch.randn(dim, generator=gen, dtype=torch.float64)
-    one = corruption.draw(torch.randn(1, *corruption.shape, generator=gen), gen)
+    one = channel.draw(torch.randn(1, *channel.shape, generator=gen), gen)
     measurement = Measurement(*(f.expand(n, *f.shape[1:]) for f in one))
-    gaussian = GaussianPosterior(mean, DPLRCovariance(d, v), corruption)
+    gaussian = GaussianPosterior(mean, DPLRCovariance(d, v), channel)
     with seeded(1):
-        x = gaussian(measurement).flatten(1).double()
-    a = dense(corruption, one)
+        x = gaussian.draw(measurement).flatten(1).double()
+    a = dense(channel, one)
     cov = torch.diag(d) + v @ v.mT
     expected_mean, expected_cov = exact_posterior(mean, cov, a, one.y.double())
     torch.testing.assert_close(
@@ -83,9 +91,9 @@ def test_em_iterates_are_the_exact_ones() -> None:
     root = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.3, 0.4, 0.7]]).double()
     true_mean, true_cov = torch.tensor([1.0, -0.5, 0.3]).double(), root @ root.mT
     x = true_mean + torch.randn(n, dim, generator=gen, dtype=torch.float64) @ root.mT
-    corruption = Projection((dim,), GaussianNoise(STD), rows=2)
-    measurement = corruption.draw(x.float(), gen)
-    a, y = dense(corruption, measurement), measurement.y.double()
+    channel = make_channel(Projection((dim,), rows=2), GaussianNoise(STD))
+    measurement = channel.draw(x.float(), gen)
+    a, y = dense(channel, measurement), measurement.y.double()
 
     mean, cov = torch.zeros(dim).double(), torch.eye(dim).double()
     likelihood = [log_likelihood(mean, cov, a, y)]
@@ -96,9 +104,7 @@ def test_em_iterates_are_the_exact_ones() -> None:
         likelihood.append(log_likelihood(mean, cov, a, y))
         if k in (1, 4, 30):
             with seeded(3):
-                fitted = fit_gaussian(
-                    corruption, measurement, rank=dim, iterations=k, variance=1.0
-                )
+                fitted = fit_gaussian(channel, measurement, rank=dim, iterations=k, variance=1.0)
             ours = torch.diag(fitted.cov.D) + fitted.cov.V @ fitted.cov.V.mT  # type: ignore[attr-defined]
             # Monte Carlo: one sample a measurement moves an iterate by at most its standard
             # error, and EM contracts what earlier iterations moved: 1 / (1 - rate), at a rate of
@@ -118,9 +124,9 @@ def test_low_rank_fit_keeps_the_variances() -> None:
     gen = generator(4)
     v = torch.tensor([[2.0], [1.0], [-1.0], [0.5]])
     x = torch.randn(n, 1, generator=gen) @ v.mT + 0.3 * torch.randn(n, 4, generator=gen)
-    corruption = Mask((4,), GaussianNoise(0.05), rho=0.0)
+    channel = make_channel(Mask((4,), rho=0.0), GaussianNoise(0.05))
     with seeded(5):
-        fitted = fit_gaussian(corruption, corruption.draw(x, gen), rank=1, iterations=10)
+        fitted = fit_gaussian(channel, channel.draw(x, gen), rank=1, iterations=10)
     cov = fitted.cov
     assert isinstance(cov, DPLRCovariance)
     ours = torch.diag(cov.D) + cov.V @ cov.V.mT
@@ -133,29 +139,27 @@ def test_low_rank_fit_keeps_the_variances() -> None:
 def test_observed_variance_is_the_entries_own(name: str) -> None:
     """x ~ N(mean, v I): entries of a mask and unit rows measure the variance v themselves."""
     n, v = 20000, 0.3
-    corruption = CORRUPTIONS[name]
-    x = math.sqrt(v) * torch.randn(n, *corruption.shape, generator=generator(30))
+    channel = CORRUPTIONS[name]
+    x = math.sqrt(v) * torch.randn(n, *channel.shape, generator=generator(30))
     if name == "mask":
-        x = x + torch.randn(1, *corruption.shape, generator=generator(31))  # a mean of its own
-    found = observed_variance(corruption, corruption.draw(x, generator(32)))
-    entries = float(corruption.observed(*corruption.draw(x, generator(32))[:2]).sum())
+        x = x + torch.randn(1, *channel.shape, generator=generator(31))  # a mean of its own
+    found = observed_variance(channel, channel.draw(x, generator(32)))
+    entries = float(channel.measured_mask(*channel.draw(x, generator(32))[:2]).sum())
     # Monte Carlo: a variance v + STD² of so many entries.
     assert abs(found - v) < 4.5 * (v + STD**2) * math.sqrt(2 / entries)
 
 
 def test_directions_that_nothing_measures_keep_the_start() -> None:
-    corruption = Blur((1, 2, 8), GaussianNoise(STD), sigma=2.0, kernel_size=3)
+    channel = make_channel(Blur((1, 2, 8), sigma=2.0, kernel_size=3), GaussianNoise(STD))
     x = 0.5 * torch.randn(500, 1, 2, 8, generator=generator(33))
-    measurement = corruption.draw(x, generator(34))
-    spectrum = corruption.spectrum(measurement.operator)
+    measurement = channel.draw(x, generator(34))
+    spectrum = channel.spectrum(measurement.operator)
     assert spectrum is not None
     left = spectrum.square.flatten() < 1e-3
     assert left.any()
     for variance in (0.01, 0.2):
         with seeded(35):
-            fitted = fit_gaussian(
-                corruption, measurement, rank=16, iterations=3, variance=variance
-            )
+            fitted = fit_gaussian(channel, measurement, rank=16, iterations=3, variance=variance)
         cov = fitted.cov(torch.eye(16, dtype=torch.float64))
         z = torch.stack([spectrum.analyse(c.view(1, 1, 2, 8)).flatten() for c in cov])
         z = torch.stack([spectrum.analyse(c.view(1, 1, 2, 8)).flatten() for c in z.mT])

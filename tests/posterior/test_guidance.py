@@ -12,28 +12,37 @@ from azula.sample import DDPMSampler, HeunSampler
 from exact import Zero
 from torch import Tensor
 
-from diffem.corruption import Blur, Corruption, GaussianNoise, Mask, Measurement, Projection
+from diffem.corruption import (
+    Blur,
+    GaussianNoise,
+    LinearGaussianChannel,
+    Mask,
+    Measurement,
+    Projection,
+    make_channel,
+)
 from diffem.denoiser import Denoiser
-from diffem.posterior.covariance import Isotropic, PrincipalComponents
-from diffem.posterior.gibbs import split_gibbs, time_of
-from diffem.posterior.guidance import DPSSampler, Flattened, Problem, diffpir, dps, mmps
-from diffem.posterior.pigdm import PseudoInverseDenoiser, pigdm
+from diffem.posterior import DPS, MMPS, DiffPIR, Isotropic, PiGDM, PrincipalComponents, SplitGibbs
+from diffem.posterior.dps import DPSSampler
+from diffem.posterior.gibbs import time_of
+from diffem.posterior.linear_problem import FlatDenoiser, LinearProblem
+from diffem.posterior.pigdm import PseudoInverseDenoiser
 from diffem.runtime.rng import generator, seeded
 
 SCHEDULE = VESchedule(sigma_min=1e-3, sigma_max=50.0)
 STD = 0.3
 
 
-def dense(corruption: Corruption, measurement: Measurement) -> Tensor:
+def dense(channel: LinearGaussianChannel, measurement: Measurement) -> Tensor:
     """Returns the operator of the first sample as a matrix, (M, D)."""
-    unit = torch.eye(math.prod(corruption.shape)).unflatten(1, corruption.shape)
+    unit = torch.eye(math.prod(channel.shape)).unflatten(1, channel.shape)
     operator = measurement.operator[:1].expand(len(unit), *measurement.operator.shape[1:])
-    return corruption.apply(unit, operator).flatten(1).mT
+    return channel.apply(unit, operator).flatten(1).mT
 
 
-def repeated(corruption: Corruption, n: int) -> Measurement:
+def repeated(channel: LinearGaussianChannel, n: int) -> Measurement:
     """Returns one measurement, n times."""
-    one = corruption.draw(torch.randn(1, *corruption.shape, generator=generator(1)), generator(2))
+    one = channel.draw(torch.randn(1, *channel.shape, generator=generator(1)), generator(2))
     return Measurement(*(field.expand(n, *field.shape[1:]) for field in one))
 
 
@@ -56,49 +65,49 @@ def assert_standard_normal(z: Tensor, *, bias: float) -> None:
 
 
 CORRUPTIONS = {
-    "mask": Mask((1, 2, 3), GaussianNoise(STD), rho=0.5),
-    "blur": Blur((1, 2, 3), GaussianNoise(STD), sigma=0.6, kernel_size=3),
+    "mask": make_channel(Mask((1, 2, 3), rho=0.5), GaussianNoise(STD)),
+    "blur": make_channel(Blur((1, 2, 3), sigma=0.6, kernel_size=3), GaussianNoise(STD)),
 }
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_mmps_is_exact_for_a_gaussian_prior(name: str) -> None:
-    corruption, n, dim = CORRUPTIONS[name], 4000, 6
+    channel, n, dim = CORRUPTIONS[name], 4000, 6
     d = 0.2 + torch.rand(dim, generator=generator(3))
     v = torch.randn(dim, 2, generator=generator(4))
     mean = torch.randn(dim, generator=generator(5))
     prior = GaussianDenoiser(
         mean.view(1, 2, 3), DPLRCovariance(d.view(1, 2, 3), v.view(1, 2, 3, 2)), SCHEDULE
     )
-    measurement = repeated(corruption, n)
-    draw = mmps(
+    measurement = repeated(channel, n)
+    posterior = MMPS(
         prior,  # type: ignore[arg-type]
-        corruption,
+        channel,
         sampler=partial(HeunSampler, steps=64),
         solver="cg",
         iterations=dim,
     )
     with seeded(6):
-        x = draw(measurement)
-    a, y = dense(corruption, measurement), measurement.y[0].flatten()
+        x = posterior.draw(measurement)
+    a, y = dense(channel, measurement), measurement.y[0].flatten()
     z = whitened(x, *exact(a, y, mean, torch.diag(d) + v @ v.mT))
     assert_standard_normal(z, bias=0.01)  # Heun's
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_split_gibbs_is_exact_for_a_standard_normal(name: str) -> None:
-    corruption, n, dim = CORRUPTIONS[name], 4000, 6
-    measurement = repeated(corruption, n)
-    draw = split_gibbs(
+    channel, n, dim = CORRUPTIONS[name], 4000, 6
+    measurement = repeated(channel, n)
+    posterior = SplitGibbs(
         Denoiser(Zero(), SCHEDULE),
-        corruption,
+        channel,
         sampler=partial(DDPMSampler, steps=24 * 48),
         coupling=(3.0, 0.05),
         sweeps=24,
     )
     with seeded(7):
-        x = draw(measurement)
-    a, y = dense(corruption, measurement), measurement.y[0].flatten()
+        x = posterior.draw(measurement)
+    a, y = dense(channel, measurement), measurement.y[0].flatten()
     z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
     # The last coupling leaves 0.05² beside a variance of at least STD² / 2; and the annealing.
     assert_standard_normal(z, bias=0.1)
@@ -113,10 +122,10 @@ def test_time_of_a_noise_level() -> None:
 
 
 def test_dps_takes_the_gradient_of_each_sample_s_own_norm() -> None:
-    corruption = CORRUPTIONS["blur"]
-    measurement = repeated(corruption, 3)
-    flat = Flattened(Denoiser(Zero(), SCHEDULE), corruption.shape)
-    problem = Problem(corruption, measurement)
+    channel = CORRUPTIONS["blur"]
+    measurement = repeated(channel, 3)
+    flat = FlatDenoiser(Denoiser(Zero(), SCHEDULE), channel.shape)
+    problem = LinearProblem(channel, measurement)
     t, s = torch.tensor(0.6), torch.tensor(0.55)
     x_t = torch.randn(3, 6, generator=generator(8))
     steps = {}
@@ -124,15 +133,15 @@ def test_dps_takes_the_gradient_of_each_sample_s_own_norm() -> None:
         with seeded(9):
             steps[zeta] = DPSSampler(flat, problem, zeta=zeta, steps=1).step(x_t, t, s)
     shrink = 1 / (1 + SCHEDULE(t)[1] ** 2)  # x̂ = x_t / (1 + σ_t²) for x ~ N(0, I)
-    a = dense(corruption, measurement)
+    a = dense(channel, measurement)
     error = problem.y - shrink * x_t @ a.mT
     expected = shrink * (error / error.norm(dim=1, keepdim=True)) @ a  # -∇ ‖y - A x̂‖
     torch.testing.assert_close(steps[1.0] - steps[0.0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_diffpir_solves_its_proximal_problem() -> None:
-    corruption, lmbda, dim = CORRUPTIONS["blur"], 2.0, 6
-    measurement = repeated(corruption, 2)
+    channel, lmbda, dim = CORRUPTIONS["blur"], 2.0, 6
+    measurement = repeated(channel, 2)
     taken = []
 
     class Once(DDPMSampler):
@@ -140,42 +149,45 @@ def test_diffpir_solves_its_proximal_problem() -> None:
             taken.append((x, self.denoiser(x, torch.tensor(0.6)).mean))
             return x
 
-    draw = diffpir(
+    posterior = DiffPIR(
         Denoiser(Zero(), SCHEDULE),
-        corruption,
+        channel,
         sampler=partial(Once, steps=1),
         lmbda=lmbda,
         iterations=dim,
     )
     with seeded(10):
-        draw(measurement)
+        posterior.draw(measurement)
     ((x_t, mean),) = taken
     var_t = SCHEDULE(torch.tensor(0.6))[1] ** 2
     x_hat = x_t / (1 + var_t)
-    a = dense(corruption, measurement)
+    a = dense(channel, measurement)
     system = a.mT @ a / STD**2 + lmbda / var_t * torch.eye(dim)
     right = measurement.y.flatten(1) @ a / STD**2 + lmbda / var_t * x_hat
     expected = torch.linalg.solve(system, right.mT).mT
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
 
 
-CHANNELS = {**CORRUPTIONS, "projection": Projection((6,), GaussianNoise(STD), rows=2)}
+CHANNELS = {
+    **CORRUPTIONS,
+    "projection": make_channel(Projection((6,), rows=2), GaussianNoise(STD)),
+}
 
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_pigdm_is_exact_for_a_standard_normal(name: str) -> None:
     """r_t² = σ_t² / (1 + σ_t²) is then V[x | x_t], so ΠGDM draws from the exact posterior."""
-    corruption, n, dim = CHANNELS[name], 4000, 6
-    measurement = repeated(corruption, n)
-    draw = pigdm(
+    channel, n, dim = CHANNELS[name], 4000, 6
+    measurement = repeated(channel, n)
+    posterior = PiGDM(
         Denoiser(Zero(), SCHEDULE),
-        corruption,
+        channel,
         sampler=partial(HeunSampler, steps=64),
         covariance=Isotropic(1.0),
     )
     with seeded(12):
-        x = draw(measurement)
-    a, y = dense(corruption, measurement), measurement.y[0].flatten()
+        x = posterior.draw(measurement)
+    a, y = dense(channel, measurement), measurement.y[0].flatten()
     z = whitened(x, *exact(a, y, torch.zeros(dim), torch.eye(dim)))
     assert_standard_normal(z, bias=0.01)  # Heun's
 
@@ -183,7 +195,7 @@ def test_pigdm_is_exact_for_a_standard_normal(name: str) -> None:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_cov_x_gives_the_exact_posterior_mean_for_a_gaussian_prior(name: str) -> None:
     """With Σ_x the data's own covariance, E[x | x_t, y] is exact at every time."""
-    corruption, n, dim, rank = CORRUPTIONS[name], 5, 6, 3
+    channel, n, dim, rank = CORRUPTIONS[name], 5, 6, 3
     v = torch.randn(dim, rank, generator=generator(13))
     variance = 0.3
     cov = v @ v.mT + variance * torch.eye(dim)
@@ -196,9 +208,9 @@ def test_cov_x_gives_the_exact_posterior_mean_for_a_gaussian_prior(name: str) ->
     root = torch.linalg.cholesky(cov) * math.sqrt(dim)
     points = torch.cat([root.mT, -root.mT]).view(-1, 1, 2, 3)
     covariance = PrincipalComponents(rank).fitted(points)
-    measurement = repeated(corruption, n)
-    guide = PseudoInverseDenoiser(prior, corruption, measurement, covariance)
-    a, y = dense(corruption, measurement), measurement.y.flatten(1)
+    measurement = repeated(channel, n)
+    guide = PseudoInverseDenoiser(prior, channel, measurement, covariance)
+    a, y = dense(channel, measurement), measurement.y.flatten(1)
     for t in (0.3, 0.6, 0.9):
         x_t = 2 * torch.randn(n, 1, 2, 3, generator=generator(14))
         var_t = SCHEDULE(torch.tensor(t))[1] ** 2
@@ -220,14 +232,14 @@ def test_isotropic_heuristics() -> None:
 def test_dps_reaches_the_observation() -> None:
     """x ~ N(0, I) under a mask: what is seen agrees with y, what is not keeps the prior."""
     n = 2000
-    corruption = Mask((1, 2, 2), GaussianNoise(0.05), rho=0.5)
+    channel = make_channel(Mask((1, 2, 2), rho=0.5), GaussianNoise(0.05))
     y = torch.tensor([[[[0.7, 0.0], [-1.2, 0.0]]]]).expand(n, -1, -1, -1)
     m = (y != 0).float()
-    measurement = Measurement(y, m, torch.full((n,), 0.05))
+    measurement = Measurement(y, m, torch.full((n, 1), 0.05))
     denoiser = Denoiser(Zero(), VESchedule(0.02, 20.0))
-    draw = dps(denoiser, corruption, sampler=partial(DDPMSampler, steps=128), zeta=1.0)
+    posterior = DPS(denoiser, channel, sampler=partial(DDPMSampler, steps=128), zeta=1.0)
     with seeded(11):
-        x = draw(measurement)
+        x = posterior.draw(measurement)
     seen, unseen = x[m == 1] - y[m == 1], x[m == 0]
     assert seen.abs().mean() < 0.5  # without guidance: 1.2
     assert abs(unseen.mean()) < 4 / math.sqrt(len(unseen)) + 0.02

@@ -24,7 +24,7 @@ def counted(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
     """A summary with all that later versions add."""
     found = summary(seed, psnr, **final)
     for k, row in enumerate(found["rounds"]):
-        row |= {"network_evaluations": 2_500_000 * k, "optimizer_steps": 500 * k}
+        row |= {"nfe": 2_500_000 * k, "optimizer_steps": 500 * k}
         row["diversity"] = 0.1 if k else None
         row["estimate"] = {"sigma": 1.02 + k, "noise": 0.05}
     return found
@@ -66,7 +66,7 @@ def test_columns_that_no_run_has_are_left_out() -> None:
         "estimated sigma": "2.020",
         "estimated noise": "0.050",
         "optimiser steps": "500",
-        "network evaluations (M)": "2.50",
+        "NFE (M)": "2.50",
     }
     for title, text in expected.items():
         assert column(rows, title)[:2] == ["–", text], title
@@ -96,7 +96,7 @@ def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
     runs = {"a_b": {0: summary(0, 20.0), 1: summary(1, 22.0)}, "c": {0: None, 1: None}}
     files = write_comparison(tmp_path, runs, "em.rounds=1 <b>")
     assert all(path.stat().st_size > 0 for path in files)
-    assert not (tmp_path / "evaluations.png").exists()
+    assert not (tmp_path / "nfe.png").exists()
     with (tmp_path / "table.csv").open() as file:
         assert list(csv.reader(file)) == table(runs)
     assert r"a\_b & 21.00 $\pm$ 1.41 &" in (tmp_path / "table.tex").read_text()
@@ -121,7 +121,7 @@ def test_the_page_shows_each_rows_first_finished_seed(tmp_path: Path) -> None:
 
 def test_curves_over_network_evaluations_need_all_runs_to_count_them(tmp_path: Path) -> None:
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: counted(0, 21.0)}}, "")
-    assert (tmp_path / "evaluations.png").stat().st_size > 0
-    assert 'src="evaluations.png"' in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "nfe.png").stat().st_size > 0
+    assert 'src="nfe.png"' in (tmp_path / "index.html").read_text()
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: summary(0, 21.0)}}, "")
-    assert not (tmp_path / "evaluations.png").exists()
+    assert not (tmp_path / "nfe.png").exists()

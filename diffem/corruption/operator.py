@@ -1,0 +1,103 @@
+"""Forward operators: A_φ of y = A_φ x + noise, with parameters φ drawn for each sample."""
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.spectrum import Spectrum
+
+T = TypeVar("T")
+
+
+def full_precision(method: Callable[..., T]) -> Callable[..., T]:
+    """Keeps a method's matrix products out of autocast, which would round them to bfloat16."""
+
+    @functools.wraps(method)
+    def exact(self: object, x: Tensor, *args: Tensor, **kwargs: bool) -> T:
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x, *args, **kwargs)
+
+    return exact
+
+
+class LinearOperator(ABC):
+    """Abstract linear forward operator A_φ.
+
+    A method that multiplies matrices is decorated by `full_precision`, so that the operator is
+    exact whatever the trainer's precision.
+
+    Arguments:
+        shape: The shape of x: (C, *S) for images and signals, (D,) for vectors.
+    """
+
+    preserves_intensity = False
+    """Whether A maps constant images to the same constant and non-negative ones to non-negative
+    ones, so that A x is an intensity where x is one; photon noise needs that."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        """The parameters that can be assumed or learned, by attribute name."""
+        return {}
+
+    def with_parameters(self, parameters: Mapping[str, ChannelParameter]) -> Self:
+        """Returns a copy with other parameters; this operator stays as it is."""
+        new = copy.copy(self)
+        for name, parameter in parameters.items():
+            setattr(new, name, parameter)
+        return new
+
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Draws φ of n samples, (n, *P); (n, 0) where the operator has none."""
+        return torch.empty(n, 0, device=generator.device)
+
+    @abstractmethod
+    def apply(self, x: Tensor, operator: Tensor) -> Tensor:
+        """Returns A_φ x, (B, *M).
+
+        Arguments:
+            x: Images, (B, *shape).
+            operator: φ of each, (B, *P).
+        """
+
+    @abstractmethod
+    def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns A_φᵀ y, (B, *shape), of measurements (B, *M)."""
+
+    def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Returns 1 where y holds a measured entry and 0 where it holds none, (B, *M)."""
+        return torch.ones_like(y)
+
+    def assume(self, operator: Tensor) -> Tensor:
+        """Returns φ with the known parameters in place of the drawn ones, (B, *P)."""
+        return operator
+
+    def lift(self, y: Tensor, operator: Tensor) -> Tensor:
+        """Brings y back on the grid of x, (B, *shape); by default by the adjoint."""
+        return self.adjoint(y, operator)
+
+    def spectrum(self, operator: Tensor) -> Spectrum | None:
+        """Returns AᵀA = V diag(s²) Vᵀ for each sample, or None where it is not at hand."""
+        return None
+
+    def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
+        """Returns what the network should see of the operator, each (B, C', *S)."""
+        return []
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Reshapes one value per sample, (B,), to broadcast against a batch, (B, *)."""
+    return value.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def constant_map(value: Tensor, like: Tensor) -> Tensor:
+    """Spreads one value per sample, (B,), over the grid of a batch (B, C, *S): (B, 1, *S)."""
+    return expand(value, like).expand(-1, 1, *like.shape[2:])

@@ -1,0 +1,56 @@
+"""Where the EM loop is, and what it has spent: all that a checkpoint keeps of the loop."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EMState:
+    """The state of an EM loop. The loop owns it and alone calls its methods; others read it."""
+
+    round: int = -1
+    """The newest committed round k, whose D_k is trained on; -1 before the init."""
+    epoch: int = 0
+    """Lightning epochs of the current M-step that are over."""
+    e_step_pending: bool = True
+    """True between the end of an M-step and the commit of its E-step."""
+    seconds: float = 0.0
+    """Wall time of the E- and M-steps of finished rounds, over all processes that ran the loop."""
+    m_step_seconds: float = 0.0
+    """Wall time of the current M-step."""
+    nfe: int = 0
+    """Network function evaluations of E- and M-steps, over all ranks."""
+    loss: float = 0.0
+    """The sum of the losses of the current M-step."""
+    steps: int = 0
+    """The number of optimiser steps of the current M-step."""
+
+    def end_epoch(self, seconds: float, losses: list[float]) -> None:
+        """Counts a Lightning epoch of the M-step, its wall time and the losses of its steps."""
+        self.epoch += 1
+        self.m_step_seconds += seconds
+        self.loss += sum(losses)
+        self.steps += len(losses)
+
+    def spend(self, nfe: int) -> None:
+        """Counts network function evaluations."""
+        self.nfe += nfe
+
+    def end_m_step(self) -> None:
+        """Ends an M-step: its E-step is pending."""
+        self.epoch, self.e_step_pending = 0, True
+
+    def end_e_step(self) -> None:
+        """Ends an E-step: its round is committed, and trained on next."""
+        self.round, self.e_step_pending = self.round + 1, False
+
+    def end_round(self, e_step_seconds: float) -> dict[str, float | None]:
+        """Closes a round's account and returns what the round cost, as the summary has it."""
+        costs = {
+            "e_step_seconds": e_step_seconds,
+            "m_step_seconds": self.m_step_seconds,
+            "loss": self.loss / self.steps if self.steps else None,
+            "nfe": self.nfe,
+        }
+        self.seconds += e_step_seconds + self.m_step_seconds
+        self.m_step_seconds, self.loss, self.steps = 0.0, 0.0, 0
+        return costs
