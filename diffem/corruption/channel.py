@@ -115,8 +115,9 @@ class LinearChannel(Channel):
         self.learn = tuple(learn)
         if noise.counts_photons and not forward_operator.preserves_intensity:
             raise UserError(
-                f"{noise} needs an operator under which an intensity stays one, and {self} does "
-                "not keep them; choose corruption/noise=gaussian or another corruption"
+                f"{noise} needs an operator under which an intensity stays one, and "
+                f"{type(forward_operator).__name__} is none; choose corruption/noise=gaussian, or "
+                "another corruption"
             )
         self.check_learn()
 

@@ -148,7 +148,7 @@ class Resampled(Posterior):
 
 
 class FromCheckpoint:
-    """Another run's posterior; training goes on from its weights.
+    """Another run's posterior; training continues from its weights.
 
     Arguments:
         path: The other run's directory, or one of its checkpoint files.

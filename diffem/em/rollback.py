@@ -1,7 +1,7 @@
-"""Roll-back: a fit whose numbers go bad goes on from its last checkpoint, at half the rate.
+"""Roll-back: a fit that meets a non-finite number resumes from its last checkpoint at half the rate.
 
 The number of halvings is part of the checkpoint, and a process that was killed meets the same
-numbers again: what went on after a roll-back can be killed and gone on with like any other run.
+numbers again: a run that has rolled back can be killed and resumed like any other.
 """
 
 import sys
@@ -41,18 +41,18 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
             return trainer
         except NonFiniteError as error:
-            # Every process meets the same bad number: the first one tells of it.
-            told, allowed = f"{error}; the last good checkpoint is {checkpoint}", module.m_step
+            # Every rank meets the same number: the first one reports it.
+            found, allowed = f"{error}; the last good checkpoint is {checkpoint}", module.m_step
             if module.rollbacks >= allowed.rollbacks:
                 if not trainer.is_global_zero:
                     sys.exit(0)
                 raise UserError(
-                    f"{told}: go on from it at half the learning rate with "
+                    f"{found}: resume from it at half the learning rate with "
                     f"m_step.rollbacks={module.rollbacks + 1}, or start again with a lower "
                     "m_step.optimizer.lr or trainer.precision=32-true"
                 ) from error
             module.rollbacks += 1
             if trainer.is_global_zero:
                 rate = f"{0.5**module.rollbacks:g} of the learning rate"
-                line = f"warning: {told}; going on from it at {rate}"
+                line = f"warning: {found}; resuming from it at {rate}"
                 console.print(line, soft_wrap=True, markup=False)

@@ -22,25 +22,25 @@ class Schedule(ABC):
         """Returns the factor at a progress through the round in [0, 1]."""
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
-        phase = min((progress - self.warmup) / (1 - self.warmup), 1.0)
-        return self.final + (1 - self.final) * self.decay(phase)
+        fraction = min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        return self.final + (1 - self.final) * self.decay(fraction)
 
     @abstractmethod
-    def decay(self, phase: float) -> float:
-        """Returns a curve from 1 at phase 0 to 0 at phase 1."""
+    def decay(self, fraction: float) -> float:
+        """Returns a curve from 1 at 0 to 0 at 1."""
 
 
 class Cosine(Schedule):
     """Half a cosine down to the final factor."""
 
-    def decay(self, phase: float) -> float:
-        """Returns (1 + cos π phase) / 2."""
-        return (1 + math.cos(math.pi * phase)) / 2
+    def decay(self, fraction: float) -> float:
+        """Returns (1 + cos π fraction) / 2."""
+        return (1 + math.cos(math.pi * fraction)) / 2
 
 
 class Linear(Schedule):
     """A straight line down to the final factor."""
 
-    def decay(self, phase: float) -> float:
-        """Returns 1 - phase."""
-        return 1 - phase
+    def decay(self, fraction: float) -> float:
+        """Returns 1 - fraction."""
+        return 1 - fraction

@@ -77,7 +77,7 @@ def test_a_roll_back_halves_the_rate_from_the_last_checkpoint_on(
 
     run.module.on_before_optimizer_step = record  # type: ignore[method-assign]
     run.fit()
-    assert "going on from it at 0.5 of the learning rate" in capsys.readouterr().err
+    assert "resuming from it at 0.5 of the learning rate" in capsys.readouterr().err
     saved = {2: 0, 5: 4}[step]  # the step of the checkpoint that it goes back to
     schedule = run.module.m_step.schedule
     assert sorted(rates) == list(range(ROUNDS * STEPS))

@@ -126,7 +126,7 @@ def test_two_processes_meet_bad_numbers_alike(tmp_path: Path) -> None:
     assert poisoned_train(stopped, often, "m_step.rollbacks=1").returncode == 0
     done = poisoned_train(whole, often, "m_step.rollbacks=1")
     assert done.returncode == 0, done.stderr
-    assert "going on from it at 0.5 of the learning rate" in done.stderr
+    assert "resuming from it at 0.5 of the learning rate" in done.stderr
     manifests = [
         json.loads((path / "reconstructions" / "round_002" / "manifest.json").read_text())
         for path in (tmp_path / "stopped", tmp_path / "whole")

@@ -1,0 +1,195 @@
+"""Noise models: their moments, the residual statistic of the truth, what fits them."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from azula.noise import VESchedule
+from azula.sample import DDPMSampler
+from exact import Zero
+from torch import Tensor
+
+from diffem.corruption import (
+    Blur,
+    Channel,
+    Denoising,
+    Downsample,
+    GaussianNoise,
+    LinearChannel,
+    LinearGaussianChannel,
+    Mask,
+    Measurement,
+    Noise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    Projection,
+    make_channel,
+    require,
+)
+from diffem.denoiser import Denoiser
+from diffem.posterior import DPS, MMPS, DiffPIR, Isotropic, PiGDM, Restoration, SplitGibbs
+from diffem.runtime.errors import UserError
+
+SCHEDULE = VESchedule(0.02, 20.0)
+PHOTONS, BACKGROUND, STD = 20.0, 1.5, 0.2
+NOISES = {
+    "gaussian": GaussianNoise(STD),
+    "poisson": PoissonNoise(PHOTONS, BACKGROUND),
+    "poisson_gaussian": PoissonGaussianNoise(PHOTONS, STD, BACKGROUND),
+}
+OPERATORS = {
+    "mask": Mask((1, 8, 8), rho=0.5),
+    "blur": Blur((1, 8, 8), sigma=1.0, kernel_size=5),
+    "downsample": Downsample((1, 8, 8), factor=2),
+    "denoising": Denoising((1, 8, 8)),
+}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int) -> Tensor:
+    """Returns images in [-1, 1], (n, 1, 8, 8), a fifth of their pixels dark and a fifth bright."""
+    return (3.2 * torch.rand(n, 1, 8, 8, generator=seeded(0)) - 1.6).clamp(-1, 1)
+
+
+def stated_variance(name: str, mean: Tensor) -> Tensor:
+    """Returns V[y | A x] by the formulae of the docstrings."""
+    poisson = 4 * (PHOTONS * (mean + 1) / 2 + BACKGROUND) / PHOTONS**2
+    gaussian = torch.full_like(mean, STD**2)
+    return {"gaussian": gaussian, "poisson": poisson, "poisson_gaussian": poisson + gaussian}[name]
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_moments(name: str) -> None:
+    """Mean A x and the stated variance, dark and bright pixels alike."""
+    n, noise = 40000, NOISES[name]
+    for level in (-1.0, -0.5, 0.0, 1.0):
+        mean = torch.full((n, 1), level)
+        y = noise.draw(mean, noise.draw_parameters(n, seeded(1)), seeded(2))[:, 0].double()
+        var = float(stated_variance(name, mean[:1]))
+        # Monte Carlo: 4.5 standard errors. The fourth moment of a Poisson law of rate λ is
+        # 3 λ² + λ, so its variance has the relative variance (2 + 1/λ) / n, λ >= BACKGROUND.
+        assert abs(float(y.mean()) - level) < 4.5 * math.sqrt(var / n)
+        assert abs(float(y.var()) / var - 1) < 4.5 * math.sqrt((2 + 1 / BACKGROUND) / n)
+        stated = noise.variance(mean, noise.draw_parameters(n, seeded(1)))
+        torch.testing.assert_close(stated.expand(n, 1), torch.full((n, 1), var))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", NOISES)
+def test_the_residual_statistic_of_the_truth_is_one(name: str, operator: str) -> None:
+    x = images(2000)
+    channel = make_channel(OPERATORS[operator], NOISES[name])
+    measurement = channel.draw(x, seeded(3))
+    measured = channel.measured_mask(measurement.y, measurement.operator).flatten(1).sum(dim=1)
+    statistic = channel.residual_chi2(measurement, x)
+    # Monte Carlo: the square of a standardised entry has variance at most 2 + 1/λ, as above.
+    bound = 4.5 * math.sqrt((2 + 1 / BACKGROUND) * float((1 / measured).mean()) / len(x))
+    assert abs(float(statistic.mean()) - 1) < bound
+
+
+def test_the_wrong_number_of_photons_is_seen() -> None:
+    """The statistic can fail: with half the photons assumed, residuals are half as large."""
+    x = images(500)
+    measurement = make_channel(Denoising((1, 8, 8)), PoissonNoise(100.0)).draw(x, seeded(4))
+    assumed = make_channel(Denoising((1, 8, 8)), PoissonNoise(50.0))
+    statistic = assumed.residual_chi2(assumed.assume(measurement), x)
+    assert 0.4 < float(statistic.mean()) < 0.6
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_entries_are_independent(name: str) -> None:
+    n = 20000
+    channel = make_channel(Denoising((2,)), NOISES[name])
+    y = channel.draw(torch.zeros(n, 2), seeded(5)).y
+    assert abs(float(torch.corrcoef(y.mT)[0, 1])) < 4.5 / math.sqrt(n)
+
+
+def test_the_network_sees_the_noise_s_parameters() -> None:
+    """A photon number of each sample's own is one more map, as the width of the noise it makes."""
+    noise = PoissonGaussianNoise((10.0, 1000.0), (0.01, 0.1))
+    channel = make_channel(Denoising((1, 4, 4)), noise)
+    measurement = channel.draw(torch.zeros(6, 1, 4, 4), seeded(6))
+    photons, std = measurement.noise.unbind(dim=1)
+    assert len(photons.unique()) == len(std.unique()) == 6
+    embedding = channel.embed(measurement)
+    assert embedding.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(embedding[:, 1, 0, 0], 2 / photons.sqrt())
+    torch.testing.assert_close(embedding[:, 2, 0, 0], std)
+
+
+def test_classes_follow_the_noise() -> None:
+    operator = Mask((1, 8, 8), rho=0.5)
+    assert isinstance(make_channel(operator, GaussianNoise(0.1)), LinearGaussianChannel)
+    for noise in (PoissonNoise(10.0), PoissonGaussianNoise(10.0, 0.1)):
+        channel = make_channel(operator, noise)
+        assert isinstance(channel, LinearChannel)
+        assert not isinstance(channel, LinearGaussianChannel)
+
+
+class Saturation(Channel):
+    """A channel that is not linear: y = clip(2 x, -1, 1)."""
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Measurement:
+        return Measurement.of((2 * x).clamp(-1, 1))
+
+    def embed(self, measurement: Measurement) -> Tensor:
+        return measurement.y
+
+
+def poisson() -> LinearChannel:
+    return make_channel(Mask((1, 8, 8), rho=0.5), PoissonNoise(10.0))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            lambda: require(poisson(), LinearGaussianChannel, "method.posterior=MMPS"),
+            "method.posterior=MMPS needs a linear channel with Gaussian noise, got Mask with "
+            "PoissonNoise; choose corruption/noise=gaussian, or method=diffem",
+        ),
+        (
+            lambda: require(Saturation((1, 8, 8)), LinearChannel, "this"),
+            "this needs a linear channel, got Saturation; choose a corruption with a linear",
+        ),
+        (
+            lambda: make_channel(Projection((5,), rows=2), PoissonNoise(10.0)),
+            "PoissonNoise needs an operator under which an intensity stays one",
+        ),
+        (
+            lambda: make_channel(Mask((1, 8, 8), rho=0.5), PoissonNoise(9.0), learn=["noise"]),
+            "corruption.learn=['noise'] needs Gaussian noise, and Mask with PoissonNoise has none",
+        ),
+        (lambda: PoissonNoise(0.0), "corruption.noise.photons must be a positive number"),
+        (lambda: PoissonNoise((9.0, 2.0)), "0 < low <= high"),
+        (lambda: PoissonNoise(9.0, 0.0), "corruption.noise.background must be a positive number"),
+        (lambda: PoissonGaussianNoise(9.0, -1.0), "corruption.noise.std must be a positive"),
+    ],
+)
+def test_what_does_not_fit(build: object, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        build()  # type: ignore[operator]
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("noise", [NOISES["poisson"], NOISES["poisson_gaussian"]])
+def test_chi2_based_parts_refuse_other_noise(noise: Noise) -> None:
+    """Likelihood, square error and the guidance of the rivals are those of Gaussian noise."""
+    channel = make_channel(OPERATORS["mask"], noise)
+    assert not hasattr(channel, "log_likelihood") and not hasattr(channel, "square_error")
+    sampler = partial(DDPMSampler, steps=4)
+    denoiser = Denoiser(Zero(), SCHEDULE)
+    for posterior in (
+        partial(MMPS, sampler=sampler, solver="cg", iterations=1),
+        partial(DPS, sampler=sampler, zeta=1.0),
+        partial(DiffPIR, sampler=sampler, lmbda=1.0, iterations=1),
+        partial(PiGDM, sampler=sampler, covariance=Isotropic(1.0)),
+        partial(SplitGibbs, sampler=sampler, coupling=(3.0, 0.1), sweeps=2),
+        Restoration,
+    ):
+        with pytest.raises(UserError, match="needs a linear channel with Gaussian noise"):
+            posterior(denoiser, channel)  # type: ignore[arg-type]
