@@ -32,6 +32,7 @@ from diffem.em import (
     Unconditional,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
+from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
@@ -41,9 +42,8 @@ from diffem.report import RunReport
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console
 from diffem.runtime.rng import seeded
-from diffem.storage.checkpoint import AtomicCheckpointIO
 from diffem.storage.run_dir import check_space, config_hash, open_run
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 
 @hydra.main(version_base="1.3", config_path=str(command.CONF), config_name="train")
@@ -67,7 +67,7 @@ def run(cfg: DictConfig) -> None:
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
     run_dir = open_run(cfg)
-    check_space(run_dir, train.truth, rounds=settings.rounds_on_disk)
+    check_space(run_dir, train.truth.nbytes, rounds=settings.rounds_on_disk)
     store = ReconstructionStore(
         run_dir / "reconstructions",
         size=len(train),

@@ -12,8 +12,7 @@ from diffem.em.budget import EMSettings
 from diffem.em.state import EMState
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
-from diffem.storage.reconstructions import Batch
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import Batch, ReconstructionStore
 
 SAMPLE = 4096
 

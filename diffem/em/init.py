@@ -19,7 +19,7 @@ from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain
-from diffem.storage.checkpoint import check_sum
+from diffem.storage.checkpoint import check_digest
 
 
 class Init(Protocol):
@@ -163,7 +163,7 @@ class FromCheckpoint:
             raise UserError(
                 f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"
             )
-        check_sum(self.file)
+        check_digest(self.file)
         try:
             self.state = load_plain(self.file)["state_dict"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:

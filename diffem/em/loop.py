@@ -32,9 +32,12 @@ from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
 from diffem.runtime.progress import progress_bar
 from diffem.storage.checkpoint import before_e_step
-from diffem.storage.claim import share
-from diffem.storage.reconstructions import Batch
-from diffem.storage.store import ReconstructionStore, wait_until
+from diffem.storage.reconstructions import (
+    Batch,
+    ReconstructionStore,
+    assign_chunks,
+    wait_until,
+)
 
 PosteriorFactory = Callable[[Denoiser, Channel], DenoiserPosterior]
 """Makes the posterior that a method samples in its E-step from the denoiser and the channel."""
@@ -53,7 +56,7 @@ def e_step(
 ) -> None:
     """Draws x̂_i ~ p(x | y_i) for every measurement: the next round of the store.
 
-    Ranks claim chunks and poll the store until the round is committed; there is no collective,
+    Ranks lock chunks and poll the store until the round is committed; there is no collective,
     since one that waits for a slow rank would end the run.
 
     Arguments:
@@ -68,7 +71,7 @@ def e_step(
     """
     k = state.round + 1
     with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
-        for chunk in share(store, k, attempt, rank=rank):
+        for chunk in assign_chunks(store, k, attempt, rank=rank):
             y = measurements.measurement.select(store.rows(chunk))
             key = (seed, "e-step", k, chunk)
             x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)

@@ -27,7 +27,7 @@ from diffem.report.figure import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, prior_scores, recorruption_scores, variety_scores
 from diffem.runtime.progress import progress_bar
 from diffem.storage.atomic import write_file
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")

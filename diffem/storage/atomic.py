@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from diffem.runtime.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -122,6 +120,8 @@ def load_plain(path: Path) -> Any:  # noqa: ANN401
     Raises:
         pickle.UnpicklingError: If the file holds anything else.
     """
+    import torch  # takes seconds: only where it is used
+
     kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

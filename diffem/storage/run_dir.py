@@ -18,7 +18,6 @@ from typing import IO, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
 from yaml import YAMLError
 
 from diffem.config.secrets import redacted
@@ -26,7 +25,7 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console
 from diffem.runtime.signals import global_rank
 from diffem.storage.atomic import free_bytes, write_file
-from diffem.storage.checkpoint import AtomicCheckpointIO
+from diffem.storage.checkpoint import remove_checkpoint
 
 FREE_KEYS = (  # what may differ between the processes of one run
     "run_dir",
@@ -70,7 +69,7 @@ def open_run(cfg: DictConfig) -> Path:
         if (summary := run_dir / "summary.json").is_file():
             summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
         if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
-            AtomicCheckpointIO().remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
+            remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
         line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
         with (folder / "resumed.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -93,19 +92,19 @@ def save_config(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or
     write_file(path, lambda file: file.write(content))  # whole, for the other processes
 
 
-def check_space(run_dir: Path, x: Tensor, *, rounds: int) -> None:
+def check_space(run_dir: Path, round_bytes: int, *, rounds: int) -> None:
     """Refuses a run whose reconstructions would not fit on the disk.
 
     Arguments:
         run_dir: The run directory.
-        x: Images of the reconstructions' number and shape, (N, *shape), float32.
-        rounds: How many rounds stand on the disk at once, at most.
+        round_bytes: The size of one round, in bytes.
+        rounds: The largest number of rounds that are on the disk at once.
 
     Raises:
         UserError: If there is less space than they need.
     """
     held = sum(file.stat().st_size for file in run_dir.glob("reconstructions/round_*/*.npy"))
-    needed, free = x.nbytes * rounds - held, free_bytes(run_dir)
+    needed, free = round_bytes * rounds - held, free_bytes(run_dir)
     if needed > free:
         raise UserError(
             f"run_dir={run_dir}: the reconstructions of {rounds} rounds need {needed / 1e9:.2g} "

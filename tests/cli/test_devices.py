@@ -72,7 +72,7 @@ def test_what_a_slow_process_leaves_others_make(alone: Path, tmp_path: Path) -> 
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.01)
 
-    while not list(folder.glob("claims_*/00001")):  # the first of the second process's share
+    while not list(folder.glob("locks_*/00001")):  # the first of the second process's share
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     second = ranks(run_dir)[1]

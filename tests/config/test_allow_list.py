@@ -12,10 +12,11 @@ from command import ROOT
 
 from diffem.cli.command import CONF
 from diffem.config.allow_list import check_arguments, check_hydra, check_targets
+from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.init import FromCheckpoint
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import load_plain, sha256
-from diffem.storage.checkpoint import AtomicCheckpointIO, load_verified, remember
+from diffem.storage.checkpoint import load_checkpoint, record_digest
 
 FORBIDDEN = [
     "builtins.open",
@@ -26,8 +27,8 @@ FORBIDDEN = [
     "pathlib.Path.write_text",
     "subprocess.run",
     "importlib.import_module",
-    "diffem.storage.store.shutil.rmtree",  # by the dots of an allowed module
-    "diffem.storage.store.write_record",
+    "diffem.storage.reconstructions.shutil.rmtree",  # by the dots of an allowed module
+    "diffem.storage.reconstructions.write_record",
     "diffem.logging.upload.os.system",
     "diffem.storage.checkpoint.sha256",
     "torch.optim.adam.torch.load",
@@ -181,7 +182,7 @@ def evil(tmp_path: Path) -> tuple[Path, Path]:
     path, marker = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "marker"
     path.parent.mkdir()
     torch.save({"state_dict": Evil(marker)}, path)
-    remember(path, sha256(path))
+    record_digest(path, sha256(path))
     return path, marker
 
 
@@ -193,7 +194,7 @@ def test_a_pickle_is_not_executed(
     if variable:
         monkeypatch.setenv(variable, "1")
     with pytest.raises(UserError, match="holds more than tensors and plain types"):
-        load_verified(path)
+        load_checkpoint(path)
     with pytest.raises(pickle.UnpicklingError):
         load_plain(path)
     assert not marker.exists()

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from diffem.runtime.errors import UserError
-from diffem.storage.checkpoint import AtomicCheckpointIO, resumable
-from diffem.storage.claim import share
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.checkpoint import load_checkpoint, resumable, save_checkpoint
+from diffem.storage.reconstructions import ReconstructionStore, assign_chunks
 
 ROUNDS = 3
 # (round, due) of each checkpoint in the order of saving.
@@ -49,7 +48,7 @@ class World:
             self.store.write(ROUNDS, chunk, self.truth(ROUNDS)[self.store.rows(chunk)])
         for i in range(len(SAVED)):
             name = "last.e_step.ckpt" if SAVED[i][1] else "last.ckpt"
-            AtomicCheckpointIO().save_checkpoint(self.saved(i), self.last.with_name(name))
+            save_checkpoint(self.saved(i), self.last.with_name(name))
         return self
 
     def e_step(self, round: int) -> int:
@@ -58,17 +57,17 @@ class World:
         store.begin(round, f"w{round}", "a")
         if store.channel(round) is None:
             store.write_channel(round, LEVELS)
-        for chunk in share(store, round, "a", rank=(0, 1)):
+        for chunk in assign_chunks(store, round, "a", rank=(0, 1)):
             store.write(round, chunk, self.truth(round)[store.rows(chunk)])
             made += 1
         return made
 
     def go_on(self) -> tuple[int, list[int]]:
         """Goes on to the end of the run; returns the checkpoint, and the chunks made a round."""
-        start = resumable(self.last, self.store.whole)
+        start = resumable(self.last, self.store.is_intact)
         i, round = -1, -1
         if start is not None:
-            checkpoint = AtomicCheckpointIO().load_checkpoint(start)
+            checkpoint = load_checkpoint(start)
             i = checkpoint["em_state"]["step"]
             round, expected = SAVED[i][0], self.saved(i)
             assert checkpoint["em_state"] == expected["em_state"]

@@ -12,7 +12,7 @@ from test_resume import Killed, dying
 from torch import Tensor
 
 from diffem.runtime.errors import UserError
-from diffem.storage.checkpoint import load_verified
+from diffem.storage.checkpoint import load_checkpoint
 from diffem.storage.reconstructions import Batch
 
 Poison = Callable[[SmallRun, Tensor], Tensor]
@@ -52,7 +52,7 @@ def test_a_bad_number_ends_the_run(poison: Poison, tmp_path: Path) -> None:
     assert "not finite at optimiser step 5 (round 2)" in str(told.value)
     assert f"the last good checkpoint is {checkpoint}" in str(told.value)
     assert "with m_step.rollbacks=1" in str(told.value)
-    assert load_verified(checkpoint)["global_step"] == 4
+    assert load_checkpoint(checkpoint)["global_step"] == 4
     assert all(p.isfinite().all() for p in run.module.parameters())  # the step was not taken
     # What it says to do: the run goes on to where it would have come with roll-backs from the
     # start.
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_bad_weights_is_not_saved(tmp_path: Path) -> None:
     run.module.on_train_batch_end = overflow  # type: ignore[method-assign]
     with pytest.raises(UserError, match="the weights are not finite at optimiser step 3"):
         run.fit()
-    assert load_verified(tmp_path / "r.checkpoints" / "last.ckpt")["global_step"] == 0
+    assert load_checkpoint(tmp_path / "r.checkpoints" / "last.ckpt")["global_step"] == 0
 
 
 class HalfPrecision(MixedPrecision):

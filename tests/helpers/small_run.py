@@ -29,14 +29,14 @@ from diffem.em import (
     Round,
     Unconditional,
 )
+from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.init import Gaussian, Init
 from diffem.em.objective import Recorrupted
 from diffem.em.rollback import fit
 from diffem.network import UNet
 from diffem.posterior import Conditional
 from diffem.runtime.rng import seeded
-from diffem.storage.checkpoint import AtomicCheckpointIO
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 SIZE, CHUNK, STEPS, ROUNDS = 100, 32, 4, 2
 

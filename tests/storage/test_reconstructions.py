@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffem.runtime.errors import UserError
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 
 @pytest.fixture
@@ -103,10 +103,14 @@ def test_what_other_weights_left_is_removed(store: ReconstructionStore, x: torch
         store.begin(round, "a")
         write_all(store, round, x)
     store.begin(2, "a")
-    assert store.missing(2) == [] and store.begun(2) == "a"
+    assert store.missing(2) == [] and store.opened_for(2) == "a"
     store.begin(1, "b")
-    assert store.missing(1) == [0, 1, 2] and store.begun(1) == "b"
-    assert store.begun(2) is None and store.missing(2) == [0, 1, 2]  # it followed from round 1
+    assert store.missing(1) == [0, 1, 2] and store.opened_for(1) == "b"
+    assert store.opened_for(2) is None and store.missing(2) == [
+        0,
+        1,
+        2,
+    ]  # it followed from round 1
 
 
 def test_old_rounds_are_removed_whole(store: ReconstructionStore, x: torch.Tensor) -> None:
@@ -132,7 +136,7 @@ def test_a_committed_chunk_that_is_damaged_is_refused(
     write_all(store, 1, x)
     store.commit(1, "w")
     flip(store.folder(1) / "chunk_00001.npy")
-    assert store.committed(1) and not store.whole(1)
+    assert store.committed(1) and not store.is_intact(1)
     with pytest.raises(UserError, match=r"chunk_00001\.npy is damaged; start the same command"):
         store.open(1)
 
@@ -144,7 +148,9 @@ def test_a_round_is_read_through_once_a_process(
     write_all(store, 1, x)
     store.commit(1, "w")
     store.open(1)
-    monkeypatch.setattr("diffem.storage.store.matches", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "diffem.storage.reconstructions.matches", lambda *_: pytest.fail("read again")
+    )
     store.open(1)
 
 
@@ -173,10 +179,10 @@ def test_records_that_are_damaged_are_as_good_as_absent(
     store.write_channel(1, [{"noise": 0.1}])
     write_all(store, 1, x)
     store.commit(1, "w")
-    assert store.whole(1) and store.channel(1) == [{"noise": 0.1}]
+    assert store.is_intact(1) and store.channel(1) == [{"noise": 0.1}]
     for name in ("manifest.json", "weights.json", "channel.json"):
         (store.folder(1) / name).write_text(text)
-    assert not store.committed(1) and store.begun(1) is None and store.channel(1) is None
+    assert not store.committed(1) and store.opened_for(1) is None and store.channel(1) is None
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         ReconstructionStore(store.path, size=10, chunk_size=4, config_hash="c").open(1)
 

@@ -1,4 +1,4 @@
-"""Processes share an E-step out among themselves: each chunk is one's, a slow one makes fewer."""
+"""Ranks take the chunks of an E-step: each chunk once, and a slow rank fewer of them."""
 
 import time
 from collections.abc import Callable
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffem.storage.claim import ChunkLocks, share
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ChunkLocks, ReconstructionStore, assign_chunks
 
 SIZE, CHUNK = 45, 2
 
@@ -33,11 +32,11 @@ def process(
     """Does what a process does in an E-step and returns the chunks that it made."""
     store, made = open_store(path), []
     store.begin(0, "w", attempt, first=rank == 0)
-    for chunk in share(store, 0, attempt, rank=(rank, ranks)):
+    for chunk in assign_chunks(store, 0, attempt, rank=(rank, ranks)):
         before(chunk)
         make(store, chunk)
         made.append(chunk)
-    assert store.whole(0)
+    assert store.is_intact(0)
     return made
 
 
@@ -63,7 +62,7 @@ def test_a_slow_process_makes_fewer_chunks(slow: int, alone: str, tmp_path: Path
     # The others make 8 chunks each, and the slow one's 7, in a fraction of a second.
     assert len(made[slow]) <= 4
     assert open_store(tmp_path / "r").digest(0) == alone
-    assert not list((tmp_path / "r" / "round_000").glob("claims_*"))
+    assert not list((tmp_path / "r" / "round_000").glob("locks_*"))
 
 
 def first_late(path: Path) -> list[int]:
@@ -78,8 +77,8 @@ def first_late(path: Path) -> list[int]:
         return [chunk for one in made for chunk in one]
 
 
-def test_claims_of_the_dead_hold_nothing_up(alone: str, tmp_path: Path) -> None:
-    """An attempt that was killed left two chunks, a round opened for the same weights, claims."""
+def test_locks_of_killed_processes_hold_nothing_up(alone: str, tmp_path: Path) -> None:
+    """An attempt that was killed left two chunks, a round opened for the same weights, locks."""
     store = open_store(tmp_path / "r")
     store.begin(0, "w", "before")
     dead = ChunkLocks(store.folder(0), "before")
@@ -118,4 +117,4 @@ def test_a_chunk_damaged_before_the_commit_is_made_again(
     assert sorted(made) == sorted([*range(23), 4])
     assert open_store(tmp_path / "r").digest(0) == alone
     told = capsys.readouterr().err
-    assert told == f"warning: {path} is damaged; it is made again\n"
+    assert told == f"warning: {path} is damaged; it is drawn again\n"
