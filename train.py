@@ -1,4 +1,4 @@
-"""python train.py [GROUP=CHOICE …] [KEY=VALUE …]: the command of diffem/cli/train.py."""
+"""`python train.py [GROUP=CHOICE …] [KEY=VALUE …]`: the run is in diffem/cli/train.py."""
 
 from diffem.cli.main import train
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from diffem.cli.command import CONF, report_user_errors
-from diffem.config.allow_list import check_arguments
+from diffem.cli.compose import compose_config
+from diffem.cli.errors import report_user_errors
 from diffem.data import ImageDataset, LabelledDataset
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.runtime.errors import UserError, check_count
@@ -73,9 +72,7 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out must be a .safetensors file, got {out}")
-    check_arguments(chosen := [f"dataset={name}", *overrides], str(CONF), "train")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", chosen)
+    cfg = compose_config([f"dataset={name}", *overrides])
     dataset: ImageDataset = instantiate(cfg.dataset, _convert_="all")
     if not isinstance(dataset, LabelledDataset):
         raise UserError(f"--dataset {name} has no labels to train on; choose a data set of images")

@@ -1,11 +1,11 @@
-"""Compares rows of overrides on one footing: the same data, network, budget and seeds.
+"""Compares rows of overrides under equal conditions: the same data, network, budget and seeds.
 
     python -m diffem compare --study mask --out runs/mask
     python -m diffem compare --methods diffem em_mmps --out runs/mask -- em.seconds=60 em.rounds=99
 
-Every cell (row, seed) is a run of train.py in a process of its own. Finished cells are kept: the
-command goes on where it stopped. A cell that fails is marked, and the rest go on; the exit code
-is then 1.
+Each row and seed is a run of train.py in a process of its own. Finished runs are kept: the same
+command resumes a comparison. A run that fails is marked, the others are run, and the exit code is
+then 1.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diffem.cli.command import report_user_errors
 from diffem.cli.comparison import compare
+from diffem.cli.errors import report_user_errors
 from diffem.cli.study import known_studies, methods_study, read_study
-from diffem.config.secrets import hidden
-from diffem.runtime.progress import console
+from diffem.config.secrets import move_secrets_to_env
+from diffem.runtime.progress import say
 
 EPILOG = """\
 studies (conf/study):
@@ -29,24 +29,31 @@ budgets are overrides, given after -- to all rows alike; the rounds end by what 
   em.seconds=60 em.rounds=99            seconds of E- and M-steps, to the nearest round
   em.nfe=1000000 em.rounds=99           images through the network, forward or backward
 
-a row's own overrides win over those after --, and those over the study's common ones.
+a row's own overrides replace those after --, and those the study's common ones.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the cells that are missing and writes the comparison."""
+    """Runs the jobs that are missing and writes the comparison.
+
+    Arguments:
+        arguments: The command's arguments; None for this process's.
+
+    Raises:
+        SystemExit: Always: with code 1 if a run failed or the user made an error, 130 on Ctrl-C.
+    """
     chosen = build_parser().parse_args(arguments)
     with report_user_errors():
         study = methods_study(chosen.methods) if chosen.methods else read_study(chosen.study)
         study = replace(
             study,
-            common=tuple(hidden((*study.common, *chosen.overrides))),
+            common=tuple(move_secrets_to_env((*study.common, *chosen.overrides))),
             seeds=tuple(chosen.seeds or study.seeds),
         )
         try:
             failed = compare(study, chosen.out.resolve(), jobs=chosen.jobs)
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on where it stopped")
+            say("interrupted; the same command resumes the comparison")
             sys.exit(130)
     sys.exit(1 if failed else 0)
 
@@ -57,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m diffem compare",
         usage="%(prog)s (--study NAME | --methods NAME …) --out DIR\n"
         "       [--seeds SEED …] [--jobs N] [-- OVERRIDE …]",
-        description="Compares methods, or the rows of a study, on one footing.",
+        description="Compares methods, or the rows of a study, under equal conditions.",
         epilog=EPILOG.format(studies=", ".join(known_studies())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

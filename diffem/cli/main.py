@@ -4,18 +4,26 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from diffem.runtime.signals import stop_on_signals
+from diffem.runtime.signals import install_signal_handlers
 
 COMMANDS = {
     "train": "learn a posterior sampler and a prior from corrupted images",
-    "compare": "compare methods, or the rows of a study, on one footing",
+    "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
 }
+MODULES = {"train": "launch"}  # the module of a command, where it has another name
 USAGE = "usage: diffem COMMAND …\n\n" + "".join(f"  {n:<9} {t}\n" for n, t in COMMANDS.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command that the first argument names with the arguments after it."""
+    """Runs the command that the first argument names with the arguments after it.
+
+    Arguments:
+        arguments: The arguments; None for this process's.
+
+    Raises:
+        SystemExit: With code 2 if there is no such command.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -34,7 +42,7 @@ def train() -> None:
 
 
 def run(name: str) -> None:
-    """Imports and runs a command; the imports take seconds, in which a stop is a stop."""
+    """Imports and runs a command, with this process's arguments."""
     if name == "train":
-        stop_on_signals()
-    import_module(f"diffem.cli.{name}").main()
+        install_signal_handlers()  # before imports that take seconds
+    import_module(f"diffem.cli.{MODULES.get(name, name)}").main()

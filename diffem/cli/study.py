@@ -10,19 +10,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffem.cli.cell import Cell
-from diffem.cli.command import CONF
+from diffem.cli.compose import CONF
 from diffem.runtime.errors import UserError
+from diffem.runtime.process import Job
 
 STUDIES = CONF / "study"
 FIELDS = {"rows", "common", "seeds"}
 SEEDS = (0, 1, 2)
-OWN = {"seed": "--seeds", "run_dir": "--out"}  # what the comparison itself sets
+SET_BY_OPTIONS = {"seed": "--seeds", "run_dir": "--out"}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """Rows of overrides that are compared, each with several seeds.
 
     Raises:
         UserError: If a row's name cannot name a folder, an override is not KEY=VALUE, or an
@@ -32,11 +32,11 @@ class Study:
     rows: Mapping[str, tuple[str, ...]]
     """Each row's own overrides."""
     common: tuple[str, ...] = ()
-    """The overrides of all rows, which a row's own win over."""
+    """The overrides of all rows; a row's own override them."""
     seeds: tuple[int, ...] = SEEDS
     """The seeds of each row."""
     name: str = ""
-    """The study's file, without its suffix; empty if it is none."""
+    """The name of the study's file, without its suffix; empty if there is no file."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -48,19 +48,37 @@ class Study:
             key, equals, _ = override.lstrip("+~").partition("=")
             if not key or not (equals or override.startswith("~")):
                 raise UserError(f"an override is KEY=VALUE, got {override!r}")
-            if key in OWN:
-                raise UserError(f"{key} is set by {OWN[key]}, got the override {override!r}")
+            if key in SET_BY_OPTIONS:
+                raise UserError(
+                    f"{key} is set by {SET_BY_OPTIONS[key]}, got the override {override!r}"
+                )
 
-    def cells(self, out: Path) -> list[Cell]:
-        """Returns the cells in the order they run in: all rows of a seed, then the next seed.
+    def jobs(self, out: Path) -> list[Job]:
+        """Returns the jobs in the order they run in: all rows of a seed, then the next seed.
 
-        What disturbs the machine for a while then hits all rows alike.
+        So a disturbance of the machine affects all rows alike.
+
+        Arguments:
+            out: The folder of the comparison.
         """
         return [
-            Cell(row, seed, out / row / f"seed_{seed}", (*self.common, *overrides))
+            job_of(out, row, seed, (*self.common, *overrides))
             for seed in dict.fromkeys(self.seeds)
             for row, overrides in self.rows.items()
         ]
+
+
+def job_of(out: Path, row: str, seed: int, overrides: tuple[str, ...] = ()) -> Job:
+    """Returns the job of a row and a seed.
+
+    Arguments:
+        out: The folder of the comparison.
+        row: The row's name.
+        seed: The seed.
+        overrides: The job's overrides, besides its seed.
+    """
+    run_dir = out / row / f"seed_{seed}"
+    return Job(f"{row}, seed {seed}", run_dir, (*overrides, f"seed={seed}"))
 
 
 def methods_study(methods: Sequence[str]) -> Study:

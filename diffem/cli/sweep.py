@@ -1,8 +1,8 @@
 """Sweeps: each job is a run in a process of its own, and one line however it ends.
 
-SWEEP/N/           the run directory of job N; the same command again goes on with it
+SWEEP/N/           the run directory of job N; the same command again resumes it
 SWEEP/N.log        what it printed
-SWEEP/.jobs/       how the jobs of the last command ended
+SWEEP/.jobs/       the records of the last command's jobs
 SWEEP/sweep.json   the same in one file
 """
 
@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from diffem.report.closing import COLUMNS
-from diffem.runtime.process import end_runs, last_line, read_summary, start_run
-from diffem.runtime.progress import console
-from diffem.runtime.signals import GO_ON, PARENT, set_parent_death_signal, stop
+from diffem.runtime.process import Job, end_jobs
+from diffem.runtime.progress import console, say
+from diffem.runtime.signals import PARENT, RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
 
 RECORDS = ".jobs"
@@ -37,56 +35,56 @@ POLL_SECONDS = 0.1
 FINISHED = "finished"
 
 
-class Sweep(Callback):
-    """Hydra's callback in the process of the command, before any job."""
+class SweepCallback(Callback):
+    """Hydra's callback, in the process of the command, before any job."""
 
     folder: Path | None = None
     """The sweep's folder, once there is a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
-        """Opens the folder of records, with what all jobs are given."""
+        """Opens the folder of records, and writes the overrides that all jobs share."""
         folder = Path(str(config.hydra.sweep.dir))
         shutil.rmtree(folder / RECORDS, ignore_errors=True)
         (folder / RECORDS).mkdir(parents=True)
-        given = OmegaConf.to_container(config.hydra.overrides.task)
-        (folder / RECORDS / "given.json").write_text(json.dumps(given))
-        Sweep.folder = folder
+        shared = OmegaConf.to_container(config.hydra.overrides.task)
+        (folder / RECORDS / "shared.json").write_text(json.dumps(shared))
+        SweepCallback.folder = folder
 
 
-class Job(NamedTuple):
-    """One job of a sweep, and how it went."""
+class Record(NamedTuple):
+    """What is known of one job of a sweep; a file among the records."""
 
     number: int
     overrides: list[str]
+    """The overrides that are the job's own."""
     run_dir: str
     ended: str = "did not end"
-    """`finished`, or why not."""
+    """`finished`, or the reason why not."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
         own = " ".join(self.overrides)
         return f"job {self.number} ({own})" if own else f"job {self.number}"
 
-    @property
-    def log(self) -> Path:
-        """The file of what the run printed."""
-        return Path(f"{self.run_dir}.log")
-
     def line(self) -> str:
-        """Returns the line that tells how it went."""
+        """Returns a line that says how the job ended."""
         how = FINISHED if self.ended == FINISHED else f"FAILED: {self.ended}"
         return f"{self} in {self.seconds:.0f} s: {how}"
 
-    def keep(self, folder: Path) -> None:
-        """Writes the job among the records."""
+    def write(self, folder: Path) -> None:
+        """Writes the record to the folder of records."""
         content = json.dumps(self._asdict()).encode()
         write_file(folder / f"{self.number:05d}.json", lambda file: file.write(content))
 
 
 class SubprocessJobs:
-    """Decorates Hydra's main: of a sweep, each job is run in a process of its own.
+    """Decorates Hydra's main: runs each job of a sweep in a process of its own.
 
-    A launcher may send it elsewhere, and there only jobs are run: the main is left behind.
+    A launcher may pickle it and call it on another machine, where only jobs are run: the main is
+    not pickled.
+
+    Arguments:
+        main: The function of a single run.
     """
 
     def __init__(self, main: Callable[[DictConfig], None] | None = None) -> None:
@@ -95,7 +93,7 @@ class SubprocessJobs:
             update_wrapper(self, main)
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """Runs a job, or the main."""
+        """Runs a job of a sweep, or the main of a single run."""
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job(cfg.objective)
         assert self.main is not None
@@ -109,10 +107,10 @@ def run_job(objective: str) -> float | None:
     """Runs the job that Hydra calls for, in a process of its own.
 
     Arguments:
-        objective: The key of the summary's held-out scores that the sweeper gets.
+        objective: The key in the summary's held-out scores of the value that the sweeper gets.
 
     Returns:
-        The score; None if the run failed, so that the sweep goes on.
+        The score; None if the run failed, so that the other jobs run.
     """
     hydra = HydraConfig.get()
     parent = os.environ.get(PARENT)
@@ -120,108 +118,110 @@ def run_job(objective: str) -> float | None:
     if worker and parent == str(os.getppid()):  # joblib's, which would outlive a kill
         set_parent_death_signal(os.getppid())
     records = Path(str(hydra.sweep.dir)) / RECORDS
-    given = json.loads((records / "given.json").read_text())
+    shared = json.loads((records / "shared.json").read_text())
     overrides = [o for o in hydra.overrides.task if not o.startswith(("run_dir=", "resume="))]
-    own = [o for o in overrides if o not in given]
-    job = Job(hydra.job.num, own, hydra.runtime.output_dir)
-    job.keep(records)
+    own = [o for o in overrides if o not in shared]
+    record = Record(hydra.job.num, own, hydra.runtime.output_dir)
+    record.write(records)
     search = [o for o in hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
-    ours = (f"run_dir={job.run_dir}", "resume=auto")
-    start = time.monotonic()
-    process = start_run((*overrides, *search, *ours), job.log, cwd=hydra.runtime.cwd)
+    job = Job(str(record), Path(record.run_dir), (*overrides, *search, "resume=auto"))
+    job.start(cwd=hydra.runtime.cwd)
     try:
-        _wait(process, job, shown=console.is_terminal and not worker)
+        _wait(job, live=console.is_terminal and not worker)
     finally:
-        end_runs([process])
-    score, ended = _outcome(process.returncode, job, objective)
-    job = job._replace(ended=ended, seconds=round(time.monotonic() - start, 1))
-    job.keep(records)
-    console.print(job.line(), soft_wrap=True, markup=False)
+        end_jobs([job])
+    score, ended = _outcome(job, objective)
+    record = record._replace(ended=ended, seconds=round(job.seconds, 1))
+    record.write(records)
+    say(record.line())
     return score
 
 
 @contextmanager
 def print_sweep_summary() -> Iterator[None]:
-    """Opens a scope at whose end a sweep, if there was one, is summed up.
+    """Opens a scope at whose end the summary of a sweep is printed, if there was one.
 
     Raises:
         SystemExit: If a job did not finish.
     """
-    Sweep.folder = None
+    SweepCallback.folder = None
     try:
         yield
     except KeyboardInterrupt:
-        if Sweep.folder is not None:
-            stop(f"interrupted; {GO_ON}", 128 + signal.SIGINT)
+        if SweepCallback.folder is not None:
+            exit_now(f"interrupted; {RESUME_HINT}", 128 + signal.SIGINT)
         raise
     except Exception:
-        if Sweep.folder is None or not (jobs := print_summary(Sweep.folder)):
+        if SweepCallback.folder is None or not (records := print_records(SweepCallback.folder)):
             raise
-        if any(job.ended == FINISHED for job in jobs):
+        if any(record.ended == FINISHED for record in records):
             raise
         sys.exit(1)  # no job finished, and a sweeper has nothing to choose from
-    if Sweep.folder is not None and any(
-        job.ended != FINISHED for job in print_summary(Sweep.folder)
+    if SweepCallback.folder is not None and any(
+        record.ended != FINISHED for record in print_records(SweepCallback.folder)
     ):
         sys.exit(1)
 
 
-def print_summary(folder: Path) -> list[Job]:
-    """Prints how the jobs of a sweep ended, and writes it to `sweep.json`."""
+def print_records(folder: Path) -> list[Record]:
+    """Prints how the jobs of a sweep ended, and writes it to `sweep.json`.
+
+    Arguments:
+        folder: The sweep's folder.
+
+    Returns:
+        The jobs' records.
+    """
+    from diffem.report.closing import COLUMNS  # imports torch, which takes seconds
+
+    columns = dict(list(COLUMNS.items())[:4])
     files = sorted((folder / RECORDS).glob("[0-9]*.json"))
-    jobs = [Job(**json.loads(file.read_text())) for file in files]
-    table = Table(title=f"{len(jobs)} jobs in {folder}")
-    for name in ("job", "overrides", *list(COLUMNS)[:4], "ended"):
-        table.add_column(name, justify="right" if name in COLUMNS else "left", overflow="fold")
+    records = [Record(**json.loads(file.read_text())) for file in files]
+    table = Table(title=f"{len(records)} jobs in {folder}")
+    for name in ("job", "overrides", *columns, "ended"):
+        table.add_column(name, justify="right" if name in columns else "left", overflow="fold")
     rows = []
-    for job in jobs:
-        summary = read_summary(Path(job.run_dir)) if job.ended == FINISHED else None
+    for record in records:
+        job = Job(str(record), Path(record.run_dir))
+        summary = job.summary() if record.ended == FINISHED else None
         final = summary["final"] if summary else {}
-        rows.append({**job._asdict(), "final": final})
-        values = [(final.get(key), digits) for key, digits in list(COLUMNS.values())[:4]]
+        rows.append({**record._asdict(), "final": final})
+        values = [(final.get(key), digits) for key, digits in columns.values()]
         figures = ("–" if v is None else f"{v:.{d}f}" for v, d in values)
-        ended = FINISHED if job.ended == FINISHED else "FAILED"
-        table.add_row(str(job.number), "\n".join(job.overrides), *figures, ended)
+        ended = FINISHED if record.ended == FINISHED else "FAILED"
+        table.add_row(str(record.number), "\n".join(record.overrides), *figures, ended)
     content = json.dumps(rows, indent=1).encode()
     write_file(folder / "sweep.json", lambda file: file.write(content))
     Console().print(table)
-    failed = [job for job in jobs if job.ended != FINISHED]
-    for job in failed:
-        console.print(job.line(), f"see {job.log}", sep="; ", soft_wrap=True, markup=False)
+    failed = [record for record in records if record.ended != FINISHED]
+    for record in failed:
+        say(f"{record.line()}; see {Job(str(record), Path(record.run_dir)).log}")
     if failed:
-        console.print(
-            f"{len(failed)} of {len(jobs)} jobs failed; with run_dir={folder} the same command "
-            "tries them again and keeps the others",
-            soft_wrap=True,
-            markup=False,
+        say(
+            f"{len(failed)} of {len(records)} jobs failed; with run_dir={folder} the same command "
+            "tries them again and keeps the others"
         )
-    return jobs
+    return records
 
 
-def _wait(process: "subprocess.Popen[bytes]", job: Job, *, shown: bool) -> None:
-    """Waits for a run's end, and shows the last line that it printed on a terminal."""
-    if not shown:
-        console.print(f"{job}: log in {job.log}", soft_wrap=True, markup=False)
-        process.wait()
+def _wait(job: Job, *, live: bool) -> None:
+    """Waits for a job's end; shows its last line meanwhile if the display is live."""
+    if not live:
+        say(f"{job.name}: log in {job.log}")
+        job.wait()
         return
-    with console.status(str(job)) as status:
-        while process.poll() is None:
-            status.update(f"{job}: {last_line(job.log)}"[: console.width - 4])
+    with console.status(job.name) as status:
+        while job.is_running():
+            status.update(f"{job.name}: {job.last_line()}"[: console.width - 4])
             time.sleep(POLL_SECONDS)
 
 
-def _outcome(code: int, job: Job, objective: str) -> tuple[float | None, str]:
-    """Returns a run's score and `finished`, or None and why it failed."""
-    line = last_line(job.log).removeprefix("error: ")
-    if code < 0:
-        memory = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return None, f"killed by {signal.Signals(-code).name}{memory}"
-    if code == 1:  # told by the run, or the last line of a traceback
-        return None, line
-    summary = read_summary(Path(job.run_dir))
-    if code != 0 or summary is None:
-        return None, f"exit code {code} before its end, after: {line}"
-    if objective not in summary["final"]:
-        known = ", ".join(k for k, v in summary["final"].items() if isinstance(v, float))
+def _outcome(job: Job, objective: str) -> tuple[float | None, str]:
+    """Returns a job's score and `finished`, or None and why it failed."""
+    if failure := job.failure():
+        return None, failure.removeprefix("error: ")
+    final = (job.summary() or {})["final"]
+    if objective not in final:
+        known = ", ".join(k for k, v in final.items() if isinstance(v, float))
         return None, f"objective={objective} is not among the run's scores: {known}"
-    return float(summary["final"][objective]), FINISHED
+    return float(final[objective]), FINISHED

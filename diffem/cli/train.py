@@ -1,23 +1,28 @@
-"""Learns a posterior sampler and a prior from corrupted images: python train.py [GROUP=CHOICE …].
+"""Learns a posterior sampler and a prior from corrupted images: the run of `python train.py`.
 
-Reads top to bottom: compose, fit by EM, fit the prior, evaluate, report.
+Reads top to bottom: build the parts, fit by EM, fit the prior, evaluate, report.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from diffem.cli import command
-from diffem.cli.sweep import SubprocessJobs
-from diffem.corruption import Channel, make_channel
+from diffem.cli.compose import (
+    assumed_corruption,
+    build_channel,
+    describe_run,
+    is_given,
+    public_config,
+)
+from diffem.corruption import Channel
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
@@ -42,21 +47,12 @@ from diffem.report import RunReport
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console
 from diffem.runtime.rng import seeded
-from diffem.storage.run_dir import check_space, config_hash, open_run
 from diffem.storage.reconstructions import ReconstructionStore
-
-
-@hydra.main(version_base="1.3", config_path=str(command.CONF), config_name="train")
-@SubprocessJobs
-def hydra_main(cfg: DictConfig) -> None:
-    """Runs one experiment in its run directory."""
-    with command.report_user_errors():
-        run(cfg)
+from diffem.storage.run_dir import check_space, config_hash, open_run
 
 
 def run(cfg: DictConfig) -> None:
     """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
-    command.check(cfg)
     settings: EMSettings = instantiate(cfg.em)
     evaluation: Evaluation = instantiate(cfg.metric)
     train, heldout = build_data(cfg)
@@ -66,7 +62,7 @@ def run(cfg: DictConfig) -> None:
     make_posterior = build_posterior(cfg, module.denoiser, train.channel)
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
 
-    run_dir = open_run(cfg)
+    run_dir = open_run(cfg, HydraConfig.get())
     check_space(run_dir, train.truth.nbytes, rounds=settings.rounds_on_disk)
     store = ReconstructionStore(
         run_dir / "reconstructions",
@@ -80,7 +76,7 @@ def run(cfg: DictConfig) -> None:
     )
     if supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
-    report = RunReport(run_dir, command.about(cfg), evaluation, train, heldout, store=store)
+    report = RunReport(run_dir, describe_run(cfg), evaluation, train, heldout, store=store)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMLoop(
         init,
@@ -102,23 +98,10 @@ def run(cfg: DictConfig) -> None:
         evaluate(cfg, module, prior, data, make_posterior, report)
 
 
-def build_channel(node: DictConfig, shape: Sequence[int]) -> Channel:
-    """Returns the channel of a node of conf/corruption.
-
-    The node's keys are a forward operator's, with `noise` and `learn` beside them; or those of a
-    channel that is none of an operator and a noise model.
-    """
-    settings = {k: v for k, v in node.items() if k not in ("noise", "learn")}
-    part = instantiate(OmegaConf.create(settings), shape=shape, _convert_="all")
-    if isinstance(part, Channel):
-        return part
-    return make_channel(part, instantiate(node.noise, _convert_="all"), learn=node.learn)
-
-
 def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
     """Returns the training and the held-out measurements, under the assumed channel."""
     shape = cfg.dataset.shape
-    channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, command.assumed(cfg)))
+    channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, assumed_corruption(cfg)))
     clean = instantiate(cfg.dataset, _convert_="all").load()
     train, heldout = (
         simulate_measurements(x, channel, seed=cfg.seed, split=split, assumed=assumed)
@@ -144,10 +127,10 @@ def build_module(
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """Returns the loggers, which are told the configuration without its secrets."""
+    """Returns the loggers, with the configuration without its secrets as hyperparameters."""
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     for logger in loggers:
-        logger.log_hyperparams(command.shown(cfg))
+        logger.log_hyperparams(public_config(cfg))
     return loggers
 
 
@@ -163,7 +146,7 @@ def build_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> Po
     if kind.samplers:
         check_sampler(kind, sampler)
         make = partial(make, sampler=sampler)
-    elif cfg.prior is None and command.is_given("sampler"):
+    elif cfg.prior is None and is_given("sampler"):
         raise UserError(
             f"sampler has no effect: method.posterior={kind.__name__} draws without one, and "
             "prior=null; leave it out"
@@ -239,8 +222,3 @@ def sample_prior(cfg: DictConfig, module: DenoiserModule, channel: Channel, n: i
     with module.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
         prior = module.objective.prior(denoiser, channel, sampler=instantiate(cfg.sampler))
         return prior.sample(n).float().cpu()
-
-
-def main() -> None:
-    """Runs the command with this process's arguments."""
-    command.run_command(hydra_main)

@@ -1,141 +1,188 @@
-"""What a configuration may build: every `_target_` is checked before anything is imported.
+"""Which classes and functions a configuration may build.
 
 Hydra imports and calls whatever a `_target_` names, on the command line or in an experiment file
-that came from elsewhere. Its own block list is no boundary: this allow list is one.
+from elsewhere, and its own block list is no boundary. Here every `_target_` is compared with a
+list of full names before anything is imported.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.utils import get_object
-from omegaconf import OmegaConf, open_dict
-
-from diffem.config.types import check_types
 from diffem.runtime.errors import UserError
 
-PARTS = (  # packages whose own classes and functions may be built
-    "diffem.corruption",
-    "diffem.data",
-    "diffem.denoiser",
-    "diffem.logging",
-    "diffem.posterior",
-    "diffem.em",
-    "diffem.metric",
-    "diffem.network",
-    "azula.noise",
-    "azula.sample",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "torch.optim",
+_CORRUPTIONS = (
+    "diffem.corruption.Blur",
+    "diffem.corruption.Denoising",
+    "diffem.corruption.Downsample",
+    "diffem.corruption.GaussianNoise",
+    "diffem.corruption.Mask",
+    "diffem.corruption.PoissonGaussianNoise",
+    "diffem.corruption.PoissonNoise",
+    "diffem.corruption.Projection",
 )
-NAMES = ("lightning.Trainer",)
-PLUGINS = (  # what hydra's own node may build
-    "hydra._internal.core_plugins",
-    "hydra_plugins",
-    "optuna.samplers",  # of hydra/sweeper=optuna
+ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configuration
+    "assumed": _CORRUPTIONS,
+    "blind": ("diffem.em.Blind",),
+    "corruption": _CORRUPTIONS,
+    "dataset": (
+        "diffem.data.Digits",
+        "diffem.data.HubImages",
+        "diffem.data.IdxImages",
+        "diffem.data.Manifold",
+    ),
+    "em": ("diffem.em.EMSettings",),
+    "init": (
+        "diffem.em.init.FromCheckpoint",
+        "diffem.em.init.FromClean",
+        "diffem.em.init.FromMeasurement",
+        "diffem.em.init.Gaussian",
+    ),
+    "logger": (
+        "diffem.logging.jsonl.JSONLLogger",
+        "diffem.logging.wandb.WandbLogger",
+        "lightning.pytorch.loggers.CSVLogger",
+        "lightning.pytorch.loggers.CometLogger",
+        "lightning.pytorch.loggers.LitLogger",
+        "lightning.pytorch.loggers.MLFlowLogger",
+        "lightning.pytorch.loggers.TensorBoardLogger",
+        "lightning.pytorch.loggers.WandbLogger",
+    ),
+    "m_step": (
+        "diffem.denoiser.BetaMixture",
+        "diffem.em.Augment",
+        "diffem.em.Cosine",
+        "diffem.em.Linear",
+        "diffem.em.MStep",
+        "torch.optim.ASGD",
+        "torch.optim.Adadelta",
+        "torch.optim.Adafactor",
+        "torch.optim.Adagrad",
+        "torch.optim.Adam",
+        "torch.optim.AdamW",
+        "torch.optim.Adamax",
+        "torch.optim.Muon",
+        "torch.optim.NAdam",
+        "torch.optim.RAdam",
+        "torch.optim.RMSprop",
+        "torch.optim.Rprop",
+        "torch.optim.SGD",
+    ),
+    "method": (
+        "diffem.denoiser.Conditioning",
+        "diffem.em.objective.Ambient",
+        "diffem.em.objective.Recorrupted",
+        "diffem.em.objective.Unconditional",
+        "diffem.posterior.Conditional",
+        "diffem.posterior.DPS",
+        "diffem.posterior.DiffPIR",
+        "diffem.posterior.Isotropic",
+        "diffem.posterior.MMPS",
+        "diffem.posterior.PiGDM",
+        "diffem.posterior.PrincipalComponents",
+        "diffem.posterior.Restoration",
+        "diffem.posterior.SplitGibbs",
+    ),
+    "metric": (
+        "diffem.metric.Classifier",
+        "diffem.metric.DINOv2",
+        "diffem.metric.Evaluation",
+        "diffem.metric.Inception",
+        "diffem.metric.LPIPS",
+        "diffem.metric.PixelFeatures",
+    ),
+    "network": ("diffem.network.MLP", "diffem.network.UNet"),
+    "sampler": (
+        "azula.sample.DDIMSampler",
+        "azula.sample.DDPMSampler",
+        "azula.sample.EulerSampler",
+        "azula.sample.HeunSampler",
+        "azula.sample.ItoSampler",
+        "azula.sample.PCSampler",
+        "azula.sample.REABSampler",
+        "azula.sample.vABSampler",
+        "azula.sample.xEABSampler",
+        "azula.sample.zABSampler",
+        "azula.sample.zEABSampler",
+    ),
+    "schedule": (
+        "azula.noise.CosineSchedule",
+        "azula.noise.DecaySchedule",
+        "azula.noise.RectifiedSchedule",
+        "azula.noise.VESchedule",
+        "azula.noise.VPSchedule",
+    ),
+    "trainer": ("lightning.Trainer", "lightning.pytorch.strategies.DDPStrategy"),
+}
+ALLOWED_HYDRA = (  # in Hydra's own node
+    "diffem.cli.sweep.SweepCallback",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "optuna.samplers.CmaEsSampler",
+    "optuna.samplers.GridSampler",
+    "optuna.samplers.MOTPESampler",
+    "optuna.samplers.NSGAIISampler",
+    "optuna.samplers.RandomSampler",
+    "optuna.samplers.TPESampler",
 )
-CALLBACK = "diffem.cli.sweep.Sweep"
-# What runs a user's own shell lines or sets the jobs' environment: from the command line alone.
-GIVEN = ("hydra.launcher.setup", "hydra.job.env_set")
-FLAGS = ("-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
-HELP = ("-h", "--help", "--hydra-help", "--version")
-VALUED = ("-c", "--cfg", "-p", "--package", "-i", "--info")
-
-
-def check_arguments(arguments: Sequence[str], conf: str, name: str) -> None:
-    """Checks what a command's arguments compose to, before Hydra acts on them.
-
-    Arguments:
-        arguments: The command's arguments.
-        conf: The folder of the configuration.
-        name: The name of its first file.
-
-    Raises:
-        UserError: If a flag or a `_target_` is not allowed, or a value is of another kind than the
-            chosen files have in its place.
-    """
-    overrides, skip = [], False
-    for argument in arguments:
-        if argument in HELP:
-            return
-        if skip or argument in FLAGS:
-            skip = argument in VALUED
-        elif argument.startswith("-"):
-            raise UserError(f"{argument} is not a flag of this command; it has {', '.join(FLAGS)}")
-        else:
-            overrides.append(argument)
-    with initialize_config_dir(conf, version_base="1.3"):
-        for chosen in _without_sweeps(overrides):
-            groups = list(_groups(chosen, Path(conf)))
-            cfg = compose(name, chosen, return_hydra_config=True)
-            check_hydra(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            given = OmegaConf.to_container(cfg, resolve=False)
-            check_targets(given)
-            files = OmegaConf.to_container(compose(name, groups), resolve=False)
-            assert isinstance(given, dict) and isinstance(files, dict)
-            check_types(given, files)
-
-
-def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
-    """Checks Hydra's own node, a container of plain types.
-
-    Raises:
-        UserError: If it would build, import or run what is neither allowed nor on the command
-            line.
-    """
-    for where, target in _found(hydra, "_target_", "hydra"):
-        if target != CALLBACK:
-            _check_own(where, target, PLUGINS)
-    if space := hydra["sweeper"].get("custom_search_space"):  # Optuna's sweeper imports it
-        raise UserError(f"hydra.sweeper.custom_search_space={space} is not allowed; leave it null")
-    for key in GIVEN:
-        _, node, name = key.split(".")
-        if hydra[node].get(name) and not any(o.lstrip("+").startswith(key) for o in overrides):
-            raise UserError(f"{key} is taken from the command line alone, not from a file")
+# These run a user's own shell lines or set the jobs' environment.
+COMMAND_LINE_ONLY = ("hydra.launcher.setup", "hydra.job.env_set")
 
 
 def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain types
     """Checks every `_target_` in a configuration.
 
+    Arguments:
+        config: The configuration without Hydra's node, in plain types.
+
     Raises:
-        UserError: If one is not in the allow list, or leads out of it.
+        UserError: If a `_target_` is not in the list of its top-level key, or a `_partial_` is not
+            a truth value.
     """
     for where, flag in _found(config, "_partial_"):
         if not isinstance(flag, bool):
             raise UserError(f"{where} must be true or false, got {flag!r}")
-    for where, target in _found(config, "_target_"):
-        if target not in NAMES:
-            _check_own(where, target, PARTS)
+    for where, target in targets(config):
+        _check_target(where, target, ALLOWED.get(where.partition(".")[0], ()))
 
 
-def _check_own(where: str, target: str, packages: Sequence[str]) -> None:
-    """Refuses what is not one of the packages' own classes and functions."""
-    _check_prefix(where, target, packages)
-    package = next(p for p in packages if target.startswith(f"{p}."))
-    try:
-        found = get_object(target)
-    except Exception as error:
-        raise UserError(f"{where}={target}: there is no such thing ({error})") from error
-    # A module's own imports can be reached by dots: diffem.storage.store.shutil.rmtree.
-    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(f"{package}."):
-        raise UserError(f"{where}={target} is not one of {package}'s own; it is not built")
+def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
+    """Checks Hydra's own node.
+
+    Arguments:
+        hydra: The node, in plain types.
+        overrides: The overrides on the command line.
+
+    Raises:
+        UserError: If the node would build, import or run something that is neither allowed nor
+            given on the command line.
+    """
+    for where, target in _found(hydra, "_target_", "hydra"):
+        _check_target(where, target, ALLOWED_HYDRA)
+    if space := hydra["sweeper"].get("custom_search_space"):  # Optuna's sweeper imports it
+        raise UserError(f"hydra.sweeper.custom_search_space={space} is not allowed; leave it null")
+    for key in COMMAND_LINE_ONLY:
+        _, node, name = key.split(".")
+        if hydra[node].get(name) and not any(o.lstrip("+").startswith(key) for o in overrides):
+            raise UserError(f"{key} is taken from the command line alone, not from a file")
 
 
-def _check_prefix(where: str, target: object, prefixes: Iterable[str]) -> None:
-    if not isinstance(target, str) or not target.startswith(tuple(f"{p}." for p in prefixes)):
-        raise UserError(
-            f"{where}={target} is not allowed; a _target_ begins with {', '.join(prefixes)}"
-        )
+def targets(config: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yields the full key and the value of every `_target_` in a container of plain types."""
+    yield from _found(config, "_target_")
+
+
+def _check_target(where: str, target: object, allowed: Sequence[str]) -> None:
+    if target not in allowed:
+        known = ", ".join(allowed) or "nothing is built there"
+        raise UserError(f"{where}={target} is not allowed; allowed: {known}")
 
 
 def _found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields where a key stands in a configuration, and each of its values."""
+    """Yields the full key and the value of every occurrence of a key."""
     if isinstance(node, dict):
         for key, value in node.items():
             name = f"{where}.{key}" if where else str(key)
@@ -146,45 +193,3 @@ def _found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, An
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from _found(value, wanted, f"{where}.{i}")
-
-
-def _groups(overrides: Sequence[str], conf: Path) -> Iterator[str]:
-    """Yields the overrides that choose files, and those of Hydra's own node.
-
-    Raises:
-        UserError: If a choice is no name.
-    """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = override.key_or_group, override.value()
-        if (folder := conf / key).is_dir() and not override.is_delete():
-            names = value if isinstance(value, list) else [value]
-            if not all(isinstance(name, str) for name in names):
-                known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-                raise UserError(f"{override.input_line} is not a choice; {key} can be: {known}")
-        if folder.is_dir() or key.startswith("hydra"):
-            yield str(override.input_line)
-
-
-def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Yields overrides in which each sweep has one of its values, until each value was in one."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    plain = [o.input_line for o in parsed if not o.is_sweep_override()]
-    sweeps = [
-        [f"{o.get_key_element()}={value}" for value in _values(o)]
-        for o in parsed
-        if o.is_sweep_override()
-    ]
-    first = [values[0] for values in sweeps]
-    yield [str(o) for o in (*plain, *first)]
-    for i, values in enumerate(sweeps):
-        for value in values[1:]:
-            yield [str(o) for o in (*plain, *first[:i], value, *first[i + 1 :])]
-
-
-def _values(override: Override) -> Iterator[str]:
-    """Yields the values of a sweep; of an interval, which has no list of them, the ends."""
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        yield from (str(value.start), str(value.end))
-    else:
-        yield from override.sweep_string_iterator()

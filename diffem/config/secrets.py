@@ -1,8 +1,9 @@
-"""Secrets: no file that a run writes, and nothing that it says, holds one in clear.
+"""Keeps secrets out of files, logs and W&B.
 
-A secret is what stands under a key whose name says so. On a command line it is moved to the
-environment before anything sees it, and `${oc.env:NAME}` takes its place; in a configuration file
-it is left out where the configuration is saved. Interpolations are saved as they are written.
+A value is secret if its key is named like one: token, password, api_key and so on. A secret on a
+command line is moved to an environment variable, and `${oc.env:NAME}` takes its place; a secret in
+a configuration file is left out where the configuration is saved. Interpolations are saved
+unresolved.
 """
 
 import os
@@ -12,9 +13,9 @@ from typing import Any
 
 from diffem.runtime.errors import UserError
 
-HIDDEN = "(hidden)"
-PREFIX = "DIFFEM_"  # of the environment's variables that hold what a command line held
-SHORTEST = 8  # characters of a secret that is looked for in a sentence
+REDACTED = "(hidden)"
+PREFIX = "DIFFEM_"  # of the environment variables that take secrets of a command line
+SHORTEST = 8  # characters of a secret that is looked for in a text
 _NAME = re.compile(
     r"(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private)[-_]?key)$",
     re.IGNORECASE,
@@ -23,23 +24,29 @@ _INNER_KEY = re.compile(r"[{,]\s*[\"']?([\w-]+)[\"']?\s*:")
 
 
 def is_secret(name: str) -> bool:
-    """Returns whether a key's name says that a secret stands there, or under it."""
+    """Returns whether a key, or one that it is under, is named like a secret."""
     return any(_NAME.search(part) for part in name.split("."))
 
 
-def hidden(arguments: Iterable[str]) -> list[str]:
-    """Returns a command's arguments with their secrets moved to the environment.
+def move_secrets_to_env(arguments: Iterable[str]) -> list[str]:
+    """Moves the secrets among a command's arguments to environment variables.
 
-    hub.token=VALUE becomes hub.token=${oc.env:DIFFEM_HUB_TOKEN}; processes that this one starts
-    inherit the variable, and a run that goes on needs it again.
+    hub.token=VALUE becomes hub.token=${oc.env:DIFFEM_HUB_TOKEN}. Processes that this one starts
+    inherit the variable; a run that is resumed needs the secret again.
+
+    Arguments:
+        arguments: The arguments.
+
+    Returns:
+        The arguments without secrets.
 
     Raises:
-        UserError: If a secret stands inside another value, or one that is needed again is absent.
+        UserError: If a secret is inside another value, or a resumed run's secret is not given.
     """
-    return [_hidden(argument) for argument in arguments]
+    return [_move_to_env(argument) for argument in arguments]
 
 
-def _hidden(argument: str) -> str:
+def _move_to_env(argument: str) -> str:
     override, equals, text = argument.partition("=")
     key = override.lstrip("+~")
     if inner := [name for name in _INNER_KEY.findall(text) if is_secret(name)]:
@@ -59,20 +66,25 @@ def _hidden(argument: str) -> str:
     return f"{override}={reference}"
 
 
-def redacted(value: Any, name: str = "") -> Any:  # noqa: ANN401 - a container of plain types
-    """Returns a configuration of plain types with HIDDEN in place of its secrets."""
+def redact_config(value: Any, name: str = "") -> Any:  # noqa: ANN401 - a container of plain types
+    """Returns a configuration with REDACTED in place of its secrets.
+
+    Arguments:
+        value: The configuration, or a part of it, in plain types.
+        name: The part's full key.
+    """
     if isinstance(value, dict):
-        return {k: redacted(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+        return {k: redact_config(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [redacted(v, name) for v in value]
+        return [redact_config(v, name) for v in value]
     if value is None or (isinstance(value, str) and "${" in value):
         return value
-    return HIDDEN if is_secret(name) else value
+    return REDACTED if is_secret(name) else value
 
 
-def told(sentence: str) -> str:
-    """Returns a sentence without the values of the environment's secrets."""
+def redact_text(text: str) -> str:
+    """Returns a text with REDACTED in place of the secrets in environment variables."""
     for variable, value in os.environ.items():
         if is_secret(variable) and len(value) >= SHORTEST:
-            sentence = sentence.replace(value, HIDDEN)
-    return sentence
+            text = text.replace(value, REDACTED)
+    return text

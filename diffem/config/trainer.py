@@ -1,15 +1,14 @@
-"""What Lightning's trainer may be given: what is known to keep a run's laws, and this machine has.
+"""Checks of Lightning's trainer: settings that keep the guarantees, on devices that exist.
 
-The laws are that a killed run is an uninterrupted run, that an E-step depends on seed, round and
-weights alone, and that a batch is of the current round. Most of the trainer's arguments would
-break one without a word: accumulated gradients, fewer batches, another sampler, FSDP.
+The guarantees are that a killed run resumes to the weights of an uninterrupted one, that an E-step
+depends on seed, round and weights alone, and that a batch is of the current round. Most of the
+trainer's arguments would break one silently: accumulated gradients, fewer batches, another
+sampler, FSDP.
 """
 
 import os
 from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from diffem.runtime.errors import UserError, check_count, check_positive
 
@@ -31,18 +30,21 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
 
 
 def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - from YAML
-    """Accepts the configuration of a trainer.
+    """Checks the configuration of a trainer.
+
+    Arguments:
+        trainer: The configuration, in plain types.
 
     Raises:
-        UserError: If a key or a value is not known to keep the laws, or the machine lacks the
-            devices.
+        UserError: If a key or a value is not known to keep the guarantees, or this machine lacks
+            the devices.
     """
     if not isinstance(trainer, dict) or trainer.get("_target_") != TARGET:
         raise UserError(f"trainer must be a {TARGET}, got {trainer}")
     if wrong := {*trainer} ^ {*KEYS, "_target_"}:
         raise UserError(
-            f"trainer.{min(map(str, wrong))} is missing, or not known to keep a run's laws; "
-            f"trainer has {', '.join(KEYS)}"
+            f"trainer.{min(map(str, wrong))} is missing, or not known to keep a run's laws "
+            f"(docs/invariants.md); trainer has {', '.join(KEYS)}"
         )
     _check_choice("accelerator", trainer["accelerator"], ACCELERATORS)
     _check_choice("precision", trainer["precision"], PRECISIONS)
@@ -52,7 +54,7 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - from YAML
     clip = trainer["gradient_clip_val"]
     if clip is not None:
         check_positive("trainer.gradient_clip_val", clip)
-    _check_strategy(trainer["strategy"])
+    check_strategy(trainer["strategy"])
     _check_devices(trainer)
 
 
@@ -62,28 +64,36 @@ def _check_choice(key: str, value: object, allowed: tuple[object, ...]) -> None:
         raise UserError(f"trainer.{key} must be one of {known}, got {value!r}")
 
 
-def _check_strategy(strategy: object) -> None:
+def check_strategy(strategy: object) -> None:
+    """Checks a trainer's strategy: a name, or a part with a `_target_`.
+
+    Raises:
+        UserError: If it is not known to keep the guarantees.
+    """
     target = strategy.get("_target_") if isinstance(strategy, Mapping) else strategy
     if target not in (*STRATEGIES, DDP) or (target == DDP) != isinstance(strategy, Mapping):
         raise UserError(
             f"trainer.strategy must be one of {', '.join(STRATEGIES)} or a {DDP}, got {target!r}: "
             "FSDP and others that split the weights do not keep a run's laws, whose E-step and "
-            "checkpoints need the averaged weights whole on every device; choose a network that "
-            "fits"
+            "checkpoints need all averaged weights on every device; choose a network that fits"
         )
 
 
 def _check_devices(trainer: Mapping[str, Any]) -> None:
-    """Refuses devices that this machine does not have: fewer GPUs, or half as many CPU cores."""
+    """Refuses more devices than there are GPUs, or more than two processes for each CPU core."""
     accelerator, devices = trainer["accelerator"], trainer["devices"]
-    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    half = trainer["precision"] == "16-mixed"
+    # torch, which counts the GPUs, takes seconds to import: only where the number matters.
+    counts = accelerator == "auto" and (devices != 1 or half)
+    gpus = _gpu_count() if counts or accelerator in ("gpu", "cuda") else 0
+    cores = os.cpu_count() or 1
     if accelerator in ("gpu", "cuda") and gpus == 0:
         raise UserError(
             f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
             "trainer.accelerator=cpu or auto"
         )
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    if trainer["precision"] == "16-mixed" and not on_gpu:
+    if half and not on_gpu:
         raise UserError(
             "trainer.precision=16-mixed needs a GPU; use bf16-mixed, or 32-true where the "
             "processor has no bfloat16"
@@ -103,9 +113,15 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
     )
 
 
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _check_processes(devices: object, nodes: int) -> None:
-    """Refuses another number of processes than were started, where others start them."""
-    started = started_elsewhere()
+    """Refuses another number of processes than torchrun or srun started."""
+    started = external_processes()
     if started is None and nodes != 1 and "NODE_RANK" not in os.environ:
         raise UserError(
             f"trainer.num_nodes={nodes} needs a process on each device of each node, started by "
@@ -118,11 +134,11 @@ def _check_processes(devices: object, nodes: int) -> None:
         )
 
 
-def started_elsewhere() -> int | None:
-    """Returns how many processes of this run torchrun or srun started, None if neither did."""
+def external_processes() -> int | None:
+    """Returns how many processes of this run torchrun or srun started; None if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return None  # as Lightning has it: a shell in an allocation
+        return None  # a shell in an allocation, as in Lightning
     tasks = os.environ.get("SLURM_NTASKS")
     return int(tasks) if tasks else None

@@ -1,7 +1,7 @@
-"""Kinds: a value is of the kind that the chosen files of the configuration have in its place.
+"""Checks that each override has the type of the value it replaces.
 
-A number, a truth value, a text, a list or a part with keys of its own. Which numbers or texts make
-sense is for the class to say that they are given to.
+The types are a number, a truth value, a text, a list, or a part with keys of its own. Which
+numbers or texts make sense is checked by the class that they are given to.
 """
 
 import math
@@ -13,12 +13,12 @@ from typing import Any
 
 from diffem.runtime.errors import UserError
 
-OWN = ("trainer", "hydra")  # their values are checked elsewhere, one by one
-NULLABLE = (  # the last word of keys for which null has a meaning of its own, whatever a file has
+CHECKED_ELSEWHERE = ("trainer", "hydra")
+NULLABLE = (  # the last word of keys for which null has a meaning, whatever the file's value is
     *("prior", "augment", "lpips", "weights", "crop", "train", "heldout", "variance", "resume"),
     *("steps_per_round", "epochs_per_round", "seconds", "nfe", "keep_rounds", "foreach"),
 )
-KINDS = {
+TYPE_NAMES = {
     dict: "a part with keys of its own, and a _target_ if it has one",
     list: "a list",
     bool: "true or false",
@@ -28,14 +28,14 @@ KINDS = {
 
 
 def check_types(given: Mapping[Any, Any], files: Mapping[Any, Any]) -> None:
-    """Accepts a configuration whose values are of the kinds that the chosen files have.
+    """Checks that every value has the type of the value in the chosen files.
 
     Arguments:
         given: The configuration, in plain types.
-        files: The one that the chosen files make by themselves.
+        files: What the chosen files compose to without the overrides of values.
 
     Raises:
-        UserError: If a value is of another kind, or null where null means nothing.
+        UserError: If a value has another type, or is null where null has no meaning.
     """
     _check(given, files, "", files)
 
@@ -45,30 +45,35 @@ def _check(given: Mapping[Any, Any], files: Mapping[Any, Any], where: str, root:
         name = f"{where}.{key}" if where else str(key)
         if isinstance(expected, str) and (link := re.fullmatch(r"\$\{([\w.]+)\}", expected)):
             expected = reduce(getitem, link.group(1).split("."), root)
-        if key not in given or name in OWN or expected is None or given[key] == expected:
+        if (
+            key not in given
+            or name in CHECKED_ELSEWHERE
+            or expected is None
+            or given[key] == expected
+        ):
             continue
-        value, kind = given[key], _kind(expected)
-        if _open(value) or (value is None and key in NULLABLE):
+        value, wanted = given[key], _type(expected)
+        if _is_interpolation(value) or (value is None and key in NULLABLE):
             continue
-        # The level of a channel is a number, or the range that each sample's own is drawn from.
-        level = where.startswith("corruption") and key != "learn" and kind in (float, list)
-        fits = any(_is(value, k) for k in ((float, list) if level else (kind,)))
+        # A parameter of a channel is a number, or the range that each sample's is drawn from.
+        parameter = where.startswith("corruption") and key != "learn" and wanted in (float, list)
+        fits = any(_has_type(value, t) for t in ((float, list) if parameter else (wanted,)))
         if isinstance(value, dict) and isinstance(expected, dict):
             fits &= "_target_" in value or "_target_" not in expected
             _check(value, expected, name, root)
         if not fits:
-            raise UserError(f"{name} must be {KINDS[kind]}, got {value!r}")
+            raise UserError(f"{name} must be {TYPE_NAMES[wanted]}, got {value!r}")
 
 
-def _kind(value: object) -> type:
+def _type(value: object) -> type:
+    """Returns a value's type; int counts as float."""
     return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 
-def _is(value: object, kind: type) -> bool:
+def _has_type(value: object, wanted: type) -> bool:
     finite = not isinstance(value, float) or math.isfinite(value)
-    return _kind(value) is kind and finite
+    return _type(value) is wanted and finite
 
 
-def _open(value: object) -> bool:
-    """Returns whether what will stand in a place is not known yet."""
+def _is_interpolation(value: object) -> bool:
     return isinstance(value, str) and "${" in value

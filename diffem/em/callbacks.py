@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from diffem.em.state import EMState
 from diffem.runtime.progress import Advance, progress_bar
-from diffem.runtime.signals import stop_on_signals, watch_ranks
+from diffem.runtime.signals import install_signal_handlers, watch_ranks
 from diffem.storage.reconstructions import Batch
 
 
@@ -26,7 +26,7 @@ class SignalHandlers(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the handlers and the watch before an E-step that is due."""
-        stop_on_signals()
+        install_signal_handlers()
         if processes := getattr(trainer.strategy.launcher, "procs", []):
             for thread in threading.enumerate():
                 if thread.name == "child-process-observer":  # Lightning's
@@ -35,7 +35,7 @@ class SignalHandlers(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the handlers once Lightning has installed its own."""
-        stop_on_signals()
+        install_signal_handlers()
 
 
 class MStepProgress(Callback):

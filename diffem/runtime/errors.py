@@ -1,17 +1,23 @@
-"""Mistakes of the user's, told in one sentence, and the checks that find them."""
+"""Errors that are caused by user input, and checks that raise them."""
 
 import math
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; commands print its sentence without a traceback.
+    """An error caused by user input; commands show its message without a traceback.
 
-    The sentence names the key or file, the value, what is allowed and what to do.
+    The message is one sentence that names the key or file, the value, what is allowed and what to
+    do.
     """
 
 
 def check_count(name: str, value: object, minimum: int = 1) -> int:
-    """Returns a whole number of at least a minimum.
+    """Returns a value that is a whole number of at least a minimum.
+
+    Arguments:
+        name: The setting's name, for the message.
+        value: The value.
+        minimum: The smallest value that is allowed.
 
     Raises:
         UserError: If the value is no such number.
@@ -22,7 +28,11 @@ def check_count(name: str, value: object, minimum: int = 1) -> int:
 
 
 def check_positive(name: str, value: object) -> float:
-    """Returns a positive, finite number.
+    """Returns a value that is a positive, finite number.
+
+    Arguments:
+        name: The setting's name, for the message.
+        value: The value.
 
     Raises:
         UserError: If the value is no such number.
@@ -33,7 +43,11 @@ def check_positive(name: str, value: object) -> float:
 
 
 def check_fraction(name: str, value: object) -> float:
-    """Returns a number in [0, 1).
+    """Returns a value that is a number in [0, 1).
+
+    Arguments:
+        name: The setting's name, for the message.
+        value: The value.
 
     Raises:
         UserError: If the value is no such number.

@@ -1,4 +1,4 @@
-"""Progress: bars that name round, step and phase on a terminal, one line a phase elsewhere."""
+"""Progress: a live bar for each stage of a run on a terminal, one line a stage elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,27 +19,35 @@ from diffem.runtime.signals import global_rank
 console = Console(stderr=True, highlight=False)
 
 
+def say(text: str) -> None:
+    """Prints a line to stderr as it is: not wrapped, brackets are not markup."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
 def warn(text: str) -> None:
-    """Prints a warning; the first process alone does."""
+    """Prints a warning to stderr, on a run's first process only."""
     if not global_rank():
-        console.print(f"warning: {text}", soft_wrap=True, markup=False)
+        say(f"warning: {text}")
 
 
 Advance = Callable[..., None]
-"""Counts one unit of a phase's work; takes a note to show."""
+"""`advance(note="")` counts one unit of a stage's work and shows a note behind the bar."""
 
 
 @contextmanager
 def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows a phase of work; silent on every process but the first.
+    """Shows the progress of a stage; silent on every process but the first.
+
+    The bar is replaced by one line with the time that the stage took. (Lightning's RichProgressBar
+    counts epochs, knows no E-step, and leaves no line in a log file.)
 
     Arguments:
-        name: What is done, as in "round 3/8  E-step".
+        name: The stage, as in "round 3  E-step".
         total: The number of units of work.
-        unit: The name of a unit.
+        unit: The name of a unit, as in "chunks".
 
     Yields:
-        advance(note=""): counts one unit and shows a note.
+        A function that counts one unit; see `Advance`.
     """
     if global_rank():
         yield lambda note="": None
@@ -54,8 +62,8 @@ def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     start, last = time.perf_counter(), ""
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    disable = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(f"{name:<24}", total=total, note="")
 
         def advance(note: str = "") -> None:

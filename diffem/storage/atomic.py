@@ -1,4 +1,4 @@
-"""Files: whole or absent when written, verified and never executed when read."""
+"""Atomic, durable writes of files; reading verifies checksums and executes no code."""
 
 import errno
 import hashlib
@@ -12,9 +12,9 @@ from typing import IO, Any
 from diffem.runtime.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SOME = "free some and start the same command again: it goes on from where it was"
-# torch lets these overrule what a call of torch.load asks for.
-OVERRIDES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+FREE_SOME = "free some and start the same command again: it resumes the run"
+# These override the argument weights_only of torch.load.
+TORCH_VARIABLES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
 
 def sha256(path: Path) -> str:
@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 
 
 def matches(path: Path, digest: object) -> bool:
-    """Returns whether a file can be read and has a sha256."""
+    """Returns whether a file can be read and has the sha256 `digest`."""
     try:
         return sha256(path) == digest
     except OSError:
@@ -32,21 +32,21 @@ def matches(path: Path, digest: object) -> bool:
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 0) -> None:
-    """Writes a file, whole or not at all, and durably.
+    """Writes a file atomically and durably.
 
-    The bytes go to a temporary name in the same folder, are synced, and renamed into place.
+    The bytes are written to a temporary file in the same folder, synced, and renamed into place.
 
     Arguments:
         path: The file.
         write: Writes the bytes.
-        size: The number of bytes to set aside first, so that a full disk is known at once.
+        size: The number of bytes to allocate first, so that a full disk is noticed at once.
 
     Raises:
-        UserError: If the disk is full; what stood at the path stays.
+        UserError: If the disk is full; the file that was there stays.
     """
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        with disk_full_told(path), temporary.open("wb") as file:
+        with report_full_disk(path), temporary.open("wb") as file:
             if size:
                 os.posix_fallocate(file.fileno(), 0, size)
             write(file)
@@ -60,27 +60,27 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes a JSON object with its own checksum, whole or not at all."""
-    text = json.dumps({**record, "sha256": _seal(record)}, indent=1)
+    """Writes a JSON object with its own checksum, atomically."""
+    text = json.dumps({**record, "sha256": _checksum(record)}, indent=1)
     write_file(path, lambda file: file.write(text.encode()))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Returns what `write_record` wrote; None if the file is not there, or is damaged."""
+    """Returns what `write_record` wrote; None if the file is absent or damaged."""
     try:
         record = json.loads(path.read_bytes())
-        seal = record.pop("sha256")
+        checksum = record.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    return record if seal == _seal(record) else None
+    return record if checksum == _checksum(record) else None
 
 
-def _seal(record: dict[str, Any]) -> str:
+def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Syncs a folder, so that the names in it are durable."""
+    """Syncs a folder, so that renames in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,12 +89,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def disk_full_told(path: Path) -> Iterator[None]:
-    """Opens a scope in which a full disk is a user's mistake."""
+def report_full_disk(path: Path) -> Iterator[None]:
+    """Opens a scope in which a full disk raises a UserError that names the path."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save tells of a failed write by a RuntimeError.
+        # torch.save raises a RuntimeError without errno for a failed write.
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or (number is None and free_bytes(path.parent) == 0):
             raise UserError(
@@ -112,7 +112,7 @@ def free_bytes(folder: Path) -> int:
 def load_plain(path: Path) -> Any:  # noqa: ANN401
     """Returns what torch.save wrote, on the CPU, if it is tensors and plain types.
 
-    Nothing is executed.
+    No code in the file is executed.
 
     Arguments:
         path: A local file.
@@ -122,7 +122,7 @@ def load_plain(path: Path) -> Any:  # noqa: ANN401
     """
     import torch  # takes seconds: only where it is used
 
-    kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
+    kept = {name: os.environ.pop(name) for name in TORCH_VARIABLES if name in os.environ}
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     finally:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from command import LONG, ROOT, SHORT, TWO, assert_gone, train, wait_until, weights
 
-from diffem.cli.command import CONF
-from diffem.config.allow_list import check_arguments
+from diffem.cli.compose import check_arguments
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 NODES = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2")
@@ -119,7 +118,7 @@ def test_the_sbatch_script_starts_the_run_that_it_says() -> None:
     command = text[text.index("srun --") : text.index("code=$?")].replace("\\\n", " ")
     words = shlex.split(command.replace('"$@"', "experiment=cifar10_mask75"))
     assert words[:4] == ["srun", "--kill-on-bad-exit=1", "python", "train.py"]
-    check_arguments(words[4:], str(CONF), "train")
+    check_arguments(words[4:])
     given = dict(word.split("=", 1) for word in words[4:])
     assert given["trainer.devices"] == options["ntasks-per-node"] == options["gpus-per-node"]
     assert given["trainer.num_nodes"] == options["nodes"]

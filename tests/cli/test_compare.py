@@ -1,4 +1,4 @@
-"""The comparison: rows × seeds in one folder, which goes on where it stopped."""
+"""The comparison: rows × seeds in one folder, which the same command resumes."""
 
 import csv
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from command import SHORT, wait_until
 
-from diffem.cli import jobs, study
-from diffem.cli.cell import Cell
+from diffem.cli import study
 from diffem.cli.compare import main
 from diffem.cli.comparison import compare
 from diffem.cli.study import Study, methods_study, read_study
-from diffem.runtime import process as job
+from diffem.runtime import process
+from diffem.runtime.process import Job
 
 COMMON = (*SHORT, "prior=null")
 FAKE = """
@@ -52,8 +52,8 @@ summary["environment"] = {name: os.environ.get(name) for name in names}
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for train.py, and the folder of a comparison."""
     (tmp_path / "fake.py").write_text(FAKE)
-    monkeypatch.setattr(job, "TRAIN", tmp_path / "fake.py")
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(process, "TRAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(process, "POLL_SECONDS", 0.01)
     return tmp_path / "out"
 
 
@@ -61,12 +61,12 @@ def environment(folder: Path) -> dict[str, str | None]:
     return json.loads((folder / "summary.json").read_text())["environment"]
 
 
-def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_comparison_is_resumed(tmp_path: Path) -> None:
     both = Study({"diffem": ("method=diffem",), "pnp": ("method=em_pnp",)}, COMMON, (0,))
     assert compare(Study({"diffem": ("method=diffem",)}, COMMON, (0,)), tmp_path) == []
     first = (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns
     unfinished = tmp_path / "pnp" / "seed_0" / "reconstructions"
-    unfinished.mkdir(parents=True)  # as a killed cell leaves it
+    unfinished.mkdir(parents=True)  # as a killed job leaves it
     (unfinished.parent / "summary.json").write_text('{"seed": 0, ')
     assert compare(both, tmp_path) == []
     assert (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
@@ -76,12 +76,14 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert 'src="pnp/seed_0/figures/heldout.png"' in page
 
 
-def test_a_failed_cell_is_marked_and_the_rest_go_on(
+def test_a_failed_job_is_marked_and_the_others_run(
     fake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {"a": ("+fail=1",), "b": ()}
     failed = compare(Study(rows, seeds=(0, 1)), fake)
-    assert failed == [Cell("a", s, fake / "a" / f"seed_{s}", ("+fail=1",)) for s in (0, 1)]
+    assert failed == [
+        Job(f"a, seed {s}", fake / "a" / f"seed_{s}", ("+fail=1", f"seed={s}")) for s in (0, 1)
+    ]
     error = capsys.readouterr().err
     assert error.count("error: as it was told") == 2
     assert "a, seed 0: failed in" in error and "b, seed 1: finished in" in error
@@ -93,25 +95,25 @@ def test_a_failed_cell_is_marked_and_the_rest_go_on(
     assert (fake / "order").read_text() == "a0 b0 a1 b1 b2 "
 
 
-def test_cells_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_cores", lambda: 7)
-    monkeypatch.setattr(jobs, "_gpus", lambda: ["0", "1", "2", "3"])
+def test_jobs_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_cores", lambda: 7)
+    monkeypatch.setattr(process, "_gpus", lambda: ["0", "1", "2", "3"])
     study = Study({"a": (), "b": (), "c": ()}, ("+together=3",), (0,))
     assert compare(study, fake, jobs=3) == []
-    cells = [environment(fake / row / "seed_0") for row in "abc"]
-    assert [c["OMP_NUM_THREADS"] for c in cells] == ["2", "2", "2"]
-    assert [c["CUDA_VISIBLE_DEVICES"] for c in cells] == ["0,3", "1", "2"]
+    jobs = [environment(fake / row / "seed_0") for row in "abc"]
+    assert [c["OMP_NUM_THREADS"] for c in jobs] == ["2", "2", "2"]
+    assert [c["CUDA_VISIBLE_DEVICES"] for c in jobs] == ["0,3", "1", "2"]
 
 
-def test_what_cells_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_cores", lambda: 2)
-    assert jobs.slot_environments(1) == [{}]
+def test_what_jobs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_cores", lambda: 2)
+    assert process.slot_environments(1) == [{}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert jobs.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3
+    assert process.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    cells = jobs.slot_environments(2)
-    assert [c["CUDA_VISIBLE_DEVICES"] for c in cells] == ["5", "GPU-7"]
-    assert jobs.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3  # fewer GPUs than jobs
+    jobs = process.slot_environments(2)
+    assert [c["CUDA_VISIBLE_DEVICES"] for c in jobs] == ["5", "GPU-7"]
+    assert process.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3  # fewer GPUs than jobs
 
 
 def alive(pid: int) -> bool:
@@ -122,7 +124,7 @@ def alive(pid: int) -> bool:
 def test_an_interrupt_leaves_no_process_behind(
     fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
 
     def pids() -> list[int]:
         return [int(p) for f in fake.glob("*/seed_0/pids") for p in f.read_text().split()]
@@ -144,10 +146,10 @@ def test_an_interrupt_leaves_no_process_behind(
         thread.join()
         signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes the comparison\n"
     assert len(pids()) == 4
     wait_until(lambda: not any(map(alive, pids())), seconds=10)  # the killed die soon, not at once
-    assert (fake / "order").read_text().count("0") == 2  # no further cell was started
+    assert (fake / "order").read_text().count("0") == 2  # no further job was started
 
 
 def test_a_study_is_a_file(
@@ -208,14 +210,14 @@ def test_mistakes(
     arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {"diffem": {"overrides": ["method=em_pnp"], "seeds": [0]}}
-    claim = json.dumps({"overrides": ["em.rounds=1"], "rows": rows})
-    (tmp_path / "overrides.json").write_text(claim)
+    record = json.dumps({"overrides": ["em.rounds=1"], "rows": rows})
+    (tmp_path / "overrides.json").write_text(record)
     with pytest.raises(SystemExit) as stop:
         main(["--out", str(tmp_path), *arguments])
     error = capsys.readouterr().err
     assert stop.value.code == 1
     assert error.startswith("error: ") and sentence in error
-    assert (tmp_path / "overrides.json").read_text() == claim
+    assert (tmp_path / "overrides.json").read_text() == record
 
 
 def test_one_of_methods_and_study_is_given(capsys: pytest.CaptureFixture[str]) -> None:

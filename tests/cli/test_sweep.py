@@ -50,7 +50,7 @@ def sweep(run_dir: Path, *overrides: str, **environment: str) -> tuple[int, list
     return done.returncode, json.loads((run_dir / "sweep.json").read_text()), done.stderr
 
 
-def test_a_job_that_fails_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_fails_is_one_line_and_the_same_command_resumes_it(tmp_path: Path) -> None:
     code, jobs, error = sweep(tmp_path / "s", "em.rounds=0,1", "prior=null")
     assert code == 1 and "Traceback" not in error
     assert [job["overrides"] for job in jobs] == [["em.rounds=0"], ["em.rounds=1"]]
@@ -74,7 +74,7 @@ def single(run_dir: Path, devices: int, seed: int, *overrides: str) -> Path:
 
 @pytest.mark.kill
 def test_a_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
-    """One job fails in each of four ways, is gone on with, and all are the runs by themselves."""
+    """One job fails in each of four ways and is resumed; all equal the runs by themselves."""
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
     folder, path = tmp_path / "sweep", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     given = ("trainer.devices=1,2", "seed=0,1", "trainer.accelerator=cpu", "em.rounds=6")
@@ -87,7 +87,7 @@ def test_a_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
         "raise": "ArithmeticError: by the test",
         "exit": "exit code 0 before its end",
         "kill": "killed by SIGKILL (out of memory?)",
-        "memory": "the memory does not suffice",
+        "memory": "out of memory",
     }
     for way, why in said.items():
         code, jobs, error = sweep(folder, *given, PYTHONPATH=path, WAY=way)
@@ -140,7 +140,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process(
     _, error = process.communicate(timeout=15)
     assert process.returncode == code
     assert number == signal.SIGKILL or error.splitlines()[-1].endswith(
-        "; the same command goes on from where the run was"
+        "; the same command resumes the run"
     )
     wait_until(lambda: not of(folder), seconds=15, every=0.1)
 

@@ -1,5 +1,6 @@
 """No way in: nothing outside the allow list is imported, called or unpickled."""
 
+import inspect
 import os
 import pickle
 import runpy
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from command import ROOT
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
-from diffem.cli.command import CONF
-from diffem.config.allow_list import check_arguments, check_hydra, check_targets
+from diffem.cli.compose import CONF, check_arguments
+from diffem.config.allow_list import ALLOWED, ALLOWED_HYDRA, check_hydra, check_targets
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.init import FromCheckpoint
 from diffem.runtime.errors import UserError
@@ -32,8 +35,8 @@ FORBIDDEN = [
     "diffem.logging.upload.os.system",
     "diffem.storage.checkpoint.sha256",
     "torch.optim.adam.torch.load",
-    "diffem.cli.jobs.subprocess.run",
-    "diffem.cli.command.os.system",
+    "diffem.runtime.process.subprocess.run",
+    "diffem.cli.launch.os.system",
     "hydra.utils.call",
     "${oc.env:HOME}",
     "lightning.Trainer.fit.__globals__",
@@ -49,8 +52,40 @@ def tell(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 
 @pytest.mark.parametrize("target", FORBIDDEN)
 def test_forbidden_targets(target: str) -> None:
-    with pytest.raises(UserError, match=r"sampler\._target_=.* is not"):
+    with pytest.raises(UserError, match=r"sampler\._target_=.* is not allowed"):
         check_targets({"sampler": {"_target_": target}})
+
+
+def test_what_is_allowed_in_one_place_is_not_in_another() -> None:
+    mask = {"_target_": "diffem.corruption.Mask"}
+    check_targets({"corruption": mask})
+    with pytest.raises(
+        UserError, match=r"sampler\.x\._target_=.*Mask is not allowed; allowed: az"
+    ):
+        check_targets({"sampler": {"x": mask}})
+    with pytest.raises(
+        UserError, match=r"note\.0\._target_=.*Mask is not allowed.* nothing is bu"
+    ):
+        check_targets({"note": [mask]})
+
+
+@pytest.mark.parametrize("name", sorted({name for names in ALLOWED.values() for name in names}))
+def test_allowed_names_are_classes_and_functions_of_a_module(name: str) -> None:
+    """Not methods, and not what a module has imported from another package."""
+    found = get_object(name)
+    assert inspect.isclass(found) or inspect.isfunction(found)
+    assert inspect.ismodule(get_object(name.rpartition(".")[0]))
+    assert found.__module__.partition(".")[0] == name.partition(".")[0]
+
+
+def test_tables_are_sorted_and_cover_the_configuration() -> None:
+    for names in (*ALLOWED.values(), ALLOWED_HYDRA):
+        assert list(names) == sorted(names)
+    assert list(ALLOWED) == sorted(ALLOWED)
+    for path in CONF.glob("*/*.yaml"):
+        group, config = path.parent.name, OmegaConf.to_container(OmegaConf.load(path))
+        nested = {"experiment": config, "strategy": {"trainer": config}}
+        check_targets(nested.get(group, {group: config}))
 
 
 @pytest.mark.parametrize(
@@ -77,15 +112,15 @@ def test_on_the_command_line(
 def test_in_the_later_values_of_a_sweep(tmp_path: Path) -> None:
     arguments = ["-m", "seed=0,1", "sampler._target_=azula.sample.DDPMSampler,os.system"]
     with pytest.raises(UserError, match=r"sampler\._target_=os\.system is not allowed"):
-        check_arguments(arguments, str(CONF), "train")
-    check_arguments(["-m", "seed=0,1", "sampler=ddpm,heun"], str(CONF), "train")
+        check_arguments(arguments)
+    check_arguments(["-m", "seed=0,1", "sampler=ddpm,heun"])
 
 
 HYDRA = {
     "launcher": {},
     "sweeper": {},
     "job": {"env_set": {}},
-    "callbacks": {"sweep": {"_target_": "diffem.cli.sweep.Sweep"}},
+    "callbacks": {"sweep": {"_target_": "diffem.cli.sweep.SweepCallback"}},
 }
 
 
@@ -95,10 +130,10 @@ HYDRA = {
         ({"sweeper": {"custom_search_space": "os.system"}}, "custom_search_space=os.system is"),
         ({"launcher": {"setup": ["touch x"]}}, "setup is taken from the command line alone"),
         ({"job": {"env_set": {"PYTHONPATH": "/x"}}}, "env_set is taken from the command line al"),
-        ({"callbacks": {"sweep": {"_target_": "diffem.cli.sweep.start_run"}}}, "is not allowed"),
+        ({"callbacks": {"sweep": {"_target_": "diffem.cli.sweep.run_job"}}}, "is not allowed"),
         (  # by the dots of an allowed module
             {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.open_dict"}},
-            "is not one of hydra._internal.core_plugins's own",
+            "open_dict is not allowed; allowed: diffem.cli.sweep.SweepCallback, hydra",
         ),
     ],
 )
@@ -125,7 +160,7 @@ def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
     kind, name = choice.removeprefix("hydra/").split("=")
     pytest.importorskip(f"hydra_plugins.hydra_{name.split('_')[0]}_{kind}")
     lr = "m_step.optimizer.lr=1e-3" if kind == "launcher" else "m_step.optimizer.lr=interval(0,1)"
-    check_arguments(["-m", choice, lr], str(CONF), "train")
+    check_arguments(["-m", choice, lr])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +168,7 @@ def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
 )
 def test_flags_that_read_other_files(flag: str) -> None:
     with pytest.raises(UserError, match="is not a flag of this command"):
-        check_arguments([flag], str(CONF), "train")
+        check_arguments([flag])
 
 
 def test_in_an_experiment_file(

@@ -1,4 +1,4 @@
-"""Secrets: moved from the command line, left out of what is saved, not told."""
+"""Secrets: moved from the command line, left out of what is saved and shown."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from diffem.cli.command import shown
-from diffem.config.secrets import HIDDEN, PREFIX, hidden, redacted, told
+from diffem.cli.compose import public_config
+from diffem.config.secrets import (
+    PREFIX,
+    REDACTED,
+    move_secrets_to_env,
+    redact_config,
+    redact_text,
+)
 from diffem.runtime.errors import UserError
 from diffem.storage.run_dir import config_hash, resumed_arguments, save_config
 
@@ -33,15 +39,15 @@ def moved() -> dict[str, str]:
 )
 def test_a_secret_moves_to_the_environment(argument: str, value: str) -> None:
     key = argument.partition("=")[0]
-    (left,) = hidden([argument])
+    (left,) = move_secrets_to_env([argument])
     assert left == f"{key}=${{oc.env:DIFFEM_HUB_TOKEN}}"
     assert moved() == {"DIFFEM_HUB_TOKEN": value}
-    assert hidden([left]) == [left]  # as a process that this one starts sees it
+    assert move_secrets_to_env([left]) == [left]  # as a process that this one starts sees it
 
 
 @pytest.mark.parametrize("name", ["api_key", "apiKey", "hf_token", "PASSWORD", "my-secret.value"])
 def test_names_of_secrets(name: str) -> None:
-    assert hidden([f"x.{name}=canary"])[0].startswith(f"x.{name}=${{oc.env:DIFFEM_X_")
+    assert move_secrets_to_env([f"x.{name}=canary"])[0].startswith(f"x.{name}=${{oc.env:DIFFEM_X_")
 
 
 @pytest.mark.parametrize(
@@ -56,26 +62,29 @@ def test_names_of_secrets(name: str) -> None:
     ],
 )
 def test_what_is_no_secret_stays(argument: str) -> None:
-    assert hidden([argument]) == [argument] and not moved()
+    assert move_secrets_to_env([argument]) == [argument] and not moved()
 
 
-def test_a_secret_that_cannot_be_moved_is_refused_without_being_told() -> None:
+def test_a_secret_that_cannot_be_moved_is_refused_and_not_shown() -> None:
     with pytest.raises(UserError, match=r"hub holds token; .* \+hub\.token=VALUE") as refused:
-        hidden(["+hub={name: x, token: canary}"])
+        move_secrets_to_env(["+hub={name: x, token: canary}"])
     assert "canary" not in str(refused.value)
 
 
-def test_a_run_that_goes_on_is_given_its_secret_again(tmp_path: Path) -> None:
+def test_a_resumed_run_is_given_its_secret_again(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     saved = ["+hub.token=${oc.env:DIFFEM_HUB_TOKEN}", "+b=${oc.env:ABSENT}"]
     OmegaConf.save(saved, tmp_path / ".hydra" / "overrides.yaml")
     resume = f"resume={tmp_path}"
     with pytest.raises(UserError, match=r"hub\.token was not saved with the run; give it again"):
-        hidden(resumed_arguments([resume]))
+        move_secrets_to_env(resumed_arguments([resume]))
     rest = [f"run_dir={tmp_path}", "resume=auto"]
-    given = hidden(resumed_arguments([resume, "+hub.token=canary"]))
+    given = move_secrets_to_env(resumed_arguments([resume, "+hub.token=canary"]))
     assert given == [saved[1], saved[0], *rest]
-    assert hidden(resumed_arguments([resume])) == [*saved, *rest]  # from the environment
+    assert move_secrets_to_env(resumed_arguments([resume])) == [
+        *saved,
+        *rest,
+    ]  # from the environment
 
 
 def test_a_file_s_secrets_are_left_out_and_decide_nothing(tmp_path: Path) -> None:
@@ -85,13 +94,15 @@ def test_a_file_s_secrets_are_left_out_and_decide_nothing(tmp_path: Path) -> Non
         )
 
     plain = OmegaConf.to_container(config("canary"), resolve=False)
-    assert redacted(plain) == {
-        "a": {"token": HIDDEN, "n": 1}, "credentials": [{"user": HIDDEN}], "b": "${a.n}"
+    assert redact_config(plain) == {
+        "a": {"token": REDACTED, "n": 1}, "credentials": [{"user": REDACTED}], "b": "${a.n}"
     }  # fmt: skip
     save_config(config("canary"), tmp_path / "config.yaml")
-    assert OmegaConf.load(tmp_path / "config.yaml") == redacted(plain)
+    assert OmegaConf.load(tmp_path / "config.yaml") == redact_config(plain)
     assert config_hash(config("canary")) == config_hash(config("another"))
-    assert shown(config("canary"))["b"] == 1 and "canary" not in str(shown(config("canary")))
+    assert public_config(config("canary"))["b"] == 1 and "canary" not in str(
+        public_config(config("canary"))
+    )
 
 
 def test_what_comes_from_the_environment_is_not_shown() -> None:
@@ -99,10 +110,10 @@ def test_what_comes_from_the_environment_is_not_shown() -> None:
     cfg = OmegaConf.create(
         {"a": "${oc.env:WHERE}", "b": "${a}", "c": "${oc.decode:${oc.env:WHERE}}"}
     )
-    assert "canary" not in str(shown(cfg))
-    assert shown(cfg)["b"] == "${oc.env:WHERE}"
+    assert "canary" not in str(public_config(cfg))
+    assert public_config(cfg)["b"] == "${oc.env:WHERE}"
 
 
 def test_a_sentence_holds_no_secret_of_the_environment() -> None:
     os.environ |= {"HF_TOKEN": "hf_canary", "A_TOKEN": "user", "HOME": "/home/user"}
-    assert told("no user hf_canary in /home/user") == f"no user {HIDDEN} in /home/user"
+    assert redact_text("no user hf_canary in /home/user") == f"no user {REDACTED} in /home/user"

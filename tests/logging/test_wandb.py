@@ -33,7 +33,7 @@ class Steps:
         self.errors = run_dir.with_suffix(".log")
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "wandb_steps.py"), str(run_dir)],
+                [sys.executable, str(ROOT / "tests" / "helpers" / "wandb_steps.py"), str(run_dir)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,4 +1,4 @@
-"""A stop leaves nothing behind but a run that can be gone on with."""
+"""A signal leaves no process behind, and a run that can be resumed."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_a_run_that_can_be_gone_on_with(
+def test_a_signal_ends_a_run_that_can_be_resumed(
     number: signal.Signals, whole: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -49,7 +49,7 @@ def test_a_signal_ends_a_run_that_can_be_gone_on_with(
     _, error = process.communicate(timeout=30)
     assert process.returncode == 75
     assert error.splitlines()[-1] == (
-        f"stopped by {number.name}; the same command goes on from where the run was"
+        f"stopped by {number.name}; the same command resumes the run"
     )
     done = train(*LONG, f"run_dir={run_dir}", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> str:
         (1, "checkpoints/last.previous.ckpt"),
     ],
 )
-def test_two_processes_of_which_one_is_killed_are_gone_on_with(
+def test_two_processes_of_which_one_is_killed_are_resumed(
     rank: int, file: str, whole_of_two: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -99,15 +99,20 @@ def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> 
     assert_gone(run_dir, 15)
     if rank == 1:
         assert error.splitlines()[-1] == (
-            "error: process 1 of the run was ended by SIGKILL; the same command goes on from "
-            "where the run was"
+            "error: process 1 of the run was ended by SIGKILL; the same command resumes the run"
         )
 
 
 def poisoned_train(*overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py on two processes, of which the second has an infinite loss at step 5."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "poisoned_train.py"), *SHORT, *TWO, *overrides],
+        [
+            sys.executable,
+            str(ROOT / "tests" / "helpers" / "poisoned_train.py"),
+            *SHORT,
+            *TWO,
+            *overrides,
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -137,9 +142,9 @@ def test_two_processes_meet_bad_numbers_alike(tmp_path: Path) -> None:
 
 STUCK = """
 import ctypes
-from diffem.runtime.signals import stop_on_signals, watch_signals
+from diffem.runtime.signals import install_signal_handlers, watch_signals
 
-stop_on_signals()
+install_signal_handlers()
 watch_signals()
 mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 print("ready", flush=True)

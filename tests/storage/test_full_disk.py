@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command import ROOT, SHORT, train, wait_until
 
-from diffem.cli.command import report_user_errors
+from diffem.cli.errors import report_user_errors
 from diffem.storage.checkpoint import load_checkpoint
 
 SLOW = (*SHORT, "prior=null", "em.steps_per_round=80", "em.steps_per_epoch=8", "sampler.steps=64")
@@ -46,7 +46,7 @@ def test_whoever_meets_a_full_disk_it_is_one_line(capsys: pytest.CaptureFixture[
     assert stop.value.code == 1
     assert capsys.readouterr().err == (
         "error: no space left on the disk while writing figures/round_000.png; free some and "
-        "start the same command again: it goes on from where it was\n"
+        "start the same command again: it resumes the run\n"
     )
     with pytest.raises(OSError, match="denied"), report_user_errors():
         raise OSError(errno.EACCES, "denied")
@@ -61,9 +61,7 @@ def test_whoever_meets_a_full_disk_it_is_one_line(capsys: pytest.CaptureFixture[
         ("checkpoints/last.ckpt", "checkpoints/last."),
     ],
 )
-def test_a_full_disk_ends_a_run_that_can_be_gone_on_with(
-    sign: str, written: str, disk: Path
-) -> None:
+def test_a_full_disk_ends_a_run_that_can_be_resumed(sign: str, written: str, disk: Path) -> None:
     run_dir = disk / "run"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *SLOW, f"run_dir={run_dir}"],

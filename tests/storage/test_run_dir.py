@@ -1,4 +1,4 @@
-"""A run directory: gone on with after a kill, by the same configuration, by one process."""
+"""A run directory: resumed after a kill, by the same configuration, by one process."""
 
 import fcntl
 import json
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from command import ROOT, SHORT, train, weights
+from omegaconf import OmegaConf
 
+from diffem import __version__
 from diffem.runtime.errors import UserError
-from diffem.storage.run_dir import check_space
+from diffem.storage.run_dir import check_space, check_version, open_run, save_config
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 
@@ -53,12 +55,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("checkpoints/prior.ckpt", marks=pytest.mark.kill),
     ],
 )
-def test_a_killed_run_is_gone_on_with(file: str, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed(file: str, whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     killed_at(run_dir / file, run_dir)
     done = train(f"resume={run_dir}")  # no other word: it knows what it was given
     assert done.returncode == 0, done.stderr
-    assert f"going on with {run_dir}" in done.stderr
+    assert f"resuming {run_dir}" in done.stderr
     assert weights(run_dir) == weights(whole)
     for name in ("last", "prior"):
         # The same bytes of weights, whatever else the checkpoints hold.
@@ -72,7 +74,7 @@ def test_a_killed_run_is_gone_on_with(file: str, whole: Path, tmp_path: Path) ->
     assert [r["psnr"] for r in rows["rounds"]] == [r["psnr"] for r in expected["rounds"]]
     assert rows["final"] == expected["final"]
     assert losses(run_dir) == losses(whole)  # each step once
-    assert rounds_told(run_dir) == rounds_told(whole) == ([0, 1, 2], [0, 1, 2])
+    assert rounds_logged(run_dir) == rounds_logged(whole) == ([0, 1, 2], [0, 1, 2])
 
 
 def losses(run_dir: Path) -> list[dict[str, float]]:
@@ -81,7 +83,7 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
     return [line for line in lines if "round" not in line]
 
 
-def rounds_told(run_dir: Path) -> tuple[list[int], list[int]]:
+def rounds_logged(run_dir: Path) -> tuple[list[int], list[int]]:
     """Returns the rounds in metrics.jsonl and in rounds.json."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     held = json.loads((run_dir / "rounds.json").read_text())["rounds"]
@@ -111,7 +113,7 @@ def test_another_configuration_is_refused_by_its_keys(whole: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "corruption.rho was 0.5 and is 0.25, em.chunk_size was 60 and is 50" in done.stderr
     fewer = train(*SMALL, "em.rounds=1", f"run_dir={whole}")
-    assert "em.rounds may only grow where a run goes on: it was 2, got 1" in fewer.stderr
+    assert "em.rounds may only grow where a run is resumed: it was 2, got 1" in fewer.stderr
 
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     assert "is being written by another process" in done.stderr
 
 
-def test_more_rounds_and_other_loggers_go_on_and_are_written_down(
+def test_more_rounds_and_other_loggers_resume_and_are_recorded(
     whole: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -135,7 +137,7 @@ def test_more_rounds_and_other_loggers_go_on_and_are_written_down(
     held, expected = (d / "checkpoints" / "prior.safetensors" for d in (run_dir, whole))
     assert held.read_bytes() == expected.read_bytes()
     assert losses(run_dir) == losses(whole)
-    assert rounds_told(run_dir) == ([0, 1, 2], [0, 1, 2])
+    assert rounds_logged(run_dir) == ([0, 1, 2], [0, 1, 2])
     header = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().split(",")
     assert {"m_step/loss", "round/psnr", "prior/loss"} < set(header)
     assert len(json.loads((run_dir / "summary.previous.json").read_text())["rounds"]) == 2
@@ -149,7 +151,52 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert "no run is there; give a run directory, or auto" in done.stderr
 
 
-def test_too_small_a_disk_is_told_before_the_run(
+@pytest.mark.parametrize(
+    ("header", "by"),
+    [
+        ("", "diffem 0.1 or older"),
+        ("# diffem 0.1.7\n", "diffem 0.1.7"),
+        ("# diffem 10.2.0\n", "diffem 10.2.0"),
+    ],
+)
+def test_a_run_of_another_version_is_refused(header: str, by: str, tmp_path: Path) -> None:
+    """Before its overrides are composed: they may name choices that are gone."""
+    folder = tmp_path / "run" / ".hydra"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"{header}seed: 0\n")
+    (folder / "overrides.yaml").write_text("- corruption=gone\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
+    for given in ("resume", "run_dir"):
+        done = train(f"{given}={tmp_path / 'run'}")
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: {tmp_path / 'run'} was written by {by} and this is diffem {__version__}; "
+            "resume it with the version that wrote it, or start a new run in another run_dir\n"
+        )
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_of_this_minor_version_is_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / ".hydra"
+    folder.mkdir()
+    check_version(tmp_path)
+    save_config(OmegaConf.create({"seed": 0}), folder / "config.yaml")
+    check_version(tmp_path)
+    minor = ".".join(__version__.split(".")[:2])
+    (folder / "config.yaml").write_text(f"# diffem {minor}.99rc1\nseed: 0\n")
+    check_version(tmp_path)
+
+
+def test_a_kill_before_the_configuration_was_saved_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    cfg = OmegaConf.create({"run_dir": None})
+    overrides = {"task": ["seed=0"]}
+    hydra = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}, "overrides": overrides})
+    assert open_run(cfg, hydra) == tmp_path and cfg.run_dir == str(tmp_path)
+    assert (tmp_path / ".hydra" / "config.yaml").read_text().startswith(f"# diffem {__version__}")
+
+
+def test_too_small_a_disk_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffem.storage.run_dir.free_bytes", lambda _: 100_000)

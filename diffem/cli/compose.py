@@ -1,0 +1,267 @@
+"""Composes the configuration, and checks it before anything is built or written."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError
+
+from diffem.config.allow_list import check_hydra, check_targets, targets
+from diffem.config.extras import check_plugin_extras, check_target_extras
+from diffem.config.secrets import redact_config
+from diffem.config.trainer import check_strategy, check_trainer, external_processes
+from diffem.config.types import check_types
+from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
+
+if TYPE_CHECKING:
+    from diffem.corruption import Channel
+
+CONF = Path(__file__).parents[2] / "conf"
+NAME = "train"
+SWEEP = ("-m", "--multirun")
+FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
+HELP = ("-h", "--help", "--hydra-help", "--version")
+FLAGS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-i", "--info")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Checks a command's flags, and what its overrides compose to, before Hydra acts on them.
+
+    Of a sweep, each value is checked, but not each combination. Nothing is imported or built.
+
+    Arguments:
+        arguments: The command's arguments.
+
+    Raises:
+        UserError: If a flag or a `_target_` is not allowed, a package is not installed, or a value
+            has another type than in the chosen files.
+        HydraException: If the overrides do not compose.
+    """
+    overrides, skip = [], False
+    for argument in arguments:
+        if argument in HELP:
+            return
+        if skip or argument in FLAGS:
+            skip = argument in FLAGS_WITH_VALUE
+        elif argument.startswith("-"):
+            raise UserError(f"{argument} is not a flag of this command; it has {', '.join(FLAGS)}")
+        else:
+            overrides.append(argument)
+    check_plugin_extras(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for chosen in _without_sweeps(overrides):
+            groups = list(_groups(chosen))
+            cfg = compose(NAME, chosen, return_hydra_config=True)
+            check_hydra(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            given = OmegaConf.to_container(cfg, resolve=False)
+            files = OmegaConf.to_container(compose(NAME, groups), resolve=False)
+            assert isinstance(given, dict) and isinstance(files, dict)
+            if isinstance(trainer := given.get("trainer"), dict) and "strategy" in trainer:
+                check_strategy(trainer["strategy"])  # says more than the list of allowed targets
+            check_targets(given)
+            check_target_extras(targets(given))
+            check_types(given, files)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration that overrides compose to, after `check_arguments`.
+
+    Arguments:
+        overrides: As on the command line of train.py.
+
+    Raises:
+        UserError: If it is refused.
+        HydraException: If the overrides do not compose.
+    """
+    check_arguments(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(NAME, list(overrides))
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Checks the values that no part of the configuration checks by itself.
+
+    The parts that need no Lightning are built, so that they refuse their own values. Lightning
+    takes seconds to import.
+
+    Arguments:
+        cfg: The composed configuration.
+
+    Raises:
+        UserError: If a number is out of its range, a key of the trainer is not known to keep the
+            laws, this machine lacks the devices, or several processes would each choose a run
+            directory.
+        InstantiationException: If the channel or the schedule cannot be built.
+    """
+    check_count("sampler.steps", cfg.sampler.steps)
+    for key in ("order", "corrections"):
+        if key in cfg.sampler:
+            check_count(f"sampler.{key}", cfg.sampler[key])
+    if "delta" in cfg.sampler:
+        check_fraction("sampler.delta", cfg.sampler.delta)
+    if cfg.prior is not None:
+        check_count("prior.steps", cfg.prior.steps)
+    check_trainer(_plain(cfg.trainer))
+    if type(cfg.seed) is not int:
+        raise UserError(f"seed must be a whole number, got {cfg.seed!r}")
+    for side in cfg.dataset.shape:
+        check_count("dataset.shape: a side", side)
+    sigmas = [k for k in ("sigma_min", "sigma_max") if k in cfg.schedule]
+    levels = [check_positive(f"schedule.{k}", cfg.schedule[k]) for k in sigmas]
+    if levels != sorted(set(levels)):
+        raise UserError(f"schedule.sigma_min must be below schedule.sigma_max, got {levels}")
+    for name, logger in cfg.logger.items():
+        if not OmegaConf.is_dict(logger) or "_target_" not in logger:
+            raise UserError(f"logger.{name} must have a _target_, got {logger}")
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
+        raise UserError(
+            "run_dir must be given where torchrun or srun starts the processes, or each would "
+            "name its own by the time: run_dir=runs/NAME"
+        )
+    for node in (cfg.corruption, assumed_corruption(cfg)):
+        build_channel(node, cfg.dataset.shape)
+    instantiate(cfg.schedule)
+
+
+def assumed_corruption(cfg: DictConfig) -> DictConfig:
+    """Returns the configuration of the corruption as the method assumes it.
+
+    Raises:
+        UserError: If `assumed` has a key that the corruption does not have.
+    """
+    try:
+        merged = OmegaConf.merge(cfg.corruption, cfg.assumed)
+    except ConfigKeyError as error:
+        known = ", ".join(str(key) for key in cfg.corruption if key != "_target_")
+        raise UserError(
+            f"assumed.{error.key} is not a key of the corruption; allowed: {known}"
+        ) from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def build_channel(node: DictConfig, shape: Sequence[int]) -> "Channel":
+    """Returns the channel of a node of conf/corruption.
+
+    Arguments:
+        node: The keys of a forward operator, with `noise` and `learn` beside them; or those of a
+            channel that is not made of an operator and a noise model.
+        shape: The shape of an image.
+
+    Raises:
+        InstantiationException: If a value is refused.
+    """
+    from diffem.corruption import Channel, make_channel  # imports torch, which takes seconds
+
+    settings = {k: v for k, v in node.items() if k not in ("noise", "learn")}
+    part = instantiate(OmegaConf.create(settings), shape=shape, _convert_="all")
+    if isinstance(part, Channel):
+        return part
+    return make_channel(part, instantiate(node.noise, _convert_="all"), learn=node.learn)
+
+
+def is_given(group: str) -> bool:
+    """Returns whether the command line chooses a group or sets a key of it."""
+    keys = (o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task)
+    return any(key == group or key.startswith(f"{group}.") for key in keys)
+
+
+def describe_run(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the head of a run's summary: its choices, seed and devices.
+
+    Arguments:
+        cfg: The configuration of the run that Hydra has started.
+    """
+    chosen = HydraConfig.get().runtime.choices
+    groups = {group: chosen[group] for group in ("dataset", "corruption", "method", "init")}
+    clean = cfg.method.supervised or chosen["init"] == "clean"
+    devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    return {**groups, "clean_images": clean, "seed": cfg.seed, "devices": devices}
+
+
+def public_config(cfg: DictConfig) -> dict[str, Any]:
+    """Returns a configuration for loggers: resolved, without secrets and the environment."""
+    redacted = redact_config(OmegaConf.to_container(cfg, resolve=False))
+    plain = OmegaConf.to_container(OmegaConf.create(_escape_environment(redacted)), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def sibling_keys(key: str) -> str:
+    """Returns the keys beside a key, under the choices on the command line, as one text."""
+    choices = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(NAME, overrides=[c for c in choices if (CONF / c.split("=")[0]).is_dir()])
+    parent = key.rpartition(".")[0]
+    while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
+        parent = parent.rpartition(".")[0]
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return ", ".join(f"{parent}.{k}" if parent else str(k) for k in node if k != "_target_")
+
+
+def _escape_environment(value: Any) -> Any:  # noqa: ANN401 - a container of plain types
+    """Returns a configuration in which interpolations of the environment stay unresolved."""
+    if isinstance(value, dict):
+        return {k: _escape_environment(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_escape_environment(v) for v in value]
+    from_environment = isinstance(value, str) and "oc.env" in value
+    return value.replace("${", "\\${") if from_environment else value
+
+
+def _plain(node: Any) -> Any:  # noqa: ANN401
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+
+
+def _groups(overrides: Sequence[str]) -> Iterator[str]:
+    """Yields the overrides that choose files, and those of Hydra's own node.
+
+    Raises:
+        UserError: If a choice is no name.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if (folder := CONF / key).is_dir() and not override.is_delete():
+            names = value if isinstance(value, list) else [value]
+            if not all(isinstance(name, str) for name in names):
+                known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+                raise UserError(f"{override.input_line} is not a choice; {key} can be: {known}")
+        if folder.is_dir() or key.startswith("hydra"):
+            yield str(override.input_line)
+
+
+def _without_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yields lists of overrides without sweeps that together contain each value of each sweep."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    plain = [o.input_line for o in parsed if not o.is_sweep_override()]
+    sweeps = [
+        [f"{o.get_key_element()}={value}" for value in _values(o)]
+        for o in parsed
+        if o.is_sweep_override()
+    ]
+    first = [values[0] for values in sweeps]
+    yield [str(o) for o in (*plain, *first)]
+    for i, values in enumerate(sweeps):
+        for value in values[1:]:
+            yield [str(o) for o in (*plain, *first[:i], value, *first[i + 1 :])]
+
+
+def _values(override: Override) -> Iterator[str]:
+    """Yields the values of a sweep; for an interval, which has no list of them, its ends."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        yield from (str(value.start), str(value.end))
+    else:
+        yield from override.sweep_string_iterator()

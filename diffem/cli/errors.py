@@ -1,0 +1,74 @@
+"""Shows user errors of every command in one sentence, with exit code 1 and no traceback."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from diffem.cli.compose import sibling_keys
+from diffem.config.secrets import redact_text
+from diffem.runtime.errors import UserError
+from diffem.runtime.signals import RANK_DIED, exit_now, global_rank, report_error
+from diffem.storage.atomic import FREE_SOME, FULL
+
+NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Opens a scope in which a user error ends the process with one sentence.
+
+    Raises:
+        SystemExit: With code 1, after the sentence. Other exceptions pass.
+    """
+    try:
+        yield
+    except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
+        where = f"process {rank}: " if (rank := global_rank()) else ""
+        report_error(f"{where}error: {redact_text(_sentence(error))}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        report_error(f"error: no space left on the disk{where}; {FREE_SOME}")
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            line = str(error).splitlines()[0] if str(error) else "no more is available"
+            report_error(
+                f"error: out of memory ({line}); lower em.batch_size, em.chunk_size or the size "
+                "of the network or the data"
+            )
+            sys.exit(1)
+        if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):
+            # A collective fails when a rank is gone; the watch over the ranks can say which.
+            time.sleep(1.0)
+            exit_now(RANK_DIED, 1)
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    """Returns an exception's message for the user."""
+    text, cause = str(error), error.__cause__
+    if isinstance(error, UserError | FloatingPointError):
+        return text
+    if isinstance(error, InstantiationException):
+        if isinstance(cause, UserError):
+            return str(cause)
+        key = re.search(r"full_key: (\S+)", text)
+        where = key.group(1) if key else "the config"
+        return f"{where} cannot be built: {' '.join(str(cause).split())}"
+    if choice := re.search(r"Could not find '([\w/]+)/(.+?)'", text):
+        group, name = choice.groups()
+        known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))
+        return f"{group}={name} is not a choice; {group} can be: {known}"
+    if key := re.search(r"Could not override '([\w.@/]+)'", text):
+        return f"{key.group(1)} is not a key of the config; allowed: {sibling_keys(key.group(1))}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing.group(1)} must be given: {missing.group(1)}=VALUE"
+    return " ".join(text.split())

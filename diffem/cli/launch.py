@@ -1,0 +1,69 @@
+"""Starts train.py's run: checks the command, then hands it to Hydra and to diffem/cli/train.py.
+
+Nothing here imports torch or Lightning, which takes seconds, so that a setting is refused at once.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from diffem.cli.compose import CONF, NAME, SWEEP, check_arguments, check_config
+from diffem.cli.errors import report_user_errors
+from diffem.cli.sweep import SubprocessJobs, print_sweep_summary
+from diffem.config.secrets import move_secrets_to_env
+from diffem.config.trainer import external_processes
+from diffem.runtime.errors import UserError
+from diffem.runtime.signals import exit_with_parent, install_signal_handlers, watch_signals
+from diffem.storage.run_dir import check_version, resumed_arguments
+
+WARNINGS = (  # that say nothing about this run
+    ".*does not have many workers.*",  # batches are memory-mapped: workers would slow them down
+    ".*number of training batches.*smaller than the logging.*",
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
+    ".*Checkpoint directory .* exists and is not empty.*",
+    "Deprecated API features detected",  # Optuna's, of SQLAlchemy
+)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)
+@SubprocessJobs
+def hydra_main(cfg: DictConfig) -> None:
+    """Runs one experiment in its run directory."""
+    with report_user_errors():
+        check_version(Path(HydraConfig.get().runtime.output_dir))
+        check_config(cfg)
+        from diffem.cli.train import run  # imports torch and Lightning
+
+        run(cfg)
+
+
+def main() -> None:
+    """Runs train.py with this process's arguments.
+
+    Raises:
+        SystemExit: With code 1 and one sentence on stderr if the user made an error.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach report_user_errors
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    install_signal_handlers()
+    watch_signals()
+    with exit_with_parent(), report_user_errors():
+        arguments = move_secrets_to_env(resumed_arguments(sys.argv[1:]))
+        sys.argv[1:] = sorted(arguments, key=lambda a: a not in SWEEP)  # Hydra wants it first
+        if not set(SWEEP).isdisjoint(arguments) and (external_processes() or 1) > 1:
+            raise UserError(
+                "-m is started as one process, and its jobs start theirs; leave out torchrun and "
+                "srun (docs/cluster.md has sweeps under SLURM)"
+            )
+        check_arguments(sys.argv[1:])
+        with print_sweep_summary():
+            hydra_main()
