@@ -1,8 +1,10 @@
 # make train: from a bare checkout to a finished default run.  make test: to the green test suite.
+# The environment has what the default run needs; what the tests need is added when they are run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 DATASET ?= digits
 SEED ?= 0
 COUNT ?= 50
@@ -16,7 +18,7 @@ train: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -24,13 +26,13 @@ lint: $(READY)
 features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET)
 	$(BIN)/python -m diffem classify --dataset $(DATASET) --out features/$(DATASET).safetensors
 
-test-experiments: $(READY)  # every experiment file at its own size; minutes
+test-experiments: $(DEV)  # every experiment file at its own size; minutes
 	$(BIN)/python -m pytest -m slow
 
-test-kills: $(READY)  # runs that are killed and gone on with; minutes
+test-kills: $(DEV)  # runs that are killed and resumed; minutes
 	$(BIN)/python -m pytest -m kill
 
-soak: $(READY)  # COUNT kills at random moments, or stops with SIGNAL=TERM; a quarter of an hour
+soak: $(DEV)  # COUNT kills at random moments, or stops with SIGNAL=TERM; a quarter of an hour
 	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
@@ -38,9 +40,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $(READY)
 
-clean:  # everything that the targets made, except the runs
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(DEV)
+
+clean:  # removes what the targets made, except the runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError
 
-from diffem.config.allow_list import check_hydra, check_targets, targets
-from diffem.config.extras import check_plugin_extras, check_target_extras
+from diffem.config.allow_list import check_hydra, check_targets
+from diffem.config.extras import check_extras, check_plugins
 from diffem.config.secrets import redact_config
 from diffem.config.trainer import check_strategy, check_trainer, external_processes
 from diffem.config.types import check_types
@@ -55,7 +55,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument} is not a flag of this command; it has {', '.join(FLAGS)}")
         else:
             overrides.append(argument)
-    check_plugin_extras(overrides)
+    check_plugins(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for chosen in _without_sweeps(overrides):
             groups = list(_groups(chosen))
@@ -69,7 +69,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             if isinstance(trainer := given.get("trainer"), dict) and "strategy" in trainer:
                 check_strategy(trainer["strategy"])  # says more than the list of allowed targets
             check_targets(given)
-            check_target_extras(targets(given))
+            check_extras(given)
             check_types(given, files)
 
 

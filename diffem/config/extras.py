@@ -1,77 +1,92 @@
-"""Optional packages: which choice of the configuration needs which of them.
+"""Optional packages, and the choices of the configuration that need them.
 
-An extra of pyproject.toml holds what the default run does not need. A choice whose package is not
-installed is refused when the configuration is composed.
+What the default run does not need is in extras of pyproject.toml. A choice whose package is not
+installed is refused when the configuration is composed, before anything is written.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from diffem.config.allow_list import targets
 from diffem.runtime.errors import UserError
 
 
 class Extra(NamedTuple):
-    """A package that is optional."""
+    """An optional package."""
 
-    name: str
-    """The extra of pyproject.toml that installs it."""
+    package: str
+    """Its name in the package index."""
     module: str
     """The name that it is imported by."""
+    extra: str
+    """The extra of pyproject.toml that installs it."""
 
 
-TARGETS = {  # what needs a package, by the full name of what is built
-    "diffem.data.HubImages": Extra("hub", "datasets"),
-    "diffem.data.Manifold": Extra("manifold", "ot"),  # the Sinkhorn divergence of vectors
-    "diffem.logging.wandb.WandbLogger": Extra("wandb", "wandb"),
-    "diffem.metric.DINOv2": Extra("metrics", "timm"),
-    "diffem.metric.Inception": Extra("metrics", "torch_fidelity"),
-    "lightning.pytorch.loggers.TensorBoardLogger": Extra("tensorboard", "tensorboard"),
-    "lightning.pytorch.loggers.WandbLogger": Extra("wandb", "wandb"),
+WANDB = Extra("wandb", "wandb", "wandb")
+SUBMITIT = Extra("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "submitit")
+TARGETS = {  # by the full name of what is built
+    "diffem.data.HubImages": Extra("datasets", "datasets", "hub"),
+    "diffem.logging.wandb.WandbLogger": WANDB,
+    "diffem.metric.DINOv2": Extra("timm", "timm", "metrics"),
+    "diffem.metric.Inception": Extra("torch-fidelity", "torch_fidelity", "metrics"),
+    "lightning.pytorch.loggers.TensorBoardLogger": Extra(
+        "tensorboard", "tensorboard", "tensorboard"
+    ),
+    "lightning.pytorch.loggers.WandbLogger": WANDB,
 }
-PLUGINS = {  # Hydra's launchers and sweepers, by the choice on the command line
-    "hydra/launcher=joblib": Extra("joblib", "hydra_plugins.hydra_joblib_launcher"),
-    "hydra/launcher=submitit_local": Extra("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "hydra/launcher=submitit_slurm": Extra("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "hydra/sweeper=optuna": Extra("optuna", "hydra_plugins.hydra_optuna_sweeper"),
+PLUGINS = {  # of Hydra, by the choice on the command line
+    "hydra/launcher=joblib": Extra(
+        "hydra-joblib-launcher", "hydra_plugins.hydra_joblib_launcher", "joblib"
+    ),
+    "hydra/launcher=submitit_local": SUBMITIT,
+    "hydra/launcher=submitit_slurm": SUBMITIT,
+    "hydra/sweeper=optuna": Extra(
+        "hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "optuna"
+    ),
 }
+VECTORS = Extra("POT", "ot", "vectors")  # the Sinkhorn divergence, a score of vectors
 
 
-def check_target_extras(targets: Iterable[tuple[str, str]]) -> None:
-    """Checks that what a configuration builds has its packages.
+def check_extras(config: Mapping[Any, Any]) -> None:
+    """Checks that the packages of a configuration's choices are installed.
 
     Arguments:
-        targets: The key and the value of each `_target_`.
+        config: The configuration without Hydra's node, in plain types.
 
     Raises:
-        UserError: If a package is not installed.
+        UserError: If one is not; the message has the command that installs it.
     """
-    for where, target in targets:
+    for where, target in targets(config):
         if target in TARGETS:
             _check_installed(f"{where}={target}", TARGETS[target])
+    dataset = config.get("dataset")
+    shape = dataset.get("shape") if isinstance(dataset, dict) else None
+    if isinstance(shape, list) and len(shape) == 1:
+        _check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
 
 
-def check_plugin_extras(overrides: Iterable[str]) -> None:
+def check_plugins(overrides: Iterable[str]) -> None:
     """Checks that the launcher and the sweeper on a command line are installed.
 
+    Arguments:
+        overrides: The overrides of the command line.
+
     Raises:
-        UserError: If one is not.
+        UserError: If one is not; the message has the command that installs it.
     """
     for override in overrides:
         if override in PLUGINS:
             _check_installed(override, PLUGINS[override])
 
 
-def _check_installed(what: str, extra: Extra) -> None:
-    if not _is_installed(extra.module):
-        raise UserError(
-            f"{what} needs the package {extra.module.rpartition('.')[2]}, which is not installed: "
-            f"pip install -c constraints.txt -e '.[{extra.name}]'"
-        )
-
-
-def _is_installed(module: str) -> bool:
+def _check_installed(what: str, needed: Extra) -> None:
     try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False
+        installed = find_spec(needed.module) is not None
+    except ModuleNotFoundError:  # of the package that the module is in
+        installed = False
+    if not installed:
+        raise UserError(
+            f"{what} needs the package {needed.package}, which is not installed: "
+            f"pip install -c constraints.txt -e '.[{needed.extra}]'"
+        )

@@ -1,6 +1,5 @@
 """Sinkhorn divergence of two sets of vectors, by POT."""
 
-import ot
 from torch import Tensor
 
 POINTS = 512  # of each set: the cost matrices grow with the square
@@ -17,6 +16,8 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, *, reg: float = 0.1) -> float:
         y: Vectors, (N', D).
         reg: The entropic regularisation ε, in squared units of x.
     """
+    import ot  # of an extra
+
     x, y = x[:POINTS].double(), y[:POINTS].double()
 
     def transport(a: Tensor, b: Tensor) -> float:
