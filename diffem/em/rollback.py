@@ -1,4 +1,4 @@
-"""Roll-back: a fit that meets a non-finite number resumes from its last checkpoint at half the rate.
+"""Roll-back: a fit that meets non-finite numbers resumes from its checkpoint at half the rate.
 
 The number of halvings is part of the checkpoint, and a process that was killed meets the same
 numbers again: a run that has rolled back can be killed and resumed like any other.
