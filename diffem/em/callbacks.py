@@ -114,9 +114,8 @@ class StateCheckpoint(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restores the loop's state, in place: all who read it have this very object."""
-        for name, value in checkpoint["em_state"].items():
-            setattr(self.state, name, value)
+        """Restores the loop's state."""
+        self.state.restore(checkpoint["em_state"])
 
 
 class CheckpointEachEpoch(StateCheckpoint):

@@ -165,12 +165,18 @@ class FromCheckpoint:
             )
         check_digest(self.file)
         try:
-            self.state = load_plain(self.file)["state_dict"]
+            checkpoint = load_plain(self.file)
+            self.state = checkpoint["state_dict"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
             raise UserError(
                 f"init.path: {self.file} is no checkpoint of a run ({type(error).__name__}); give "
                 "a run directory or a .ckpt file"
             ) from error
+        if "em_state" not in checkpoint:
+            raise UserError(
+                f"init.path: {self.file} was written by diffem 0.1, whose weights have other "
+                "names; train that run again with this version"
+            )
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior

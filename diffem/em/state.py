@@ -1,6 +1,8 @@
 """Where the EM loop is, and what it has spent: all that a checkpoint keeps of the loop."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass
@@ -23,6 +25,11 @@ class EMState:
     """The sum of the losses of the current M-step."""
     steps: int = 0
     """The number of optimiser steps of the current M-step."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes the values of a saved state, in place: all who read the state have this object."""
+        for field in fields(self):
+            setattr(self, field.name, saved[field.name])
 
     def end_epoch(self, seconds: float, losses: list[float]) -> None:
         """Counts a Lightning epoch of the M-step, its wall time and the losses of its steps."""
