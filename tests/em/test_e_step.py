@@ -10,7 +10,7 @@ from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import EMState, e_step
 from diffem.posterior.gaussian import GaussianPosterior, UninformedGaussian
 from diffem.runtime.rng import generator
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 N, DIM, STD = 4000, 4, 0.5
 CHANNEL = make_channel(Mask((1, 2, 2), rho=0.5), GaussianNoise(STD))
