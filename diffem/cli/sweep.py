@@ -172,22 +172,25 @@ def print_records(folder: Path) -> list[Record]:
     Returns:
         The jobs' records.
     """
-    from diffem.report.closing import COLUMNS  # imports torch, which takes seconds
+    from diffem.metric import read_scores  # imports torch, which takes seconds
 
-    columns = dict(list(COLUMNS.items())[:4])
     files = sorted((folder / RECORDS).glob("[0-9]*.json"))
     records = [Record(**json.loads(file.read_text())) for file in files]
     table = Table(title=f"{len(records)} jobs in {folder}")
-    for name in ("job", "overrides", *columns, "ended"):
-        table.add_column(name, justify="right" if name in columns else "left", overflow="fold")
+    jobs = [Job(str(record), Path(record.run_dir)) for record in records]
+    summaries = [
+        (job.summary() or {}) if record.ended == FINISHED else {}
+        for record, job in zip(records, jobs, strict=True)
+    ]
+    scores = [score for score in read_scores(summaries) if score.heading]
+    headings = [score.heading for score in scores]
+    for name in ("job", "overrides", *headings, "ended"):
+        table.add_column(name, justify="right" if name in headings else "left", overflow="fold")
     rows = []
-    for record in records:
-        job = Job(str(record), Path(record.run_dir))
-        summary = job.summary() if record.ended == FINISHED else None
-        final = summary["final"] if summary else {}
+    for record, summary in zip(records, summaries, strict=True):
+        final = summary.get("final", {})
         rows.append({**record._asdict(), "final": final})
-        values = [(final.get(key), digits) for key, digits in columns.values()]
-        figures = ("–" if v is None else f"{v:.{d}f}" for v, d in values)
+        figures = (score.text(final.get(score.name)) for score in scores)
         ended = FINISHED if record.ended == FINISHED else "FAILED"
         table.add_row(str(record.number), "\n".join(record.overrides), *figures, ended)
     content = json.dumps(rows, indent=1).encode()

@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> None:
     settings: EMSettings = instantiate(cfg.em)
     evaluation: Evaluation = instantiate(cfg.metric)
     train, heldout = build_data(cfg)
+    evaluation = evaluation.fitting(train.channel)
     steps = settings.steps(len(train))
     objective: Objective = instantiate(cfg.method.objective, _convert_="all")
     module = build_module(cfg, objective, train.channel, "m_step", steps=steps)

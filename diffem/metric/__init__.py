@@ -1,35 +1,50 @@
-"""Metrics: with ground truth, and without."""
+"""Metrics: of single reconstructions and of sets of images, with ground truth and without."""
 
 from diffem.metric.classifier import Classifier
 from diffem.metric.dinov2 import DINOv2
 from diffem.metric.distribution import distribution_scores, frechet, frechet_pixels
-from diffem.metric.diversity import diversity, effective_rank, spread, variety
+from diffem.metric.diversity import (
+    diversity,
+    diversity_metrics,
+    effective_rank,
+    posterior_std,
+)
 from diffem.metric.energy import energy_distance
 from diffem.metric.evaluation import Evaluation
 from diffem.metric.features import Extractor, PixelFeatures
 from diffem.metric.inception import Inception
 from diffem.metric.lpips import LPIPS
-from diffem.metric.reconstruction import psnr, scores, ssim
+from diffem.metric.metric import Metric
+from diffem.metric.psnr import PSNR, psnr
+from diffem.metric.residual import ResidualChi2
+from diffem.metric.score import Score, describe_scores, read_scores
 from diffem.metric.sinkhorn import sinkhorn_divergence
+from diffem.metric.ssim import SSIM, ssim
 
 __all__ = [
     "LPIPS",
+    "PSNR",
+    "SSIM",
     "Classifier",
     "DINOv2",
     "Evaluation",
     "Extractor",
     "Inception",
+    "Metric",
     "PixelFeatures",
+    "ResidualChi2",
+    "Score",
+    "describe_scores",
     "distribution_scores",
     "diversity",
+    "diversity_metrics",
     "effective_rank",
     "energy_distance",
     "frechet",
     "frechet_pixels",
+    "posterior_std",
     "psnr",
-    "scores",
+    "read_scores",
     "sinkhorn_divergence",
-    "spread",
     "ssim",
-    "variety",
 ]

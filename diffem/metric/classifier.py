@@ -1,4 +1,4 @@
-"""Classifier: a small network trained on the data set at hand, whose features compare images."""
+"""A small classifier of the run's own data set, in whose features images are compared."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from diffem.metric.features import Extractor
 from diffem.metric.weights import fill, read_weights
 from diffem.runtime.errors import UserError
 
-FEATURES = 32  # few: a covariance of 32 features can be told from some hundred images
-HELD = "diffem"  # the entry of the file's metadata that describes the network
+FEATURES = 32  # few: some hundred images are enough to estimate their covariance
+METADATA = "diffem"  # the entry of the file's metadata that describes the network
 
 
 class ClassifierNetwork(nn.Module):
@@ -39,7 +39,7 @@ class ClassifierNetwork(nn.Module):
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
             nn.Linear(64 * 4 * 4, FEATURES),
-            nn.BatchNorm1d(FEATURES, affine=False),  # the unit of distances: a deviation
+            nn.BatchNorm1d(FEATURES, affine=False),  # distances are in standard deviations
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, labels))
 
@@ -49,15 +49,15 @@ class ClassifierNetwork(nn.Module):
 
 
 class Classifier(Extractor):
-    """The 32 features of a `ClassifierNetwork` before their ReLU; its score is no FID.
+    """The 32 features of a `ClassifierNetwork` before their ReLU; their distance is not the FID.
 
-    Over the images that it was trained on each feature has about mean 0 and variance 1.
+    Over the training images each feature has a mean of about 0 and a variance of about 1.
 
     Arguments:
         path: A file that `python -m diffem classify` wrote.
 
     Raises:
-        UserError: If there is no such file, or it holds something else.
+        UserError: If there is no such file, or it does not hold a classifier.
     """
 
     name = "classifier"
@@ -73,7 +73,7 @@ class Classifier(Extractor):
         self.requires_grad_(False).eval()
 
     def check(self, shape: Sequence[int]) -> None:
-        """Accepts images of the shape that the classifier was trained on.
+        """Checks that images have the shape that the classifier was trained on.
 
         Raises:
             UserError: For any other shape.
@@ -91,24 +91,24 @@ class Classifier(Extractor):
 
 
 def save_classifier(path: Path, network: ClassifierNetwork, about: Mapping[str, Any]) -> None:
-    """Writes a classifier, whole or not at all.
+    """Writes a classifier to a file, atomically.
 
     Arguments:
-        path: The .safetensors file; its folder is made.
+        path: The .safetensors file; its folder is created.
         network: The trained network.
-        about: What describes it; `shape` and `labels` are needed to read it.
+        about: A description; `shape` and `labels` are needed to read the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
-    save_file(network.state_dict(), unfinished, metadata={HELD: json.dumps(dict(about))})
+    save_file(network.state_dict(), unfinished, metadata={METADATA: json.dumps(dict(about))})
     os.replace(unfinished, path)
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Returns what describes a classifier's file.
+    """Returns the description in a classifier's file.
 
     Raises:
-        UserError: If there is no such file, or it holds something else.
+        UserError: If there is no such file, or it does not hold a classifier.
     """
     if not path.is_file():
         raise UserError(
@@ -117,9 +117,12 @@ def read_about(path: Path) -> dict[str, Any]:
         )
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(HELD, "null"))
+            about = json.loads((file.metadata() or {}).get(METADATA, "null"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"metric.features: {path} is no classifier's file ({error})") from error
+        raise UserError(
+            f"metric.features: {path} is no classifier's file ({error}); train one with "
+            "`make features DATASET=NAME`"
+        ) from error
     if not isinstance(about, dict) or not {"shape", "labels"} <= about.keys():
         raise UserError(
             f"metric.features: {path} was not written by `python -m diffem classify`; train one "

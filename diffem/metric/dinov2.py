@@ -1,4 +1,4 @@
-"""DINOv2 features: FD-DINOv2, by timm."""
+"""DINOv2 features, computed by timm, for FD-DINOv2."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class DINOv2(Extractor):
-    """The class token of a vision transformer, by default DINOv2's ViT-L/14, 1,024 features.
+    """The class token of a vision transformer, by default DINOv2's ViT-L/14 with 1,024 features.
 
     Stein et al. (2023, arXiv 2306.04675) compare images in this space. Images are rounded to 8
-    bits, resized to 224 × 224 (bicubic) and normalised with ImageNet's mean and deviation. The
-    score is `fd_dinov2` for DINOv2's own model and `fd_{model}` for any other; weights from a
-    local file are taken for what they are said to be.
+    bits, resized to 224 × 224 (bicubic) and normalised with ImageNet's mean and standard
+    deviation. The score is `fd_dinov2` for DINOv2's own model and `fd_{model}` for any other. A
+    local file of weights is not compared with the published one.
 
     Arguments:
         weights: A local file of the model's weights; None downloads them from the hub.
-        model: A vision transformer's name in timm.
+        model: The name of a vision transformer in timm.
 
     Raises:
-        UserError: If the model is unknown to timm, or its weights are missing, out of reach or
-            those of another model.
+        UserError: If timm does not have the model, or its weights are missing, cannot be
+            downloaded or are those of another model.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class DINOv2(Extractor):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
         if weights is not None:
-            self.build()  # a file that does not fit is told at once, not after the run
+            self.build()  # refuses a file that does not fit now, not after the run
 
     @property
     def num_features(self) -> int:  # type: ignore[override]
@@ -57,7 +57,7 @@ class DINOv2(Extractor):
         """Builds the network, once.
 
         Raises:
-            UserError: If the model is no vision transformer, or the weights are not this model's.
+            UserError: If the model is no vision transformer, or the weights do not fit it.
         """
         if self.network is not None:
             return
@@ -72,14 +72,14 @@ class DINOv2(Extractor):
             )
         network = timm.create_model(known, num_classes=0, img_size=SIDE, dynamic_img_size=True)
         assert isinstance(network, VisionTransformer)
-        # The positions of the patches are those of the training's size, and are resampled.
+        # The position embeddings are for the image size of the training, and are resampled.
         state = checkpoint_filter_fn(read_weights(self.path), network)
         state = {k: v for k, v in state.items() if not k.startswith("head.")}
         fill(network, state, self.path)
         self.network = network.requires_grad_(False).eval()
 
     def check(self, shape: Sequence[int]) -> None:
-        """Accepts RGB and grey images.
+        """Checks that a shape is that of RGB or grey images.
 
         Raises:
             UserError: For any other shape.

@@ -1,4 +1,4 @@
-"""Distance of two sets of images, in the space of their features."""
+"""Distance of two sets of images in the space of their features."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -7,13 +7,16 @@ from torch import Tensor
 
 from diffem.metric.features import Extractor, PixelFeatures, extract
 from diffem.metric.frechet import frechet_distance
+from diffem.metric.score import Score
+
+FRECHET_PIXELS = Score("frechet_pixels", "FD (pixels)", better="lower")
 
 
 def frechet(features: Extractor, x: Tensor, reference: Tensor) -> float:
     """Returns ‖μ - μ'‖² + Tr(C + C' - 2 (C C')^½) of the features' means and covariances.
 
-    It sees two moments only; compare it with the value that as many true images get, since few
-    images alone make it large.
+    It compares two moments only. Few images alone make it large: compare it with the value of as
+    many true images.
 
     Arguments:
         features: The feature space.
@@ -41,11 +44,9 @@ def distribution_scores(
     device: torch.device | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Returns all scores of each set of images against the reference: {set: {score: value}}.
+    """Returns the scores of each set of images against the reference: {set: {score: value}}.
 
-    The scores of a set are `fd_{name}` for an extractor of that name, or `fid`, `kid` and
-    `inception_score` for Inception with its published weights. The reference's features are
-    computed once.
+    The scores are those of `Extractor.compare`. The reference's features are computed once.
 
     Arguments:
         extractors: The feature spaces.
@@ -59,6 +60,6 @@ def distribution_scores(
         true = extract(extractor, reference, device=device)
         advance()
         for name, x in sets.items():
-            scores[name] |= extractor.scores(extract(extractor, x, device=device), true)
+            scores[name] |= extractor.compare(extract(extractor, x, device=device), true)
             advance()
     return scores

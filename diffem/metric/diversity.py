@@ -1,15 +1,21 @@
-"""Diversity of a set of images, which falls where EM collapses, and spread of a posterior."""
+"""Diversity of a set of images, which falls if EM collapses, and of a posterior's samples."""
 
 import math
 
 import torch
 from torch import Tensor
 
-IMAGES = 2048  # of a set, at most: the eigenvalues cost its cube
+from diffem.metric.score import Score
+
+IMAGES = 2048  # the most images that are used: the cost of the eigenvalues is cubic in them
+
+DIVERSITY = Score("diversity", "diversity")
+EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None)
+POSTERIOR_STD = Score("posterior_std", "posterior std")
 
 
 def diversity(x: Tensor) -> float:
-    """Returns the square root of the entries' mean variance over images, in units of x.
+    """Returns the square root of the mean over pixels of the variance over images.
 
     Arguments:
         x: Images, (N, *shape), N >= 2; the first 2,048 are used.
@@ -20,8 +26,8 @@ def diversity(x: Tensor) -> float:
 def effective_rank(x: Tensor) -> float:
     """Returns exp(-Σ p_i log p_i), p the normalised eigenvalues of the images' covariance.
 
-    Roy & Vetterli (2007). It lies in [1, min(N - 1, D)], and is 0 for images that are all equal;
-    compare it with that of as many true images, since few images alone make it small.
+    Roy & Vetterli (2007). It lies in [1, min(N - 1, D)], and is 0 for images that are all equal.
+    Few images alone make it small: compare it with that of as many true images.
 
     Arguments:
         x: Images, (N, *shape), N >= 2; the first 2,048 are used.
@@ -37,15 +43,15 @@ def effective_rank(x: Tensor) -> float:
     return math.exp(float(torch.special.entr(values / total).sum()))
 
 
-def spread(samples: Tensor) -> float:
-    """Returns the root mean square, over entries and measurements, of the std over samples.
+def posterior_std(samples: Tensor) -> float:
+    """Returns the posterior's standard deviation, as a root mean square over pixels and y.
 
     Arguments:
-        samples: Samples of each measurement's posterior, (S, B, *shape), S >= 2.
+        samples: Samples of the posterior of each measurement, (S, B, *shape), S >= 2.
     """
     return float(samples.double().var(dim=0).mean().sqrt())
 
 
-def variety(x: Tensor) -> dict[str, float]:
+def diversity_metrics(x: Tensor) -> dict[str, float]:
     """Returns `diversity` and `effective_rank` of images, (N, *shape), N >= 2."""
-    return {"diversity": diversity(x), "effective_rank": effective_rank(x)}
+    return {DIVERSITY.name: diversity(x), EFFECTIVE_RANK.name: effective_rank(x)}

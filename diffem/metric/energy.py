@@ -1,24 +1,30 @@
-"""Energy distance: 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ of two laws, 0 if they are the same."""
+"""Energy distance of two laws: 2 E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖, 0 if they are the same."""
 
 import torch
 from torch import Tensor
 
+from diffem.metric.score import Score
+
+MEASUREMENT_ENERGY_DISTANCE = Score(
+    "measurement_energy_distance", "measurement energy distance", digits=None, better="lower"
+)
+
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Returns an estimate without bias, which may be below 0 where the laws are close.
+    """Returns an unbiased estimate of the energy distance; it can be negative for close laws.
 
-    Székely & Rizzo (2013). The i-th pair of a and b need not be independent: it is left out.
+    Székely & Rizzo (2013). a_i and b_i may depend on each other: such pairs are left out.
 
     Arguments:
         a: Samples, (N, *shape), N >= 2.
         b: As many samples of the other law, (N, *shape).
     """
     a, b = (x.flatten(1).double() for x in (a, b))
-    return 2 * _mean(a, b) - _mean(a, a) - _mean(b, b)
+    return 2 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
 
 
-def _mean(a: Tensor, b: Tensor) -> float:
-    """Returns the mean distance over all pairs but the i-th of a with the i-th of b."""
+def _mean_distance(a: Tensor, b: Tensor) -> float:
+    """Returns the mean of ‖a_i - b_j‖ over i ≠ j."""
     distance = torch.cdist(a, b)
     n = len(distance)
     return float((distance.sum() - distance.trace()) / (n * (n - 1)))

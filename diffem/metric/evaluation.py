@@ -1,31 +1,40 @@
-"""What is evaluated, how much of it, and in which feature spaces."""
+"""What a run evaluates: the metrics, the numbers of samples, the feature spaces."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from diffem.corruption import Channel
+from diffem.metric.distribution import FRECHET_PIXELS
+from diffem.metric.diversity import DIVERSITY, EFFECTIVE_RANK, POSTERIOR_STD
+from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
+from diffem.metric.metric import Metric
+from diffem.metric.score import Score
+from diffem.metric.sinkhorn import SINKHORN
 from diffem.runtime.errors import UserError, check_count
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How much is evaluated, and in which feature spaces.
+    """What a run evaluates.
 
     Raises:
-        UserError: If a number is too small, or a feature space has no place for such images.
+        UserError: If a number is too small, a metric or a feature space is none, or two metrics
+            have the same name.
     """
 
     samples: int
-    """The number of samples whose mean is scored as `psnr_mean`."""
+    """The number of samples of each posterior; their mean is scored too. At least 2."""
     subset: int
-    """The number of training measurements that `psnr_mean` is taken over in each round."""
+    """The number of training measurements that the samples are drawn for in each round."""
     heldout: int
     """The largest number of held-out measurements to evaluate at the end."""
     prior: int
     """The number of samples drawn from the prior."""
-    shape: Sequence[int] = ()
-    """The shape of an image, to check the feature spaces against; none is checked without it."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """The metrics of single reconstructions."""
     features: Sequence[Extractor] = ()
     """The feature spaces in which sets of images are compared at the end."""
     lpips: LPIPS | None = None
@@ -34,6 +43,12 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("samples", "subset", "heldout", "prior"):
             check_count(f"metric.{name}", getattr(self, name), minimum=2)
+        for key, metric in self.metrics.items():
+            if not isinstance(metric, Metric):
+                raise UserError(
+                    f"metric.metrics.{key} must be a metric, as in {{_target_: "
+                    f"diffem.metric.PSNR}}, got {metric!r}"
+                )
         for part in self.features:
             if not isinstance(part, Extractor):
                 raise UserError(
@@ -42,6 +57,52 @@ class Evaluation:
                 )
         if not isinstance(self.lpips, LPIPS | None):
             raise UserError(f"metric.lpips must be null or as in metric=lpips, got {self.lpips!r}")
-        for part in (*self.features, self.lpips):
-            if part is not None and self.shape:
-                part.check(self.shape)
+        names = Counter(score.name for score in self.scores)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(
+                f"metric.metrics and metric.features have the score {twice[0]!r} twice; leave one "
+                "out or rename it"
+            )
+
+    @property
+    def scores(self) -> list[Score]:
+        """All scores that a run may report: first those against the truth, then the others."""
+        metrics = [*self.metrics.values(), *([] if self.lpips is None else [self.lpips])]
+        against_truth = [s for metric in metrics if metric.needs_truth for s in metric.scores]
+        without_truth = [s for metric in metrics if not metric.needs_truth for s in metric.scores]
+        of_features = [score for extractor in self.features for score in extractor.scores]
+        return [
+            *against_truth,
+            *of_features,
+            FRECHET_PIXELS,
+            SINKHORN,
+            *without_truth,
+            DIVERSITY,
+            EFFECTIVE_RANK,
+            POSTERIOR_STD,
+            MEASUREMENT_ENERGY_DISTANCE,
+        ]
+
+    def fitting(self, channel: Channel) -> "Evaluation":
+        """Returns the evaluation without the metrics that a channel or its images do not fit.
+
+        Arguments:
+            channel: The channel; its `shape` is that of the images.
+
+        Raises:
+            UserError: If a metric that is required does not fit, or a feature space.
+        """
+        fitting = {}
+        for key, metric in self.metrics.items():
+            if (obstacle := metric.obstacle(channel)) is None:
+                fitting[key] = metric
+            elif metric.required:
+                raise UserError(
+                    f"metric.metrics.{key} {obstacle}; leave it out, or set "
+                    f"metric.metrics.{key}.required=false"
+                )
+        if self.lpips is not None and (obstacle := self.lpips.obstacle(channel)) is not None:
+            raise UserError(f"metric.lpips {obstacle}; use metric=default")
+        for extractor in self.features:
+            extractor.check(channel.shape)
+        return replace(self, metrics=fitting)

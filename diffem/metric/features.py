@@ -1,4 +1,4 @@
-"""Features: maps of images to vectors, in whose space sets of images are compared."""
+"""Feature spaces: maps of images to vectors, in which sets of images are compared."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from diffem.metric.frechet import frechet_distance
+from diffem.metric.score import Score
 from diffem.runtime.errors import UserError
 
 LARGEST_SIDE = 8
-BATCH = 64  # images that are held as activations at once
+BATCH = 64  # images whose activations are in memory at the same time
 
 
 class Extractor(nn.Module):
-    """A map of images to features; its scores say in their names what it is.
+    """Abstract map of images to features.
 
-    Constructing one tells what is wrong with its weights. A published network, which may be
-    large, is built by `build` before its first use.
+    Wrong weights are refused when it is constructed. A published network, which may be large, is
+    built by `build` before its first use.
 
     Attributes:
         name: The feature space, as in the score `fd_{name}`.
@@ -31,13 +32,18 @@ class Extractor(nn.Module):
         """Builds the network, once; nothing by default."""
 
     def check(self, shape: Sequence[int]) -> None:
-        """Accepts the shape of an image, without the batch.
+        """Checks the shape of one image, without the batch; by default all shapes are accepted.
 
         Raises:
-            UserError: If there are no features of such images; by default all have some.
+            UserError: If images of this shape have no such features.
         """
 
-    def scores(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+    @property
+    def scores(self) -> list[Score]:
+        """What `compare` returns."""
+        return [Score(f"fd_{self.name}", f"FD {self.name}", better="lower")]
+
+    def compare(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         """Returns the scores of a set's features, (N, F), against the reference's, (N', F)."""
         return {f"fd_{self.name}": frechet_distance(features, reference)}
 
@@ -70,7 +76,7 @@ def extract(extractor: Extractor, x: Tensor, *, device: torch.device | None = No
     """Returns the features of a set of images, (N, F), float32 on the CPU, batch by batch.
 
     Arguments:
-        extractor: The map; it is on the CPU again afterwards.
+        extractor: The map; it is moved back to the CPU afterwards.
         x: Images, (N, *shape), in [-1, 1].
         device: Where to compute; None for the CPU.
     """
@@ -84,17 +90,17 @@ def extract(extractor: Extractor, x: Tensor, *, device: torch.device | None = No
 
 
 def eight_bit_rgb(x: Tensor) -> Tensor:
-    """Returns images as published networks were given them: RGB, rounded to 0 … 255, uint8.
+    """Returns images in the format of published networks: RGB, rounded to 0 … 255, uint8.
 
     Arguments:
-        x: Images, (B, 3, H, W) or grey (B, 1, H, W), in [-1, 1]; what lies outside is clipped.
+        x: Images, (B, 3, H, W) or grey (B, 1, H, W), in [-1, 1]; other values are clipped.
     """
     x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return x.expand(-1, 3, -1, -1)
 
 
 def check_rgb(what: str, shape: Sequence[int]) -> None:
-    """Accepts the shapes of RGB and grey images.
+    """Checks that a shape is that of RGB or grey images.
 
     Raises:
         UserError: For any other shape.

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-BATCH = 4096  # features whose float64 copy is held at once
+BATCH = 4096  # features that are copied to float64 at the same time
 
 
-class _Given(nn.Module):
-    """Features that are given as they are."""
+class _Identity(nn.Module):
+    """The identity, in place of torchmetrics' feature extractor."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -21,16 +21,16 @@ class _Given(nn.Module):
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Returns the distance of the Gaussians with the two sets' means and covariances.
 
-    Dowson & Landau (1982); as a score of images, Heusel et al. (2017, arXiv 1706.08500). Few
-    images alone make it large. In float64.
+    Dowson & Landau (1982); for images, Heusel et al. (2017, arXiv 1706.08500). It is computed in
+    float64. Few images alone make it large.
 
     Arguments:
         features: Features, (N, F), N >= 2.
         reference: Features, (N', F), N' >= 2.
     """
-    # The first process computes it alone: no synchronisation with the others.
+    # Only the first rank computes it, so there must be no collective.
     distance = FrechetInceptionDistance(
-        feature=_Given(features.shape[1]), normalize=True, sync_on_compute=False
+        feature=_Identity(features.shape[1]), normalize=True, sync_on_compute=False
     )
     distance.set_dtype(torch.float64)
     for part in reference.split(BATCH):

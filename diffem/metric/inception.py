@@ -1,4 +1,4 @@
-"""Inception v3 features: FID, KID and IS where the published weights are there."""
+"""Inception v3 features: FID, KID and IS, if the weights are the published ones."""
 
 import io
 import warnings
@@ -11,6 +11,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
 from diffem.metric.frechet import frechet_distance
+from diffem.metric.score import Score
 from diffem.metric.weights import read_weights, weights_file
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import seeded
@@ -27,14 +28,14 @@ SUBSET, SUBSETS = 1000, 100  # Bińkowski et al. use 1,000 images a subset
 class Inception(Extractor):
     """torch-fidelity's port of the FID's Inception v3, 2,048 features.
 
-    Only the published weights make the Fréchet distance an FID. With any other file the one score
-    is `fd_inception_stand_in`.
+    The Fréchet distance is called FID only with the published weights. With any other file the
+    only score is `fd_inception_stand_in`.
 
     Arguments:
         weights: A local copy of weights-inception-2015-12-05-6726825d.pth; None downloads it.
 
     Raises:
-        UserError: If there is no such file, it is out of reach, or not an Inception v3's.
+        UserError: If the file is missing, cannot be downloaded, or does not fit Inception v3.
     """
 
     num_features = 2048
@@ -46,19 +47,19 @@ class Inception(Extractor):
         self.name = "inception" if self.published else "inception_stand_in"
         self.network: nn.Module | None = None
         if not self.published:
-            self.build()  # a file that does not fit is told at once, not after the run
+            self.build()  # refuses a file that does not fit now, not after the run
 
     def build(self) -> None:
         """Builds the network, once.
 
         Raises:
-            UserError: If the weights are not an Inception v3's.
+            UserError: If the weights do not fit Inception v3.
         """
         if self.network is not None:
             return
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        # torch-fidelity unpickles whatever a file holds: it gets a copy of what was read safely.
+        # torch-fidelity unpickles files without checks: it gets a copy that was read safely.
         copy = io.BytesIO()
         torch.save(read_weights(self.path), copy)
         copy.seek(0)
@@ -72,7 +73,7 @@ class Inception(Extractor):
             ) from error
 
     def check(self, shape: Sequence[int]) -> None:
-        """Accepts RGB and grey images.
+        """Checks that a shape is that of RGB or grey images.
 
         Raises:
             UserError: For any other shape.
@@ -85,13 +86,24 @@ class Inception(Extractor):
         assert self.network is not None
         return self.network(eight_bit_rgb(x))[0]
 
-    def scores(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+    @property
+    def scores(self) -> list[Score]:
+        """What `compare` returns."""
+        if not self.published:
+            return super().scores
+        return [
+            Score("fid", "FID", better="lower"),
+            Score("kid", "KID", better="lower"),
+            Score("inception_score", "Inception score", better="higher"),
+        ]
+
+    def compare(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         """Returns FID, KID and IS of a set's features, (N, 2048), against (N', 2048).
 
-        With weights other than the published ones, only their Fréchet distance under its name.
+        With weights other than the published ones it returns only `fd_inception_stand_in`.
         """
         if not self.published:
-            return super().scores(features, reference)
+            return super().compare(features, reference)
         self.build()
         assert isinstance(self.network, nn.Module)
         head = nn.Linear(self.num_features, 1008, bias=False)  # logits_unbiased, as in the paper
@@ -105,10 +117,10 @@ class Inception(Extractor):
 
 @torch.no_grad()
 def kernel_distance(features: Tensor, reference: Tensor) -> float:
-    """Returns the squared MMD under the kernel (⟨a, b⟩ / F + 1)³, the mean over random subsets.
+    """Returns the squared MMD with the kernel (⟨a, b⟩ / F + 1)³, as a mean over random subsets.
 
-    Bińkowski et al. (2018, arXiv 1801.01401). Unbiased; 100 subsets of 1,000, or both sets whole
-    where they are no larger.
+    Bińkowski et al. (2018, arXiv 1801.01401). The estimate is unbiased. The mean is over 100
+    subsets of 1,000 features; sets that are not larger are compared as they are.
 
     Arguments:
         features: Features, (N, F), N >= 2.
@@ -129,7 +141,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
 @torch.no_grad()
 def inception_score(features: Tensor, head: nn.Module) -> float:
-    """Returns exp E KL(p(label | x) ‖ p(label)), the mean over 10 splits; in [1, labels].
+    """Returns exp E KL(p(label | x) ‖ p(label)), as a mean over 10 splits; in [1, labels].
 
     Salimans et al. (2016, arXiv 1606.03498).
 

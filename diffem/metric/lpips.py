@@ -1,11 +1,11 @@
-"""LPIPS: distance of two images in AlexNet's activations, weighted as people judge it."""
-
-from collections.abc import Sequence
+"""LPIPS: distance of two images in AlexNet's activations, weighted by human judgements."""
 
 import torch
 from torch import Tensor, nn
 
-from diffem.metric.features import check_rgb
+from diffem.corruption import Channel, Measurement
+from diffem.metric.metric import Metric
+from diffem.metric.score import Score
 from diffem.metric.weights import fill, read_weights, weights_file
 from diffem.storage.atomic import sha256
 
@@ -15,45 +15,45 @@ SMALLEST, ENLARGED = 31, 64  # pixels; AlexNet's last pooling has no output belo
 BATCH = 64
 
 
-class LPIPS(nn.Module):
+class LPIPS(Metric):
     """Learned perceptual image patch similarity (Zhang et al. 2018, arXiv 1801.03924).
 
-    The linear weights are in torchmetrics, AlexNet's are torchvision's. With any other backbone
-    the score is `lpips_stand_in`. Grey images are repeated to RGB; images with a side below 31
-    pixels, which AlexNet cannot take, are first enlarged to 64 × 64 (bilinear).
+    The linear weights are part of torchmetrics; AlexNet's are torchvision's. With the weights of
+    any other file the score is `lpips_stand_in`. Grey images are repeated to RGB. Images with a
+    side below 31 pixels, too small for AlexNet, are first enlarged to 64 × 64 (bilinear).
 
     Arguments:
         weights: A local copy of alexnet-owt-7be5be79.pth; None downloads it.
-
-    Attributes:
-        name: "lpips" or "lpips_stand_in".
+        required: As for `Metric`.
 
     Raises:
-        UserError: If there is no such file, it is out of reach, or not AlexNet's.
+        UserError: If the file is missing, cannot be downloaded, or does not fit AlexNet.
     """
 
-    def __init__(self, weights: str | None = None) -> None:
-        super().__init__()
+    needs_truth = True
+    heavy = True
+
+    def __init__(self, weights: str | None = None, *, required: bool = True) -> None:
+        super().__init__(required=required)
         self.path = weights_file(weights, URL)
         published = sha256(self.path).startswith(PUBLISHED)
-        self.name = "lpips" if published else "lpips_stand_in"
+        name, label = ("lpips", "LPIPS") if published else ("lpips_stand_in", "LPIPS stand-in")
+        self.score = Score(name, label, better="lower")
         self.network: nn.Module | None = None
         if not published:
-            self.build()  # a file that does not fit is told at once, not after the run
+            self.build()  # refuses a file that does not fit now, not after the run
 
-    def check(self, shape: Sequence[int]) -> None:
-        """Accepts RGB and grey images.
-
-        Raises:
-            UserError: For any other shape.
-        """
-        check_rgb("metric.lpips", shape)
+    def obstacle(self, channel: Channel) -> str | None:
+        """Returns why the metric cannot be computed; None if it can be."""
+        if len(channel.shape) == 3 and channel.shape[0] in (1, 3):
+            return None
+        return f"needs images with 1 or 3 channels, got the shape {list(channel.shape)}"
 
     def build(self) -> None:
         """Builds the network, once.
 
         Raises:
-            UserError: If the weights are not AlexNet's.
+            UserError: If the weights do not fit AlexNet.
         """
         if self.network is not None:
             return
@@ -70,12 +70,18 @@ class LPIPS(nn.Module):
         )
         self.network = network
 
+    def compute(
+        self, x: Tensor, truth: Tensor, channel: Channel, measurement: Measurement
+    ) -> Tensor:
+        """Returns the distance of each reconstruction to the clean image, (B,)."""
+        return self.distance(x, truth)
+
     @torch.no_grad()
-    def forward(self, x: Tensor, truth: Tensor) -> Tensor:
+    def distance(self, x: Tensor, truth: Tensor) -> Tensor:
         """Returns the distance of each pair of images, (B,), at least 0 and 0 if they are equal.
 
         Arguments:
-            x: Images, (B, C, H, W), in [-1, 1]; what lies outside is clipped.
+            x: Images, (B, C, H, W), in [-1, 1]; other values are clipped.
             truth: Images, (B, C, H, W).
         """
         self.build()

@@ -1,4 +1,4 @@
-"""Weights of trained networks: files whose content decides what a score may be called."""
+"""Weights of trained networks: local or downloaded files, read without executing code."""
 
 import pickle
 from pathlib import Path
@@ -13,12 +13,12 @@ from diffem.storage.atomic import load_plain
 
 
 def weights_file(weights: str | None, url: str) -> Path:
-    """Returns a local file of weights; without one, the published file, downloaded once.
+    """Returns the local file of weights or, without one, the published file, downloaded once.
 
     The download is kept in torch's own cache (`TORCH_HOME`).
 
     Raises:
-        UserError: If the local file is missing, or the published one is out of reach.
+        UserError: If the local file is missing, or the published one cannot be downloaded.
     """
     if weights is not None:
         path = Path(weights)
@@ -38,11 +38,11 @@ def weights_file(weights: str | None, url: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a .safetensors file, or one of `torch.save` without executing what it holds.
+    """Reads a .safetensors file, or a file of `torch.save` without executing code in it.
 
     Raises:
-        UserError: If it is neither, or holds more than tensors by name, or values that are not
-            finite.
+        UserError: If it is neither, holds something else than a dictionary of tensors, or values
+            that are not finite.
     """
     try:
         state = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(network: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Puts weights into a network.
+    """Loads weights into a network.
 
     Raises:
         UserError: If a weight is missing, left over or of another shape.
@@ -67,6 +67,5 @@ def fill(network: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None
         network.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"weights: {path} does not fit {type(network).__name__}; give the weights of this "
-            "very network"
+            f"weights: {path} does not fit {type(network).__name__}; give weights of this network"
         ) from error

@@ -1,5 +1,5 @@
-"""The report of a run: figures, summary and closing table."""
+"""Reports: of a run (figures, summary, closing table), and of a comparison of runs."""
 
-from diffem.report.run_report import RunReport
+from diffem.report.summary import RunReport
 
 __all__ = ["RunReport"]

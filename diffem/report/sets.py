@@ -1,4 +1,7 @@
-"""Scores of whole sets of images: variety, and distance from true images."""
+"""Scores of sets of images: their diversity, and their distance from true images.
+
+A score `{name}_truth` is that of as many true images.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,29 +15,38 @@ from diffem.metric import (
     energy_distance,
     frechet_pixels,
     sinkhorn_divergence,
-    spread,
-    variety,
 )
+from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator
 
-PAIRED = 2048  # measurements of which all pairs are compared, at most
+PAIRED = 2048  # the most measurements of which all pairs are compared
 
 
-def variety_scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
-    """Returns diversity and effective rank of one sample a measurement, and the samples' spread.
+def measurement_distance(
+    samples: Tensor, channel: Channel, measurement: Measurement, *, seed: int
+) -> float:
+    """Returns the energy distance of measurements drawn again from reconstructions to the given.
 
-    `diversity_truth` and `effective_rank_truth` are those of the same measurements' true images.
+    The two laws are compared on the grid of x, without bias. If x̂ ~ p(x | y) under the true prior,
+    x̂ has the law of x, so ỹ ~ q(· | x̂) has the law of y, and the distance is 0 in expectation. It
+    needs no ground truth.
 
     Arguments:
-        samples: Samples of each measurement's posterior, (S, B, *shape), S >= 2.
-        truth: The clean images, (B, *shape).
+        samples: Samples of the posterior of each measurement, (S, B, *shape), B >= 2.
+        channel: The channel, as it is assumed or was learned.
+        measurement: The measurements, (B, …).
+        seed: The run's seed.
     """
-    true = {f"{name}_truth": value for name, value in variety(truth).items()}
-    return variety(samples[0]) | true | {"spread": spread(samples)}
+    given = channel.lift(measurement.select(slice(PAIRED)))
+    distances = []
+    for s, x in enumerate(samples):
+        drawn = channel.draw(x[:PAIRED], generator(seed, "recorrupted", s))
+        distances.append(energy_distance(channel.lift(drawn), given))
+    return sum(distances) / len(distances)
 
 
-def recorruption_scores(
+def measurement_distance_scores(
     samples: Tensor,
     truth: Tensor,
     channel: Channel,
@@ -42,53 +54,45 @@ def recorruption_scores(
     *,
     seed: int,
 ) -> dict[str, float]:
-    """Returns how far measurements drawn afresh from reconstructions are from the measurements.
-
-    `measurement_energy_distance` is the energy distance of the two laws on the grid of x, without
-    bias. Under the true prior x̂ ~ p(x | y) has the law of x, so ỹ ~ q(· | x̂) has that of y, and it
-    is 0 in expectation. It needs no ground truth; `measurement_energy_distance_truth` is that of
-    the true images.
+    """Returns `measurement_distance` of samples, and of the true images beside it.
 
     Arguments:
-        samples: Samples of each measurement's posterior, (S, B, *shape); B = 1 has no score.
+        samples: Samples of the posterior of each measurement, (S, B, *shape).
         truth: The clean images, (B, *shape).
-        channel: The channel as it is assumed to be.
+        channel: The channel, as it is assumed or was learned.
         measurement: The measurements, (B, …).
         seed: The run's seed.
+
+    Returns:
+        `measurement_energy_distance` and `measurement_energy_distance_truth`; nothing if B = 1.
     """
     if len(truth) < 2:
         return {}
-    seen = channel.lift(measurement.select(slice(PAIRED)))
-
-    def distance(x: Tensor, s: int) -> float:
-        drawn = channel.draw(x[:PAIRED], generator(seed, "recorrupted", s))
-        return energy_distance(channel.lift(drawn), seen)
-
-    count = len(samples)
+    name, repeated = MEASUREMENT_ENERGY_DISTANCE.name, truth.expand(len(samples), *truth.shape)
     return {
-        "measurement_energy_distance": sum(distance(x, s) for s, x in enumerate(samples)) / count,
-        "measurement_energy_distance_truth": sum(distance(truth, s) for s in range(count)) / count,
+        name: measurement_distance(samples, channel, measurement, seed=seed),
+        f"{name}_truth": measurement_distance(repeated, channel, measurement, seed=seed),
     }
 
 
 def prior_scores(x: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
-    """Returns the prior's distance from the held-out images, and that of as many true ones.
+    """Returns the prior's distance from held-out images, and that of as many true images.
 
     Arguments:
         x: Samples of the prior, (N, *shape).
-        train: True images, of which the first N are scored for comparison.
-        heldout: True images that distances are taken from.
+        train: True images; the first N are scored for comparison.
+        heldout: True images, to which the distances are taken.
     """
     truth = train[: len(x)]
-    score = {
+    scores = {
         "samples": len(x),
         "frechet_pixels": frechet_pixels(x, heldout),
         "frechet_pixels_truth": frechet_pixels(truth, heldout),
     }
     if x.ndim == 2:
-        score["sinkhorn"] = sinkhorn_divergence(x, heldout)
-        score["sinkhorn_truth"] = sinkhorn_divergence(truth, heldout)
-    return score
+        scores["sinkhorn"] = sinkhorn_divergence(x, heldout)
+        scores["sinkhorn_truth"] = sinkhorn_divergence(truth, heldout)
+    return scores
 
 
 def feature_scores(
@@ -101,9 +105,10 @@ def feature_scores(
 ) -> dict[str, dict[str, float]]:
     """Returns the scores of each set in each feature space, and beside them those of true images.
 
-    The reference is the true training images, or the held-out ones where there are more of them.
-    The floor of a score, `{score}_truth`, is that of as many images of the other split as the set
-    has; where that split has fewer, it is all of them, and the floor of a distance is too high.
+    The reference is the larger of the two splits: the true training images, unless there are more
+    held-out ones. `{score}_truth` is that of as many images of the other split as the set has. If
+    that split has fewer, all of them are used, and their distance is larger than it would be for
+    as many.
 
     Arguments:
         extractors: The feature spaces.

@@ -15,7 +15,7 @@ from diffem.cli.classify import Training, classify
 from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
 from diffem.data.measurements import simulate_measurements
-from diffem.metric import ssim, variety
+from diffem.metric import diversity_metrics, ssim
 
 CANARY = "canary-3f9c"
 SECRETS = (
@@ -31,7 +31,7 @@ COLUMNS = {
     "residual_chi2",
     "diversity",
     "effective_rank",
-    "spread",
+    "posterior_std",
     "e_step_seconds",
     "m_step_seconds",
 }
@@ -66,10 +66,14 @@ def test_summary(run_dir: Path) -> None:
     assert all(COLUMNS <= row.keys() for row in summary["rounds"])
     final = summary["final"]
     assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
-    truth = variety(Digits([1, 8, 8], train=200).load().heldout[:20])
+    truth = diversity_metrics(Digits([1, 8, 8], train=200).load().heldout[:20])
     assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
     assert {"measurement_energy_distance", "measurement_energy_distance_truth"} <= final.keys()
-    assert final["diversity"] > 0 and final["spread"] > 0 and 1 <= final["effective_rank"] <= 19
+    assert (
+        final["diversity"] > 0
+        and final["posterior_std"] > 0
+        and 1 <= final["effective_rank"] <= 19
+    )
     assert final["prior"]["frechet_pixels"] > final["prior"]["frechet_pixels_truth"] > 0
 
 
@@ -83,7 +87,6 @@ def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
     row = read_summary(run_dir)["rounds"][0]
     assert row["psnr"] == pytest.approx(float((10 * np.log10(4 / mse)).mean()), abs=1e-4)
     similarity = ssim(torch.from_numpy(x), truth)
-    assert similarity is not None
     assert row["ssim"] == pytest.approx(float(similarity.mean()), abs=1e-5)
     measurements = simulate_measurements(
         truth, make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05)), seed=0, split="train"

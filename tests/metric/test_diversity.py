@@ -1,11 +1,11 @@
-"""Diversity and spread against known answers."""
+"""Diversity and the posterior std against known answers."""
 
 import math
 
 import pytest
 import torch
 
-from diffem.metric import diversity, effective_rank, spread
+from diffem.metric import diversity, effective_rank, posterior_std
 from diffem.runtime.rng import generator
 
 
@@ -48,12 +48,12 @@ def test_a_set_that_collapses_loses_both() -> None:
     assert sorted(r for _, r in scores) == [r for _, r in reversed(scores)]
 
 
-def test_spread_is_within_observations_alone() -> None:
+def test_posterior_std_is_within_measurements_alone() -> None:
     """Samples ±a around centres that lie far apart: a · sqrt(S / (S - 1))."""
     centres = 100 * torch.randn(5, 1, 3, 3, generator=generator(2))
     samples = torch.stack([centres + 0.5, centres - 0.5] * 4)
-    assert spread(samples) == pytest.approx(0.5 * math.sqrt(8 / 7), rel=1e-4)
-    assert spread(centres.expand(3, 5, 1, 3, 3)) == 0
+    assert posterior_std(samples) == pytest.approx(0.5 * math.sqrt(8 / 7), rel=1e-4)
+    assert posterior_std(centres.expand(3, 5, 1, 3, 3)) == 0
 
 
 def test_variance_within_and_between_add_up() -> None:
@@ -63,4 +63,4 @@ def test_variance_within_and_between_add_up() -> None:
     samples = c + s * torch.randn(4, n, 20, generator=generator(4))
     # Monte Carlo: a variance over n images and 20 entries has relative error sqrt(2 / 20 n).
     assert diversity(samples[0]) ** 2 == pytest.approx(1 + s**2, rel=4 * math.sqrt(2 / n / 20))
-    assert spread(samples) ** 2 == pytest.approx(s**2, rel=4 * math.sqrt(2 / n / 20 / 3))
+    assert posterior_std(samples) ** 2 == pytest.approx(s**2, rel=4 * math.sqrt(2 / n / 20 / 3))

@@ -7,7 +7,7 @@ import torch
 from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
 from diffem.metric import energy_distance
-from diffem.report.sets import recorruption_scores
+from diffem.report.sets import measurement_distance_scores
 
 
 def test_known_answer() -> None:
@@ -32,7 +32,7 @@ def test_equal_laws_have_none_without_bias() -> None:
     assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(repeats)
 
 
-def test_recorrupted_tells_true_images_from_shrunk_and_noisy_ones() -> None:
+def test_measurement_distance_tells_true_images_from_shrunk_and_noisy_ones() -> None:
     x = Digits([1, 8, 8], train=1437).load().heldout
     g = torch.Generator().manual_seed(0)
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05))
@@ -40,9 +40,8 @@ def test_recorrupted_tells_true_images_from_shrunk_and_noisy_ones() -> None:
 
     def score(images: torch.Tensor) -> float:
         samples = images.expand(4, *images.shape)
-        return recorruption_scores(samples, x, channel, measurement, seed=0)[
-            "measurement_energy_distance"
-        ]
+        scores = measurement_distance_scores(samples, x, channel, measurement, seed=0)
+        return scores["measurement_energy_distance"]
 
     # Measured over 8 draws each: 0.0002 ± 0.0018, 0.041 ± 0.003, 0.058 ± 0.005.
     noisy = x + 0.5 * torch.randn(x.shape, generator=g)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffem.corruption import Denoising, GaussianNoise, Projection, make_channel
 from diffem.metric import (
     LPIPS,
     Classifier,
@@ -159,9 +160,11 @@ def test_only_the_published_inception_yields_fid(
     true = extract(stand_in, images(3, 1, 8, 8, seed=6))
     monkeypatch.setattr("diffem.metric.features.frechet_distance", lambda *_: 1.5)  # it is slow
     monkeypatch.setattr(inception_module, "frechet_distance", lambda *_: 1.5)
-    assert stand_in.scores(features, true) == {"fd_inception_stand_in": 1.5}
+    assert stand_in.compare(features, true) == {"fd_inception_stand_in": 1.5}
     monkeypatch.setattr(inception_module, "PUBLISHED", sha256(inception_file)[:8])
-    scores = Inception(str(inception_file)).scores(features, true)
+    published = Inception(str(inception_file))
+    scores = published.compare(features, true)
+    assert [score.name for score in published.scores] == list(scores)
     assert scores.keys() == {"fid", "kid", "inception_score"}
     assert scores["fid"] == 1.5 and scores["kid"] == kernel_distance(features, true)
     assert 1 <= scores["inception_score"] <= 3  # of 3 images
@@ -196,9 +199,9 @@ def test_dinov2_is_timms_network_on_normalised_images(vit_file: Path) -> None:
 def test_only_the_published_backbone_yields_lpips(
     alexnet_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert LPIPS(str(alexnet_file)).name == "lpips_stand_in"
+    assert LPIPS(str(alexnet_file)).score.name == "lpips_stand_in"
     monkeypatch.setattr(lpips_module, "PUBLISHED", sha256(alexnet_file)[:8])
-    assert LPIPS(str(alexnet_file)).name == "lpips"
+    assert LPIPS(str(alexnet_file)).score.name == "lpips"
 
 
 def test_lpips_is_torchmetrics(alexnet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,11 +219,11 @@ def test_lpips_is_torchmetrics(alexnet_file: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torchvision.models, "alexnet", loaded)
     reference = LearnedPerceptualImagePatchSimilarity(net_type="alex", reduction="mean")
     x, y = images(2, 3, 40, 40, seed=8), images(2, 3, 40, 40, seed=9)
-    assert float(lpips(x, y).mean()) == pytest.approx(float(reference(x, y)), rel=1e-5)
+    assert float(lpips.distance(x, y).mean()) == pytest.approx(float(reference(x, y)), rel=1e-5)
     for side in (8, 30, 31):  # from 31 pixels on as they are
         grey = images(2, 1, side, side)
-        assert lpips(grey, grey).tolist() == [0.0, 0.0]
-        assert (lpips(grey, -grey) > 0).all()
+        assert lpips.distance(grey, grey).tolist() == [0.0, 0.0]
+        assert (lpips.distance(grey, -grey) > 0).all()
 
 
 def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
@@ -232,11 +235,12 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     classifier, x = Classifier(str(path)), images(5, 1, 8, 8)
     assert torch.equal(classifier.network(x), network(x))
     assert torch.equal(network.head(extract(classifier, x)), network(x))
-    Evaluation(2, 2, 2, 2, shape=(1, 8, 8), features=[classifier])
+    evaluation, noise = Evaluation(2, 2, 2, 2, features=[classifier]), GaussianNoise(0.1)
+    evaluation.fitting(make_channel(Denoising((1, 8, 8)), noise))
     with pytest.raises(
         UserError, match=r"images of shape \[1, 8, 8\], but dataset.shape is \[5\]"
     ):
-        Evaluation(2, 2, 2, 2, shape=[5], features=[classifier])
+        evaluation.fitting(make_channel(Projection((5,), rows=2), noise))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +267,7 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_are_wrong(
-    make: Callable[[Path], nn.Module], sentence: str, tmp_path: Path
+    make: Callable[[Path], object], sentence: str, tmp_path: Path
 ) -> None:
     for name in ("noise.safetensors", "noise.pth"):
         (tmp_path / name).write_bytes(b"noise" * 10)
@@ -274,10 +278,13 @@ def test_weights_that_are_wrong(
 
 
 def test_vectors_have_no_such_features(inception_file: Path, alexnet_file: Path) -> None:
+    noise = GaussianNoise(0.1)
+    evaluation = Evaluation(2, 2, 2, 2, features=[Inception(str(inception_file))])
     with pytest.raises(UserError, match=r"Inception is for images .* got the shape \[5\]"):
-        Evaluation(2, 2, 2, 2, shape=[5], features=[Inception(str(inception_file))])
-    with pytest.raises(UserError, match=r"metric\.lpips is for images"):
-        Evaluation(2, 2, 2, 2, shape=[2, 8, 8], lpips=LPIPS(str(alexnet_file)))
+        evaluation.fitting(make_channel(Projection((5,), rows=2), noise))
+    evaluation = Evaluation(2, 2, 2, 2, lpips=LPIPS(str(alexnet_file)))
+    with pytest.raises(UserError, match=r"metric\.lpips needs images .* shape \[2, 8, 8\]"):
+        evaluation.fitting(make_channel(Denoising((2, 8, 8)), noise))
 
 
 def test_dinov2_has_the_name_of_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:

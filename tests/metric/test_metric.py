@@ -7,8 +7,32 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
+from torch import Generator, Tensor
 
-from diffem.metric import Evaluation, frechet_pixels, psnr, sinkhorn_divergence, ssim
+from diffem.corruption import (
+    Channel,
+    Denoising,
+    GaussianNoise,
+    LinearGaussianChannel,
+    Measurement,
+    PoissonNoise,
+    Projection,
+    make_channel,
+)
+from diffem.metric import (
+    PSNR,
+    SSIM,
+    Evaluation,
+    Metric,
+    ResidualChi2,
+    Score,
+    describe_scores,
+    frechet_pixels,
+    psnr,
+    read_scores,
+    sinkhorn_divergence,
+    ssim,
+)
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
@@ -47,13 +71,96 @@ def test_ssim(side: int, sigma: float, radius: int) -> None:
     expected = reference_ssim(x[0, 0].double().numpy(), y[0, 0].double().numpy(), sigma, radius)
     with torch.autocast("cpu", torch.bfloat16):  # as within a run
         value = ssim(x, y)
-    assert value is not None
     assert float(value[0]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_ssim_is_for_images() -> None:
-    assert ssim(torch.zeros(2, 5), torch.zeros(2, 5)) is None
-    assert ssim(torch.zeros(2, 1, 9), torch.zeros(2, 1, 9)) is None
+NOISE = GaussianNoise(0.1)
+IMAGES = make_channel(Denoising((1, 8, 8)), NOISE)
+VECTORS = make_channel(Projection((5,), rows=2), NOISE)
+
+
+class Square(Channel):
+    """A channel that is not linear: y = x²."""
+
+    def draw(self, x: Tensor, generator: Generator) -> Measurement:
+        return Measurement.of(x**2)
+
+    def embed(self, measurement: Measurement) -> Tensor:
+        return measurement.y
+
+
+class NoiseLevel(ResidualChi2):
+    """A metric of Gaussian noise alone."""
+
+    score = Score("noise_level", "noise")
+    requires = LinearGaussianChannel
+
+
+def default_metrics(*, required: bool = False) -> dict[str, Metric]:
+    metrics = [cls(required=required) for cls in (PSNR, SSIM, ResidualChi2)]
+    return {metric.score.name: metric for metric in metrics}
+
+
+@pytest.mark.parametrize(
+    ("channel", "left_out", "sentence"),
+    [
+        (IMAGES, set(), None),
+        (VECTORS, {"ssim"}, r"metric\.metrics\.ssim needs images .* got the shape \[5\]; leave"),
+        (make_channel(Denoising((2, 9)), NOISE), {"ssim"}, r"ssim needs images of shape"),
+        (make_channel(Denoising((1, 1, 9)), NOISE), {"ssim"}, r"at least 2 × 2 pixels, got"),
+        (
+            Square((1, 8, 8)),
+            {"residual_chi2"},
+            r"residual_chi2 needs a linear channel, got Square; leave it out, or set metric\.met",
+        ),
+    ],
+)
+def test_metrics_that_do_not_fit(
+    channel: Channel, left_out: set[str], sentence: str | None
+) -> None:
+    """They are left out if they are not required, and refused if they are."""
+    fitting = Evaluation(2, 2, 2, 2, metrics=default_metrics()).fitting(channel)
+    assert {"psnr", "ssim", "residual_chi2"} - fitting.metrics.keys() == left_out
+    assert not left_out & {score.name for score in fitting.scores}
+    required = Evaluation(2, 2, 2, 2, metrics=default_metrics(required=True))
+    if sentence is None:
+        assert required.fitting(channel).metrics.keys() == required.metrics.keys()
+        return
+    with pytest.raises(UserError, match=sentence):
+        required.fitting(channel)
+
+
+def test_a_metric_of_gaussian_noise() -> None:
+    poisson = make_channel(Denoising((1, 8, 8)), PoissonNoise(50.0))
+    assert NoiseLevel().obstacle(IMAGES) is None
+    assert "linear channel with Gaussian noise, got" in (NoiseLevel().obstacle(poisson) or "")
+    assert ResidualChi2().obstacle(poisson) is None
+
+
+def test_residual_chi2_of_the_truth_is_1() -> None:
+    """χ² of n entries in total has variance 2 / n, so its mean is within 4 · √(2 / n) of 1."""
+    truth = torch.zeros(200, 1, 8, 8)
+    measurement = IMAGES.draw(truth, generator(7))
+    value = ResidualChi2().compute(truth, truth, IMAGES, measurement)
+    assert value.shape == (200,)
+    assert float(value.mean()) == pytest.approx(1.0, abs=4 * math.sqrt(2 / truth.numel()))
+
+
+def test_metrics_say_what_they_are() -> None:
+    """The order of tables: PSNR, of mean, SSIM, χ²; those against the truth come first."""
+    metrics = dict(reversed(default_metrics().items()))
+    scores = Evaluation(2, 2, 2, 2, metrics=metrics).scores
+    assert [s.heading for s in scores if s.heading] == ["SSIM", "PSNR", "of mean", "χ²"]
+    assert [s.title for s in scores if s.of_mean] == ["PSNR of mean (dB)"]
+    described = describe_scores(scores)
+    assert read_scores([{"metrics": described}, {"metrics": described}, {}]) == scores
+
+
+def test_bad_metrics() -> None:
+    with pytest.raises(UserError, match=r"metric\.metrics\.a must be a metric, as in .*, got 3"):
+        Evaluation(2, 2, 2, 2, metrics={"a": 3})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"have the score 'psnr' twice"):
+        Evaluation(2, 2, 2, 2, metrics={"a": PSNR(), "b": PSNR()})
 
 
 def test_frechet_distance_of_pixels() -> None:

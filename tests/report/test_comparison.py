@@ -4,8 +4,44 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from diffem.report.comparison import write_comparison
-from diffem.report.table import mean_and_deviation, table
+import pytest
+
+from diffem.metric import (
+    PSNR,
+    SSIM,
+    Evaluation,
+    Extractor,
+    Metric,
+    ResidualChi2,
+    Score,
+    describe_scores,
+)
+from diffem.report.comparison import mean_and_deviation, table, write_comparison
+from diffem.runtime.errors import UserError
+
+
+class Described(Extractor):
+    """A feature space of which only the descriptions are used."""
+
+    def __init__(self, *scores: Score) -> None:
+        super().__init__()
+        self.described = list(scores)
+
+    @property
+    def scores(self) -> list[Score]:
+        return self.described
+
+
+def evaluation() -> Evaluation:
+    """The metrics of the default run, a classifier and the FID."""
+    metrics: dict[str, Metric] = {"psnr": PSNR(), "ssim": SSIM(), "chi2": ResidualChi2()}
+    fid = Score("fid", "FID", better="lower")
+    classifier = Score("fd_classifier", "FD classifier", better="lower")
+    features = [Described(classifier), Described(fid)]
+    return Evaluation(8, 8, 8, 8, metrics=metrics, features=features)
+
+
+METRICS = describe_scores(evaluation().scores)
 
 
 def summary(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
@@ -15,6 +51,7 @@ def summary(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
     return {
         "seed": seed,
         "wall_seconds": 10.0,
+        "metrics": METRICS,
         "rounds": [{"round": k, "psnr_mean": psnr - 1 + k, **row} for k in range(2)],
         "final": {**scores, "gaussian_psnr_mean": 17.0 + seed, "prior": None, **final},
     }
@@ -45,21 +82,20 @@ def test_table_holds_mean_and_deviation_over_seeds() -> None:
     assert rows[3][:2] == ["Gaussian posterior mean", "17.50 ± 0.71"]
     assert column(rows, "E+M time (s)")[:2] == ["6.0 ± 0.0", "6.0"]
     assert column(rows, "residual χ²")[1] == "1.000"
-    assert mean_and_deviation([1.0], 2) == "1.00"
+    assert mean_and_deviation([1.0], Score("a", "a", digits=2)) == "1.00"
 
 
 def test_columns_that_no_run_has_are_left_out() -> None:
     titles = table({"a": {0: summary(0, 20.0)}})[0]
-    assert not {"LPIPS", "FID", "diversity", "optimiser steps", "estimated sigma"} & set(titles)
-    later = {"fd_classifier": 1.23456, "lpips": 0.1, "fid": 5.88, "spread": 0.9, "diversity": 0.2}
+    assert not {"Sinkhorn", "FID", "diversity", "optimiser steps", "estimated sigma"} & set(titles)
+    later = {"fd_classifier": 1.23456, "fid": 5.88, "posterior_std": 0.9, "diversity": 0.2}
     prior = {"frechet_pixels": 1.1, "fd_classifier": 2.2, "fid": 3.3}
     rows = table({"a": {0: summary(0, 20.0)}, "b": {0: counted(0, 21.0, prior=prior, **later)}})
     expected = {
         "FD classifier": "1.235",
-        "LPIPS": "0.100",
         "FID": "5.880",
         "diversity": "0.200",
-        "spread": "0.900",
+        "posterior std": "0.900",
         "prior FD (pixels)": "1.100",
         "prior FD classifier": "2.200",
         "prior FID": "3.300",
@@ -82,8 +118,29 @@ def test_the_best_of_those_who_compete_is_bold() -> None:
     assert column(rows, "PSNR of mean (dB)")[:3] == ["20.00", "**21.00**", "30.00"]
     assert column(rows, "FD classifier")[:3] == ["**2.000**", "3.000", "1.000"]
     assert rows[3][0] == "ceiling †"
-    assert "**" not in "".join(column(rows, "SSIM") + column(rows, "time (s)"))
+    # Neither a larger nor a smaller χ² is better.
+    assert "**" not in "".join(column(rows, "residual χ²") + column(rows, "time (s)"))
     assert "**" not in str(table({"a": runs["a"]}, bold=True))
+
+
+def test_a_metric_of_one_run_is_a_column_and_a_curve(tmp_path: Path) -> None:
+    """Title, digits and direction are those that the run wrote; no list in the report names it."""
+    new = describe_scores([Score("mae", "MAE", digits=4, better="lower")])
+    runs: dict[str, dict[int, dict[str, Any] | None]] = {}
+    for row, value in (("a", 0.12345), ("b", 0.2)):
+        runs[row] = {0: summary(0, 20.0, mae=value) | {"metrics": METRICS | new}}
+    runs["c"] = {0: summary(0, 20.0)}
+    rows = table(runs, bold=True)
+    assert column(rows, "MAE")[:3] == ["**0.1235**", "0.2000", "–"]
+    assert len(write_comparison(tmp_path, runs, "")) == 6
+
+
+def test_runs_that_describe_no_scores_are_refused(tmp_path: Path) -> None:
+    old = summary(0, 20.0)
+    del old["metrics"]
+    with pytest.raises(UserError, match=r"were written by diffem 0\.1"):
+        write_comparison(tmp_path, {"a": {0: old}}, "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gaussian_means_of_different_channels_are_a_column() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.metric import Extractor, distribution_scores
-from diffem.report.sets import feature_scores, variety_scores
+from diffem.report.sets import feature_scores, measurement_distance_scores
 from diffem.runtime.rng import generator
 
 
@@ -43,9 +44,15 @@ def test_without_feature_spaces_there_are_no_scores() -> None:
     }
 
 
-def test_variety_of_samples_that_are_the_truth() -> None:
-    truth = images(30, 4)
-    scores = variety_scores(truth.expand(3, -1, -1, -1, -1), truth)
-    assert scores["spread"] == 0
-    assert scores["diversity"] == scores["diversity_truth"]
-    assert scores["effective_rank"] == scores["effective_rank_truth"]
+def test_measurement_distance_of_samples_that_are_the_truth() -> None:
+    """Samples and true images go through the channel with the same draws."""
+    truth, channel = images(30, 4), make_channel(Mask((1, 4, 4), rho=0.5), GaussianNoise(0.1))
+    measurement = channel.draw(truth, generator(5))
+    samples = truth.expand(3, -1, -1, -1, -1)
+    scores = measurement_distance_scores(samples, truth, channel, measurement, seed=0)
+    name = "measurement_energy_distance"
+    assert scores[name] == scores[f"{name}_truth"]
+    other = measurement_distance_scores(0 * samples, truth, channel, measurement, seed=0)
+    assert other[f"{name}_truth"] == scores[f"{name}_truth"] < other[name]
+    one = measurement.select(slice(1))
+    assert measurement_distance_scores(samples[:, :1], truth[:1], channel, one, seed=0) == {}

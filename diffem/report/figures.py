@@ -1,8 +1,9 @@
-"""Figures: panels of reconstructions, curves over rounds, samples of the prior."""
+"""Figures of a run: panels of reconstructions, curves over rounds, samples of the prior."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,30 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from diffem.metric import Score
+
 matplotlib.use("Agg", force=False)
 
-CURVES = {
-    "psnr": "PSNR (dB)",
-    "psnr_mean": "PSNR of mean (dB)",
-    "ssim": "SSIM",
-    "sinkhorn": "Sinkhorn divergence",
-    "residual_chi2": "residual χ²",
-    "diversity": "diversity",
-    "effective_rank": "effective rank",
-    "spread": "posterior spread",
-    "loss": "M-step loss",
-}
+LOSS = Score("loss", "M-step loss")
 COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 
 
 def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
-    """Saves measurement | reconstruction | mean of several samples | per-pixel std | truth.
+    """Saves measurement | reconstruction | mean of several samples | std of each pixel | truth.
 
     Arguments:
         path: The PNG file.
         title: The figure's title.
-        columns: The five columns, each (n, *shape); images and signals are shown one a row,
-            vectors as a scatter of their first two entries.
+        columns: The five columns, each (n, *shape). Images and signals are shown one in a row,
+            vectors as a scatter plot of their first two entries.
     """
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)
@@ -45,37 +38,42 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     largest = max(float(columns[3].max()), 1e-3)
     for i in range(rows):
         for j, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
-            spread = name == "std"
-            limits = (0.0, largest) if spread else (-1.0, 1.0)
-            _show(axes[i, j], column[i].mean(dim=0, keepdim=True) if spread else column[i], limits)
+            std = name == "std"
+            limits = (0.0, largest) if std else (-1.0, 1.0)
+            _show(axes[i, j], column[i].mean(dim=0, keepdim=True) if std else column[i], limits)
             if i == 0:
-                axes[i, j].set_title(f"{name} ≤ {largest:.2f}" if spread else name, fontsize=7)
+                axes[i, j].set_title(f"{name} ≤ {largest:.2f}" if std else name, fontsize=7)
     figure.suptitle(title, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
 def save_curves(
-    path: Path, rounds: Sequence[dict[str, float | None]], truth: Mapping[str, float]
+    path: Path,
+    rounds: Sequence[Mapping[str, Any]],
+    scores: Sequence[Score],
+    truth: Mapping[str, float],
 ) -> None:
-    """Saves the metrics over rounds, one axis each.
+    """Saves scores over rounds, one axis for each score that the rounds have.
 
     Arguments:
         path: The PNG file.
-        rounds: The rows of `summary.json`'s `rounds`.
-        truth: The metrics of the true images, where they have any; drawn as dashed lines.
+        rounds: The rows of `rounds` in `summary.json`.
+        scores: The scores of the run.
+        truth: Scores of the true images, drawn as dashed lines.
     """
-    names = [name for name in CURVES if any(row.get(name) is not None for row in rounds)]
-    columns = min(len(names), 5)
-    rows = math.ceil(len(names) / columns)
+    shown = [s for s in (*scores, LOSS) if any(row.get(s.name) is not None for row in rounds)]
+    columns = min(len(shown), 5)
+    rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, name in zip(axes, names, strict=False):
-        points = [(row["round"], row[name]) for row in rounds if row.get(name) is not None]
+    for axis, score in zip(axes, shown, strict=False):
+        values = [(row["round"], row.get(score.name)) for row in rounds]
+        points = [(k, value) for k, value in values if value is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axis.set(xlabel="round", title=CURVES[name])
-        if (line := {"residual_chi2": 1.0, **truth}.get(name)) is not None:
+        axis.set(xlabel="round", title=score.title)
+        if (line := truth.get(score.name, score.expected)) is not None:
             axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
-    for axis in figure.axes[len(names) :]:
+    for axis in figure.axes[len(shown) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=150)
 

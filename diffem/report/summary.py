@@ -1,0 +1,379 @@
+"""The report of a run: scores of each round, figures, `summary.json` and the closing table."""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from diffem.corruption import Channel, Measurement
+from diffem.data.measurements import MeasurementSet
+from diffem.em.module import DenoiserModule
+from diffem.em.round import Round
+from diffem.logging.rounds import log_round
+from diffem.metric import (
+    Evaluation,
+    Metric,
+    Score,
+    describe_scores,
+    diversity_metrics,
+    posterior_std,
+    psnr,
+    sinkhorn_divergence,
+)
+from diffem.metric.diversity import IMAGES, POSTERIOR_STD
+from diffem.metric.sinkhorn import SINKHORN
+from diffem.posterior import Posterior, reconstruct
+from diffem.posterior.gaussian import GaussianPosterior
+from diffem.report.figures import save_curves, save_panel, save_samples
+from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
+from diffem.runtime.progress import progress_bar
+from diffem.storage.atomic import write_file
+from diffem.storage.reconstructions import ReconstructionStore
+
+SHOWN = 6  # images in a panel
+PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
+TIMES = (
+    Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
+    Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
+)
+FILES = ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
+
+
+@dataclass
+class RunReport:
+    """Evaluates the rounds and the result of a run, and writes the report.
+
+    Attributes:
+        run_dir: The run directory.
+        about: The head of the summary: dataset, corruption, method, seed, devices.
+        evaluation: What is evaluated.
+        train: The training measurements.
+        heldout: The held-out measurements.
+        store: The reconstructions of the rounds.
+    """
+
+    run_dir: Path
+    about: Mapping[str, Any]
+    evaluation: Evaluation
+    train: MeasurementSet
+    heldout: MeasurementSet
+    store: ReconstructionStore
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        """Reads the rounds that an earlier process of the run reported."""
+        if self.journal.is_file():
+            held = json.loads(self.journal.read_text())
+            self.rounds, self.start = held["rounds"], self.start - held["wall_seconds"]
+
+    @property
+    def journal(self) -> Path:
+        """The file of the rounds so far."""
+        return self.run_dir / "rounds.json"
+
+    @property
+    def wall_seconds(self) -> float:
+        """The wall time of the run, over all its processes."""
+        return round(time.perf_counter() - self.start, 1)
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        folder = self.run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def on_round(self, module: DenoiserModule, round: Round) -> None:
+        """Scores a committed round, draws its panel and logs both.
+
+        Arguments:
+            module: The module, on its device and in its trainer.
+            round: The round.
+        """
+        k, measurements = round.number, round.measurements
+        n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
+        first = self.store.open(k).__getitems__(range(n)).x
+        measurement = measurements.measurement.select(slice(n))
+        with progress_bar(f"round {k}  evaluation", more, "samples") as advance:
+            drawn = self._samples(round.posterior, measurement, (k,), more, module.device, advance)
+        samples = torch.stack([first, *drawn])
+        scores = self._score_store(k, measurements) | self._score_means(samples, measurements)
+        scores[POSTERIOR_STD.name] = posterior_std(samples)
+        scores |= round.costs
+        self._keep({"round": k, **scores, **round.estimate()}, round)
+        scores |= {
+            f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
+        }
+        panel = self.figures / f"round_{k:03d}.png"
+        self._panel(panel, self._title(k, scores), samples, measurements)
+        log_round(
+            module.trainer.loggers, {"round": k, **scores}, panel, step=module.trainer.global_step
+        )
+
+    def finish(
+        self,
+        posterior: Posterior,
+        channel: Channel,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        """Evaluates on the held-out measurements, and writes and prints the summary.
+
+        Arguments:
+            posterior: The final posterior.
+            channel: The channel, as it is assumed or was learned.
+            prior: Draws n samples from the prior, (n, *shape); None if there is none.
+            device: Where to sample.
+        """
+        heldout = self.heldout.under(channel)
+        n = min(self.evaluation.heldout, len(heldout))
+        measurement = heldout.measurement.select(slice(n))
+        with progress_bar("held-out  evaluation", self.evaluation.samples, "samples") as advance:
+            samples = torch.stack(
+                self._samples(
+                    posterior, measurement, ("heldout",), self.evaluation.samples, device, advance
+                )
+            )
+        self._panel(self.figures / "heldout.png", "held-out measurements", samples, heldout)
+        final = self._score_heldout(samples, heldout, device)
+        final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
+        features = self._score_sets(final, samples[0], prior, device)
+        save_curves(
+            self.figures / "curves.png",
+            self.rounds,
+            self.evaluation.scores,
+            diversity_metrics(self.train.truth),
+        )
+        self._write(final)
+        print_closing(self.about, self.evaluation.scores, self.rounds, final)
+        print_features(features)
+        for name in FILES:
+            Console().print(f"wrote {self.run_dir / name}", soft_wrap=True)
+
+    def _samples(
+        self,
+        posterior: Posterior,
+        measurement: Measurement,
+        key: Sequence[int | str],
+        count: int,
+        device: torch.device,
+        advance: Callable[[], None],
+    ) -> list[Tensor]:
+        """Draws samples of each posterior, chunk by chunk, without affecting any other draw."""
+        # Chunks of equal size: the padding of a short one would be a waste.
+        n = len(measurement.y)
+        size = math.ceil(n / math.ceil(n / self.store.chunk_size))
+        samples = []
+        for s in range(count):
+            chunks = [
+                reconstruct(
+                    posterior,
+                    measurement.select(slice(start, start + size)),
+                    size=size,
+                    key=(self.about["seed"], "evaluation", *key, s, start),
+                    device=device,
+                )
+                for start in range(0, n, size)
+            ]
+            samples.append(torch.cat(chunks))
+            advance()
+        return samples
+
+    @property
+    def _metrics(self) -> list[Metric]:
+        """The metrics that are computed in each round."""
+        return [metric for metric in self.evaluation.metrics.values() if not metric.heavy]
+
+    def _score_store(self, k: int, measurements: MeasurementSet) -> dict[str, Any]:
+        """Returns the mean scores of a round's reconstructions, chunk by chunk."""
+        data, total = self.store.open(k), dict[str, float]()
+        for chunk in self.store.chunks:
+            rows = self.store.rows(chunk)
+            x = data.__getitems__(range(rows.start, rows.stop)).x
+            for metric in self._metrics:
+                name, value = metric.score.name, compute(metric, x, measurements, rows)
+                total[name] = total.get(name, 0.0) + float(value.double().sum())
+        means = {name: value / len(data) for name, value in total.items()}
+        first = data.__getitems__(range(min(len(data), IMAGES))).x
+        means |= diversity_metrics(first)
+        if first.ndim == 2:
+            means[SINKHORN.name] = sinkhorn_divergence(first, self.heldout.truth)
+        return means
+
+    def _score_means(self, samples: Tensor, measurements: MeasurementSet) -> dict[str, float]:
+        """Returns the scores of the mean of samples, (S, n, *shape), of the first n posteriors."""
+        mean, rows = samples.mean(dim=0), slice(samples.shape[1])
+        return {
+            metric.score.of_the_mean().name: float(
+                compute(metric, mean, measurements, rows).mean()
+            )
+            for metric in self._metrics
+            if metric.of_mean
+        }
+
+    def _score_heldout(
+        self, samples: Tensor, heldout: MeasurementSet, device: torch.device
+    ) -> dict[str, Any]:
+        """Returns the scores of samples, (S, n, *shape), of the first n held-out posteriors."""
+        first, rows = samples[0], slice(samples.shape[1])
+        truth, measurement = heldout.truth[rows], heldout.measurement.select(rows)
+        lpips = [] if self.evaluation.lpips is None else [self.evaluation.lpips]
+        final: dict[str, Any] = {
+            metric.score.name: float(compute(metric, first, heldout, rows, device).mean())
+            for metric in (*self.evaluation.metrics.values(), *lpips)
+        }
+        final |= self._score_means(samples, heldout)
+        if first.ndim == 2:
+            final[SINKHORN.name] = sinkhorn_divergence(first, truth)
+        final |= diversity_metrics(first)
+        final |= {f"{name}_truth": value for name, value in diversity_metrics(truth).items()}
+        final[POSTERIOR_STD.name] = posterior_std(samples)
+        return final | measurement_distance_scores(
+            samples, truth, heldout.channel, measurement, seed=self.about["seed"]
+        )
+
+    def _score_sets(
+        self,
+        final: dict[str, Any],
+        x: Tensor,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
+    ) -> dict[str, dict[str, float]]:
+        """Adds the scores of held-out reconstructions and of the prior's samples as sets.
+
+        Returns:
+            The scores in the feature spaces: {set: {score: value}}.
+        """
+        sets, train, heldout = {"held-out": x}, self.train.truth, self.heldout.truth
+        final["prior"] = None
+        if prior is not None:
+            sets["prior"] = prior(self.evaluation.prior)
+            path = self.figures / "prior.png"
+            save_samples(path, "samples of the prior", sets["prior"][:64])
+            final["prior"] = prior_scores(sets["prior"], train, heldout)
+        features = feature_scores(self.evaluation.features, sets, train, heldout, device=device)
+        final |= features["held-out"]
+        if prior is not None:
+            final["prior"] |= features["prior"]
+        return features
+
+    def _keep(self, row: dict[str, Any], round: Round) -> None:
+        """Writes a round's row, in place of one that a killed process may have left."""
+        if isinstance(posterior := round.posterior, GaussianPosterior):
+            heldout = self.heldout.under(round.measurements.channel).measurement
+            mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
+            score = psnr(mean, self.heldout.truth[: self.evaluation.heldout])
+            row["heldout_gaussian_psnr_mean"] = float(score.mean())
+        self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
+        content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
+        write_file(self.journal, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+    def _title(self, k: int, scores: Mapping[str, float]) -> str:
+        """Returns the title of a round's panel: the round and its first metric, if any."""
+        if not self._metrics:
+            return f"round {k}"
+        score = self._metrics[0].score
+        return f"round {k}: {score.label} {score.text(scores[score.name])} {score.unit}".rstrip()
+
+    def _panel(
+        self, path: Path, title: str, samples: Tensor, measurements: MeasurementSet
+    ) -> None:
+        measurement = measurements.measurement.select(slice(SHOWN if samples.ndim > 3 else None))
+        lifted = measurements.channel.lift(measurement)[: samples.shape[1]]
+        n = len(lifted)
+        columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
+        save_panel(path, title, (*columns, measurements.truth[:n]))
+
+    def _write(self, final: Mapping[str, Any]) -> None:
+        versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+        summary = {
+            **self.about,
+            "versions": versions,
+            "wall_seconds": self.wall_seconds,
+            "metrics": describe_scores(self.evaluation.scores),
+            "rounds": self.rounds,
+            "final": final,
+        }
+        text = json.dumps(summary, indent=1) + "\n"
+        write_file(self.run_dir / "summary.json", lambda file: file.write(text.encode()))
+
+
+def compute(
+    metric: Metric,
+    x: Tensor,
+    measurements: MeasurementSet,
+    rows: slice,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Returns a metric of each reconstruction, (n,).
+
+    Arguments:
+        metric: The metric.
+        x: One reconstruction of each measurement, (n, *shape), on the CPU.
+        measurements: The measurements.
+        rows: Which of the measurements were reconstructed.
+        device: Where a heavy metric is computed; any other is computed on the CPU.
+    """
+    target = torch.device(device if metric.heavy else "cpu")
+    truth, measurement = measurements.truth[rows], measurements.measurement.select(rows)
+    return metric.compute(
+        x.to(target), truth.to(target), measurements.channel, measurement.to(target)
+    )
+
+
+def print_closing(
+    about: Mapping[str, Any],
+    scores: Sequence[Score],
+    rounds: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any],
+) -> None:
+    """Prints the table of rounds, and below it what is known of the channel and the prior.
+
+    Arguments:
+        about: The head of the summary.
+        scores: The scores of the run; the table has those with a heading.
+        rounds: The rows of the rounds.
+        final: The held-out scores.
+    """
+    console = Console()
+    columns = [score for score in (*scores, *TIMES) if score.heading]
+    table = Table(title="{dataset} · {corruption} · {method} · seed {seed}".format_map(about))
+    for heading in ("round", *(score.heading for score in columns)):
+        table.add_column(heading, justify="right")
+    for name, row in [(str(r["round"]), r) for r in rounds] + [("held-out", final)]:
+        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
+    console.print(table)
+    if final["gaussian_psnr_mean"] is not None:
+        floor = final["gaussian_psnr_mean"]
+        console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
+    if estimate := rounds[-1].get("estimate"):
+        learned = ", ".join(f"{name} {level:.4f}" for name, level in estimate.items())
+        console.print(f"channel, learned: {learned}")
+    if final["prior"] is not None:
+        console.print(
+            "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
+            "{frechet_pixels_truth:.3f})".format_map(final["prior"])
+        )
+
+
+def print_features(features: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the scores in feature spaces, a line for each set and score.
+
+    Arguments:
+        features: What `feature_scores` returned.
+    """
+    for name, scores in features.items():
+        for key in (key for key in scores if f"{key}_truth" in scores):
+            value, true = scores[key], scores[f"{key}_truth"]
+            Console().print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")
