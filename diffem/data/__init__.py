@@ -1,4 +1,4 @@
-"""Datasets: clean images of a benchmark, from which measurements are drawn."""
+"""Data sets: clean images of benchmarks, from which measurements are simulated."""
 
 from diffem.data.digits import Digits
 from diffem.data.hub import HubImages

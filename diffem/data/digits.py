@@ -1,4 +1,4 @@
-"""Digits: 1,797 handwritten digits of 8 × 8 pixels, inside scikit-learn."""
+"""1,797 handwritten digits of 8 × 8 pixels, which are part of scikit-learn."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from diffem.runtime.rng import generator
 
 
 class Digits:
-    """The UCI test set of optical digits (Alpaydin & Kaynak 1998), in a fixed random order.
+    """The test set of UCI's optical digits (Alpaydin & Kaynak 1998), in a fixed random order.
 
     Arguments:
         shape: (1, 8, 8).
-        train: The number of training images; the rest is held out.
+        train: The number of training images, in [1, 1796]; the others are held out.
 
     Raises:
-        UserError: If train leaves no held-out image.
+        UserError: If `train` is out of its range.
     """
 
     def __init__(self, shape: Sequence[int], train: int) -> None:
@@ -36,12 +36,12 @@ class Digits:
         return checked(Splits(x[: self.train], x[self.train :]), self.shape)
 
     def labels(self) -> Labels:
-        """Returns the digits that the images of both splits show, (N,), 0 to 9."""
+        """Returns the digits in the images of both splits, (N,), 0 to 9."""
         _, digits = load_digits(return_X_y=True)
         labels = torch.as_tensor(digits, dtype=torch.int64)[_order()]
         return Labels(labels[: self.train], labels[self.train :])
 
 
 def _order() -> Tensor:
-    # scikit-learn's order is by writer: mix it, the same way for every seed.
+    # scikit-learn's images are ordered by writer: shuffle them, in the same way for every seed.
     return torch.randperm(1797, generator=generator("digits"))

@@ -1,4 +1,4 @@
-"""Image sets of the Hugging Face hub, or of a local folder in one of its layouts."""
+"""Image data sets of the Hugging Face hub, or local folders in one of its layouts."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,24 @@ from diffem.runtime.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start a program: EPS
-SHRINK = 64  # a side is at most so many times as long as the one it is resized to
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+)  # EPS would start a program
+SHRINK = 64  # the largest ratio of an image's side to the side that it is resized to
 
 
 class HubImages:
-    """Images of a data set that `datasets.load_dataset` knows, such as CIFAR-10 and CelebA.
+    """Images of a data set that `datasets.load_dataset` can read, such as CIFAR-10 and CelebA.
 
     Images are cropped to the largest central square (of at most `crop` pixels), resized to
-    `shape` and scaled to [-1, 1]. The local cache is used first, and alone where HF_HUB_OFFLINE=1.
+    `shape` and scaled to [-1, 1]. The local cache is used first; with HF_HUB_OFFLINE=1 nothing is
+    downloaded.
 
     Arguments:
         path: The data set's name on the hub, or a local folder.
@@ -33,8 +42,8 @@ class HubImages:
         column: The column that holds the images.
         splits: The names of the training and the held-out split.
         crop: The side of the central crop in pixels; None for the largest square.
-        limits: The number of training and held-out images to use; None for all.
-        label: The column that holds whole numbers from 0, or truth values, as labels.
+        limits: The largest number of training and of held-out images to use; None for all.
+        label: The column that holds the labels: whole numbers from 0, or booleans.
     """
 
     def __init__(
@@ -60,7 +69,8 @@ class HubImages:
         """Returns the images of both splits, (N, C, H, W), in [-1, 1].
 
         Raises:
-            UserError: If the data set is neither cached nor reachable, or has no such column.
+            UserError: If the data set is neither cached nor reachable, has no such column, or an
+                image is missing, damaged or too large.
         """
         train, heldout = (self._images(self._rows(i, "column", self.column)) for i in (0, 1))
         return checked(Splits(train, heldout), self.shape)
@@ -69,8 +79,8 @@ class HubImages:
         """Returns the labels of both splits, (N,).
 
         Raises:
-            UserError: If the data set is neither cached nor reachable, has no such column, or
-                holds something else in it.
+            UserError: If the data set is neither cached nor reachable, or has no such
+                column of labels.
         """
         train, heldout = (self._rows(i, "label", self.label)[self.label][:] for i in (0, 1))
         if not all(isinstance(v, int) and v >= 0 for v in (*train, *heldout)):
@@ -82,11 +92,11 @@ class HubImages:
 
     def _rows(self, index: int, key: str, column: str) -> "Dataset":
         """Returns the rows of a split (0: training, 1: held-out) that are used."""
-        import datasets  # takes seconds to import: only where it is used
+        import datasets  # an optional package, which takes seconds to import
 
         split, limit = self.splits[index], self.limits[index]
         datasets.disable_progress_bars()
-        for file in Path(self.path).rglob("*"):  # nothing, if it is a name on the hub
+        for file in Path(self.path).rglob("*"):  # empty if it is a name on the hub
             if file.is_symlink():
                 inside(file, Path(self.path))
         try:
@@ -138,7 +148,7 @@ class HubImages:
     def _decode(
         self, value: Mapping[str, Any] | None, number: int, folders: Sequence[Path]
     ) -> Image.Image:
-        """Returns an image, unpacked once its size is known to be sane."""
+        """Returns an image; its size is checked before it is decoded."""
         if not value:
             raise UserError(f"dataset.path: image {number} of {self.path!r} is missing; remove it")
         name = f"dataset.path: image {number} of {self.path!r} ({value['path']})"
@@ -160,5 +170,5 @@ class HubImages:
                 return ImageOps.exif_transpose(image)
         except UserError:
             raise
-        except Exception as error:  # a decoder raises whatever it meets
+        except Exception as error:  # decoders raise many types
             raise UserError(f"{name} cannot be read ({error}); repair or remove it") from error

@@ -1,4 +1,4 @@
-"""Images in idx files: MNIST, Fashion-MNIST and whatever has their four file names."""
+"""Images in idx files: MNIST, Fashion-MNIST and others with the same four file names."""
 
 import gzip
 import math
@@ -14,20 +14,20 @@ from diffem.data.source import Labels, Splits, checked, inside, limited
 from diffem.runtime.errors import UserError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-LARGEST = 2**33  # bytes of a file, unpacked
-DEFLATE = 1032  # the most bytes that a compressed byte unpacks to (zlib's Technical Details)
+LARGEST = 2**33  # bytes of an unpacked file
+DEFLATE = 1032  # the largest compression ratio (zlib's Technical Details)
 
 
 class IdxImages:
     """A folder with train-images-idx3-ubyte and t10k-images-idx3-ubyte, plain or gzipped.
 
-    Bytes are scaled from [0, 255] to [-1, 1]; floating-point files are taken as they are.
+    Bytes are scaled from [0, 255] to [-1, 1]; floating-point values are not scaled.
 
     Arguments:
         path: The folder.
         shape: The shape of an image, (1, H, W).
-        train: The number of training images to use; None for all.
-        heldout: The number of held-out images to use; None for all.
+        train: The largest number of training images to use; None for all.
+        heldout: The largest number of held-out images to use; None for all.
     """
 
     def __init__(
@@ -75,24 +75,24 @@ class IdxImages:
 
 
 def read_idx(path: Path, *, axes: int = 3) -> Tensor:
-    """Reads an idx file, of images, (N, H, W), or of labels, (N,); float32.
+    """Returns the content of an idx file: images, (N, H, W), or labels, (N,); float32.
 
-    Bytes of images are scaled from [0, 255] to [-1, 1].
+    Bytes of images are scaled from [0, 255] to [-1, 1]. No more is read or unpacked than the
+    header announces.
 
     Arguments:
         path: The file, plain or gzipped.
         axes: The number of axes: 3 for images, 1 for labels.
 
     Raises:
-        UserError: If it is no such file, or holds more or less than it announces. No more than
-            that is read or unpacked.
+        UserError: If it is not such a file, or holds more or less than its header announces.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             size, dtype = _read_header(file.read(4 + 4 * axes), path, axes)
             entries = math.prod(size)
             data = file.read(entries * dtype.itemsize)
-            extra = len(file.read(1))  # reading to the end checks a gzip file's sum
+            extra = len(file.read(1))  # reading to the end verifies the checksum of gzip
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); get the file again") from error
     if extra or len(data) != entries * dtype.itemsize:
@@ -105,7 +105,7 @@ def read_idx(path: Path, *, axes: int = 3) -> Tensor:
 
 
 def _read_header(head: bytes, path: Path, axes: int) -> tuple[list[int], np.dtype]:
-    """Returns the size and the type that a file announces, if it can hold as much."""
+    """Returns the size and the type that a header announces, if the file can hold as much."""
     if len(head) < 4 + 4 * axes or head[:2] != b"\0\0" or head[2] not in DTYPES or head[3] != axes:
         what = "images (N, H, W)" if axes == 3 else "labels (N,)"
         raise UserError(f"{path} is not an idx file of {what}; get the file again")

@@ -1,4 +1,4 @@
-"""Manifold: points on a one-dimensional smooth random closed curve in R^D."""
+"""Points on a smooth random closed curve in R^D: a one-dimensional manifold."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from diffem.runtime.rng import generator
 
 
 class Manifold:
-    """Points x(u) of a random Fourier curve, u uniform, each coordinate scaled to [-2, 2].
+    """Points x(u) of a random Fourier curve, u ~ U(0, 1), each coordinate scaled to [-2, 2].
 
         x_d(u) = Σ_f (a_fd cos 2πfu + b_fd sin 2πfu) / f^smoothness,   a, b ~ N(0, 1)
 
@@ -20,8 +20,11 @@ class Manifold:
         shape: (D,).
         train: The number of training points.
         heldout: The number of held-out points.
-        frequencies: The number of frequencies f.
-        smoothness: The power of their decay.
+        frequencies: The number of frequencies f = 1, 2, ….
+        smoothness: The exponent of the decay of the amplitudes.
+
+    Raises:
+        UserError: If a number is below 1.
     """
 
     def __init__(

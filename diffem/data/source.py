@@ -1,4 +1,4 @@
-"""Datasets: clean images of a benchmark, from which measurements are drawn."""
+"""What a data set is: clean images of a benchmark, from which measurements are simulated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffem.runtime.errors import UserError
 
 
 class Splits(NamedTuple):
-    """A benchmark's clean images."""
+    """Clean images of a benchmark."""
 
     train: Tensor
     """Images behind the training measurements, (N, *shape), float32 in [-1, 1]."""
@@ -20,7 +20,7 @@ class Splits(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What a benchmark's images show; for metrics only."""
+    """Labels of a benchmark's images; for metrics only."""
 
     train: Tensor
     """Labels of the training images, (N,), int64, at least 0."""
@@ -29,7 +29,7 @@ class Labels(NamedTuple):
 
 
 class ImageDataset(Protocol):
-    """Anything that gives clean images."""
+    """A source of clean images."""
 
     def load(self) -> Splits:
         """Returns the images of both splits."""
@@ -38,7 +38,7 @@ class ImageDataset(Protocol):
 
 @runtime_checkable
 class LabelledDataset(ImageDataset, Protocol):
-    """Clean images of which it is known what they show."""
+    """A source of clean images with labels."""
 
     def labels(self) -> Labels:
         """Returns the labels of both splits, in the order of the images."""
@@ -46,7 +46,7 @@ class LabelledDataset(ImageDataset, Protocol):
 
 
 def checked(splits: Splits, shape: Sequence[int]) -> Splits:
-    """Returns splits that are fit to be trained on.
+    """Returns splits after checking them.
 
     Raises:
         UserError: If a split is empty, of another shape than `dataset.shape`, or holds values
@@ -69,15 +69,15 @@ def checked(splits: Splits, shape: Sequence[int]) -> Splits:
 
 
 def limited(x: Tensor, limit: int | None) -> Tensor:
-    """Returns the first images up to a limit; None for all."""
+    """Returns at most `limit` images, the first ones; None for all."""
     return x if limit is None else x[:limit]
 
 
 def inside(file: Path, *folders: Path) -> Path:
-    """Returns a file of a data folder.
+    """Returns a file after checking that it is inside a data folder.
 
     Raises:
-        UserError: If it is, or stands behind, a link that leads out of the folders.
+        UserError: If it is a link, or behind a link, that leads out of the folders.
     """
     real = file.resolve()
     if not any(real.is_relative_to(folder.resolve()) for folder in folders):

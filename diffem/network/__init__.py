@@ -1,4 +1,4 @@
-"""Networks: backbones b_θ(x, log σ_t, embedding of y)."""
+"""Networks: backbones b_θ(x_t, log σ_t, embedding of y) of denoisers."""
 
 from diffem.network.mlp import MLP
 from diffem.network.unet import UNet

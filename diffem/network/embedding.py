@@ -1,11 +1,11 @@
-"""Embedding of the noise level, log σ_t, shared by the networks."""
+"""Embedding of the noise level log σ_t, used by all networks."""
 
 from azula.nn.layers import SineEncoding
 from torch import Tensor, nn
 
 
 class NoiseEmbedding(nn.Module):
-    """Maps c = log(σ_t / α_t) to features: a sine encoding followed by a two-layer MLP.
+    """Maps c = log(σ_t / α_t) to features by a sine encoding and a two-layer perceptron.
 
     Arguments:
         features: The number of features F, even.
@@ -13,7 +13,7 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        # Frequencies 10 … 0.1: the encoding resolves changes of σ_t by about a tenth.
+        # Frequencies of 10 … 0.1 in c: changes of σ_t by about a tenth are resolved.
         self.encoding = SineEncoding(features, omega=1e2)
         self.mlp = nn.Sequential(
             nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features)

@@ -1,4 +1,4 @@
-"""Multilayer perceptron for vectors."""
+"""Multilayer perceptron, for vectors."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from diffem.runtime.errors import UserError, check_count
 
 
 class MLP(nn.Module):
-    """Layer-normalised perceptron over (x, embedding of y, embedding of the noise level).
+    """Perceptron with layer normalisation on (x_t, embedding of y, embedding of log σ_t).
 
     Arguments:
         shape: The shape of x, (D,).
@@ -21,7 +21,7 @@ class MLP(nn.Module):
         embedding: The number of features of the noise level's embedding, even.
 
     Raises:
-        UserError: If x is not a vector, or a number is too small.
+        UserError: If x is not a vector, a number is below 1, or `embedding` is odd.
     """
 
     def __init__(
