@@ -16,14 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from diffem.config.allow_list import check_targets
+from diffem.config import allow_list
+from diffem.config.allow_list import ALLOWED, check_targets
 from diffem.corruption import Channel, GaussianNoise, Mask, Measurement, make_channel
 from diffem.data import Digits
 from diffem.data.measurements import simulate_measurements
 from diffem.posterior import Posterior
 from diffem.report import RunReport
 from diffem.report.comparison import table
-from diffem.storage.store import ReconstructionStore
+from diffem.storage.reconstructions import ReconstructionStore
 
 EXAMPLES = ROOT / "docs" / "extending.md"
 CONF = ROOT / "conf"
@@ -70,18 +71,21 @@ class Lift(Posterior):
 def test_a_metric(
     tmp_path: Path,
     load: Callable[[str, str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It is computed, printed, drawn and compared, and no other file names it."""
-    blocks = example("A metric")
+    blocks, name = example("A metric"), "diffem.metric.mae.MAE"
     load("diffem.metric.mae", blocks["python"])
+    assert f'`"{name}"`' in EXAMPLES.read_text()  # the line of the allow list
+    monkeypatch.setattr(allow_list, "ALLOWED", {"metric": (*ALLOWED["metric"], name)})
     folder = tmp_path / "conf" / "metric"
     folder.mkdir(parents=True)
     (folder / "mae.yaml").write_text(blocks["yaml"])
     small = ["metric.samples=2", "metric.heldout=20", f"hydra.searchpath=[file://{folder.parent}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["metric=mae", *small])
-    check_targets(OmegaConf.to_container(cfg.metric, resolve=False))
+    check_targets({"metric": OmegaConf.to_container(cfg.metric, resolve=False)})
 
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05))
     train, heldout = (

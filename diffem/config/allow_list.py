@@ -88,7 +88,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configurat
         "diffem.metric.Evaluation",
         "diffem.metric.Inception",
         "diffem.metric.LPIPS",
+        "diffem.metric.PSNR",
         "diffem.metric.PixelFeatures",
+        "diffem.metric.ResidualChi2",
+        "diffem.metric.SSIM",
     ),
     "network": ("diffem.network.MLP", "diffem.network.UNet"),
     "sampler": (
