@@ -1,4 +1,4 @@
-"""A file of JSON lines, which every run writes."""
+"""metrics.jsonl: a file of JSON lines, which every run writes."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from diffem.storage.atomic import write_file
 class JSONLLogger(Logger):
     """Appends one JSON object for each call, on the first process.
 
-    A run that goes on from an earlier point logs steps and rounds again: the first line takes the
-    place of what its phase had logged from there on.
+    A resumed run logs some steps and rounds again. The first such line of a stage (m_step, prior
+    or round) replaces the stage's earlier lines from its step or round on.
 
     Arguments:
         path: The file.
@@ -26,28 +26,28 @@ class JSONLLogger(Logger):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = Path(path)
-        self._at: dict[str, float] = {}  # the phases' counters, in this process
+        self._counters: dict[str, float] = {}  # each stage's last step or round, in this process
 
     @property
     def name(self) -> str:
-        """The kind of logger."""
+        """The name of this type of logger."""
         return "jsonl"
 
     @property
     def version(self) -> str:
-        """The file."""
+        """The path of the file."""
         return str(self.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends the metrics as a line; what is not finite is null, as JSON has it."""
+        """Appends the metrics as a line; non-finite values are null, since JSON has no NaN."""
         line = {k: v if math.isfinite(v) else None for k, v in metrics.items() if k != "epoch"}
         if "round" not in line:
             line = {"step": step, **line}
-        phase, counter = _phase(line), metrics.get("round", step or 0)
-        if counter <= self._at.get(phase, counter):
-            _make_room(self.path, line)
-        self._at[phase] = counter
+        stage, counter = _line_stage(line), metrics.get("round", step or 0)
+        if counter <= self._counters.get(stage, counter):
+            _remove_repeated(self.path, line)
+        self._counters[stage] = counter
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -57,25 +57,25 @@ class JSONLLogger(Logger):
         """Does nothing: the configuration is in the run's .hydra folder."""
 
 
-def _make_room(path: Path, first: Mapping[str, Any]) -> None:
-    """Removes a phase's lines from a counter on, and a last line that a kill has cut.
+def _remove_repeated(path: Path, first: Mapping[str, Any]) -> None:
+    """Removes a stage's lines from a step or round on, and a last line that a kill has cut off.
 
     Arguments:
         path: The file of lines.
-        first: The line to come; its first key is the counter, "step" or "round".
+        first: The line to come; its first key is "step" or "round".
     """
     text = path.read_text() if path.is_file() else ""
     counter, kept = next(iter(first)), []
-    for held in text.splitlines(keepends=True):
-        if not held.endswith("}\n"):
+    for old in text.splitlines(keepends=True):
+        if not old.endswith("}\n"):
             continue
-        line = json.loads(held)
-        if _phase(line) != _phase(first) or line[counter] < first[counter]:
-            kept.append(held)
-    if (whole := "".join(kept)) != text:
-        write_file(path, lambda file: file.write(whole.encode()))
+        line = json.loads(old)
+        if _line_stage(line) != _line_stage(first) or line[counter] < first[counter]:
+            kept.append(old)
+    if (content := "".join(kept)) != text:
+        write_file(path, lambda file: file.write(content.encode()))
 
 
-def _phase(line: Mapping[str, Any]) -> str:
-    """Returns what a line tells of: a round, or the phase that is trained."""
+def _line_stage(line: Mapping[str, Any]) -> str:
+    """Returns the stage that a line belongs to: "m_step", "prior" or "round"."""
     return list(line)[-1].partition("/")[0]

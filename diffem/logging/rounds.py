@@ -1,4 +1,4 @@
-"""What every logger of a run gets at a round's end, and at the run's."""
+"""Logs each round to every logger of a run, and closes the loggers at the run's end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def log_round(
 
     Arguments:
         loggers: The loggers.
-        metrics: The round's number, as `round`, and its metrics; None is left out.
+        metrics: The round's number, as `round`, and its metrics; a None is left out.
         panel: The image file.
         step: The number of optimiser steps so far.
     """
@@ -30,7 +30,7 @@ def log_round(
 
 
 def close(loggers: Sequence[Logger]) -> None:
-    """Ends what loggers hold open over the fits of a run."""
+    """Closes the loggers that stay open over the fits of a run."""
     for logger in loggers:
         if callable(end := getattr(logger, "close", None)):
             end()

@@ -1,8 +1,8 @@
 """Uploads an offline W&B run while it is written, in a process beside the one that writes it.
 
-The process that trains never waits for a server. This file, run as a program, runs W&B's own
-`wandb beta sync --live`, and starts it again where it gives up; it ends soon after its standard
-input, which is closed by the process that trains, or by the kernel if that one was killed.
+The training process never waits for a server. This file, run as a program, runs W&B's own
+`wandb beta sync --live` and restarts it if it gives up. It ends soon after its standard input is
+closed: by the training process, or by the kernel if that process is killed.
 """
 
 import os
@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-LAST = 5  # seconds that an upload may go on after the run's end
-WAIT = 6  # seconds in which it has ended
-AGAIN = 30  # seconds until an upload that gave up is tried again
+LAST_SECONDS = 5  # that an upload may take after the run's end
+WAIT_SECONDS = 6  # until an upload that has not ended is killed
+RETRY_SECONDS = 30  # until an upload that gave up is started again
 
 
 class Upload:
@@ -32,47 +32,51 @@ class Upload:
         self.process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(folder)],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C ends the run, and then there is more to upload
+            start_new_session=True,  # Ctrl-C ends the run, and its last lines are uploaded
         )
 
     def close(self) -> bool:
-        """Ends the upload, within WAIT seconds, and returns whether it was whole."""
+        """Ends the upload within WAIT_SECONDS; returns whether all of the run was uploaded."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(WAIT)
+            self.process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-        return is_whole(self.folder)
+        return is_uploaded(self.folder)
 
 
-def is_whole(folder: Path) -> bool:
+def is_uploaded(folder: Path) -> bool:
     """Returns whether W&B has all of an offline run."""
     return any(folder.glob("*.wandb.synced"))
 
 
 def upload(folder: Path) -> None:
-    """Uploads a run until it is whole, or standard input has ended LAST seconds ago."""
+    """Uploads a run until LAST_SECONDS after standard input is closed.
+
+    Arguments:
+        folder: The folder of the offline run.
+    """
     log = folder / "logs" / "upload.log"
     log.parent.mkdir(exist_ok=True)
-    process, started, told = _start(folder, log), time.monotonic(), None
+    process, started, shown = _start(folder, log), time.monotonic(), False
     while not select.select([sys.stdin], [], [], 1)[0]:
-        gave_up = process.poll() is not None and not is_whole(folder)
-        if gave_up and time.monotonic() > started + AGAIN:
+        gave_up = process.poll() is not None and not is_uploaded(folder)
+        if gave_up and time.monotonic() > started + RETRY_SECONDS:
             process, started = _start(folder, log), time.monotonic()
-        told = told or _tell(log)
+        shown = shown or _show_address(log)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(LAST)
-    told = told or _tell(log)
+        process.wait(LAST_SECONDS)
+    shown = shown or _show_address(log)
     os.killpg(0, signal.SIGKILL)  # W&B's processes, and this one
 
 
-def _tell(log: Path) -> str | None:
-    """Says where the run is to be seen, once W&B has said so."""
+def _show_address(log: Path) -> bool:
+    """Prints the run's address and returns True, once W&B's output has it."""
     found = re.search(r"View run .*?at (http\S+)", log.read_text(errors="replace"))
     if found:
         print(f"W&B: {found[1]}", file=sys.stderr, flush=True)
-    return found and found[1]
+    return found is not None
 
 
 def _start(folder: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""Weights & Biases, which never stops or delays a run."""
+"""Logs to Weights & Biases without ever stopping or delaying a run."""
 
 import atexit
 import json
@@ -15,24 +15,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 from diffem.logging.upload import Upload
-from diffem.runtime.progress import console
+from diffem.runtime.progress import say
 
-# What the metrics run against: a run that goes on repeats steps, which W&B's own counter forbids.
+# The x-axes of the metrics: a resumed run repeats steps, which W&B's own counter does not allow.
 COUNTERS = (("round", "round/*"), ("step", "m_step/*"), ("step", "prior/*"))
 
 
 class WandbLogger(Logger):
-    """W&B, which is told what metrics.jsonl holds; nothing of it stops or delays a run.
+    """Copies the lines of metrics.jsonl to W&B.
 
-    The W&B run is kept offline in `save_dir`: the process that trains waits for no server. With an
-    account, `Upload` uploads it meanwhile; what has not been uploaded by the end, `wandb sync`
-    uploads later. A process that goes on with a run goes on with its W&B run and tells it all
-    lines again, each as the step of its number: W&B drops the steps that it has.
+    The W&B run is written offline to `save_dir`, so that training waits for no server. With an
+    account, `Upload` uploads it at the same time; `wandb sync` uploads later what is missing at
+    the end. A resumed run continues its W&B run and logs all lines again, line n as step n: W&B
+    drops the steps that it has. An error of W&B ends the logging to W&B, not the run.
 
     Arguments:
         project: The W&B project.
         save_dir: The run directory, for W&B's own files.
-        name: The run's name.
+        name: The run's name in W&B.
         metrics: The file that a JSONLLogger writes.
         panels: The folder of the rounds' images.
     """
@@ -43,7 +43,7 @@ class WandbLogger(Logger):
         self.metrics, self.panels = Path(metrics), Path(panels)
         self.run: wandb.Run | None = None
         self.upload: Upload | None = None
-        self._bytes = self._lines = 0  # of the metrics, told
+        self._bytes = self._lines = 0  # of the file of metrics, logged so far
 
     @property
     def name(self) -> str:
@@ -52,43 +52,43 @@ class WandbLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        """The W&B run."""
+        """The identifier of the W&B run; None before it is opened."""
         return None if self.run is None else self.run.id
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *_: object, **__: object
     ) -> None:
-        """Opens the W&B run, of this configuration."""
-        with self._spared():
+        """Opens the W&B run with a configuration."""
+        with self._errors_contained():
             self._open(params if isinstance(params, dict) else vars(params))
-            atexit.register(self.close)  # a run that fails
+            atexit.register(self.close)  # also of a run that fails
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Tells W&B the lines of the file that it has not been told."""
-        with self._spared():
-            self._tell()
+        """Logs the lines of the file that are new."""
+        with self._errors_contained():
+            self._log_new_lines()
 
     @rank_zero_only
     def close(self) -> None:
-        """Ends the W&B run, and its upload within 10 seconds."""
+        """Ends the W&B run and its upload, within 10 seconds."""
         run, upload = self.run, self.upload
         if run is None:
             return
-        with self._spared():
-            self._tell()
+        with self._errors_contained():
+            self._log_new_lines()
             run.finish()
         self.run = self.upload = None
-        whole = upload is not None and upload.close()
-        if not whole and not run.disabled:
-            why = "is kept offline" if upload is None else "could not be uploaded whole"
+        uploaded = upload is not None and upload.close()
+        if not uploaded and not run.disabled:
+            why = "is kept offline" if upload is None else "could not be uploaded completely"
             folder = Path(run.dir).parent
             line = f"W&B: the run {why}; later: wandb sync {folder}"
-            console.print(line, soft_wrap=True, markup=False)
+            say(line)
 
     def _open(self, config: dict[str, Any]) -> None:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # it waits for the server, offline too
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # else it waits for the server, offline too
         given = wandb.setup().settings
         earlier = sorted(self.folder.glob("wandb/offline-run-*"))
         self.run = wandb.init(
@@ -99,7 +99,7 @@ class WandbLogger(Logger):
             config=config,
             mode="disabled" if given.mode == "disabled" else "offline",
             reinit="create_new",
-            # Neither what is printed nor the code: nobody knows what is in them.
+            # Neither the output nor the code, which may hold secrets.
             settings=wandb.Settings(
                 console="off", save_code=False, disable_code=True, silent=True, x_service_wait=8
             ),
@@ -111,11 +111,11 @@ class WandbLogger(Logger):
         if account and given.mode in ("online", "run", "shared"):
             self.upload = Upload(Path(self.run.dir).parent)
 
-    def _tell(self) -> None:
+    def _log_new_lines(self) -> None:
         if self.run is None or not self.metrics.is_file():
             return
         with self.metrics.open("rb") as file:
-            if self.metrics.stat().st_size < self._bytes:  # lines made room for the last one
+            if self.metrics.stat().st_size < self._bytes:  # a resumed run has removed lines
                 self._bytes = file.read().rstrip(b"\n").rfind(b"\n") + 1
             file.seek(self._bytes)
             new = file.read()
@@ -132,15 +132,11 @@ class WandbLogger(Logger):
         return {**line, "round/panel": wandb.Image(str(panel))} if panel.is_file() else line
 
     @contextmanager
-    def _spared(self) -> Iterator[None]:
-        """Opens a scope whose errors end the logging to W&B alone."""
+    def _errors_contained(self) -> Iterator[None]:
+        """Opens a scope in which an error ends the logging to W&B, and nothing else."""
         try:
             yield
-        except Exception as error:  # whatever W&B raises, the run goes on
+        except Exception as error:  # whatever W&B raises, training continues
             self.run = None
             text = " ".join(str(error).split())
-            console.print(
-                f"W&B: no more is logged to it ({text}); all is in {self.metrics}",
-                soft_wrap=True,
-                markup=False,
-            )
+            say(f"W&B: logging to it has ended ({text}); all metrics are in {self.metrics}")

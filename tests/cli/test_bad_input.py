@@ -1,4 +1,4 @@
-"""A user's mistake, or a bad file, is told in one sentence, and nothing is written."""
+"""A user error, or a bad file, is reported in one sentence, and nothing is written."""
 
 import gzip
 import math

@@ -1,11 +1,11 @@
-"""Kills runs of train.py at random moments, goes on with them, compares them with one left alone.
+"""Kills runs of train.py at random moments, resumes them, compares them with a run left alone.
 
     make soak SEED=0 COUNT=50                one process of a run is killed (kill -9)
-    make soak SEED=0 COUNT=10 SIGNAL=TERM    the run is told to stop: exit code 75 within 30 s
+    make soak SEED=0 COUNT=10 SIGNAL=TERM    the run is asked to stop: exit code 75 within 30 s
 
-Half of the kills meet runs of one CPU process, half of two. A run is killed, gone on with by the
-same command and killed again, until it is let to its end: then its weights and its last round must
-be those of a run that was never killed, bit for bit.
+Half of the kills meet runs of one CPU process, half of two. A run is killed, resumed
+by the same command and killed again, until it is left to finish: then its weights and its last
+round must be those of a run that was never killed, bit for bit.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RUN = (  # seconds, most of them for the imports
     "resume=auto",
     "trainer.accelerator=cpu",
 )
-PHASES = {  # in the order that a run meets them: which part of it, how many seconds to aim within
+STAGES = {  # in the order that a run meets them: which part of it, how many seconds to aim within
     "start-up": (0, 6.0),
     "init": (1, 0.1),
     "M-step": (2, 0.5),
@@ -50,12 +50,17 @@ PHASES = {  # in the order that a run meets them: which part of it, how many sec
     "prior": (3, 0.3),
     "evaluation": (4, 1.0),
 }
-START = 0.5  # seconds until the interpreter is there to be told to stop
+START = 0.5  # seconds until the interpreter handles signals
 GONE, STOPPED = 15.0, 30.0  # seconds that a kill and a stop may take, over all processes
 
 
-def phase_of(run_dir: Path, started: float) -> str:
-    """Returns the phase that a process, started at a time, has its run in, judged by its files."""
+def stage_of(run_dir: Path, started: float) -> str:
+    """Returns the stage that a run is in, judged by the files that its process has written.
+
+    Arguments:
+        run_dir: The run directory.
+        started: When the process was started, in seconds since the epoch.
+    """
 
     def fresh(path: Path) -> bool:
         try:
@@ -93,7 +98,7 @@ def result_of(run_dir: Path) -> dict[str, str]:
 
 
 def start(run_dir: Path, devices: int) -> subprocess.Popen[bytes]:
-    """Starts a run, or goes on with it, by the same command."""
+    """Starts a run, or resumes it by the same command."""
     command = [*RUN, f"trainer.devices={devices}", f"run_dir={run_dir}"]
     with run_dir.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
@@ -108,14 +113,14 @@ def start(run_dir: Path, devices: int) -> subprocess.Popen[bytes]:
 
 @dataclass
 class Soak:
-    """Runs on some number of processes, and what came of killing them."""
+    """Runs on some number of processes, and the outcome of killing them."""
 
     folder: Path
     devices: int
     count: int
     number: signal.Signals
     random: random.Random
-    phases: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     failures: list[str] = field(default_factory=list)
     slowest: float = 0.0
@@ -124,44 +129,44 @@ class Soak:
         """Kills often enough, each run until it is let to its end."""
         alone = self.folder / f"alone_{self.devices}"
         self.finish(alone)
-        while self.phases.total() < self.count and not self.failures:
+        while self.stages.total() < self.count and not self.failures:
             run_dir, reached = self.folder / f"killed_{self.devices}_{self.runs}", "start-up"
             while reached:  # one in ten is let to its end, and what comes after the last kill
-                enough = self.phases.total() == self.count or self.random.random() < 0.1
+                enough = self.stages.total() == self.count or self.random.random() < 0.1
                 reached = self.finish(run_dir) if enough else self.attempt(run_dir, reached)
             self.runs += 1
             a, b = result_of(alone), result_of(run_dir)
             self.failures += [f"{name} of {run_dir} differs" for name in a if a[name] != b[name]]
-            self.tell(f"run {self.runs} at its end: {'equal' if a == b else 'DIFFERENT'}")
+            self.report(f"run {self.runs} at its end: {'equal' if a == b else 'DIFFERENT'}")
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Prints a line of progress."""
         print(f"{time.strftime('%X')}  {self.devices} process(es)  {text}", flush=True)
 
     def finish(self, run_dir: Path, process: subprocess.Popen[bytes] | None = None) -> None:
-        """Lets a run come to its end."""
+        """Waits until a run has finished."""
         process = process or start(run_dir, self.devices)
         if process.wait(timeout=300) != 0:
             raise SystemExit(f"exit code {process.returncode}: {run_dir}.log")
 
     def aim(self, reached: str) -> str:
-        """Returns a phase that a run has still to come to, rather one that was seldom hit."""
-        ahead = [p for p in PHASES if p == "start-up" or PHASES[p][0] >= PHASES[reached][0]]
-        return self.random.choices(ahead, [1 / (1 + self.phases[p]) for p in ahead])[0]
+        """Draws a stage that the run has not passed; rarely hit ones are more likely."""
+        ahead = [p for p in STAGES if p == "start-up" or STAGES[p][0] >= STAGES[reached][0]]
+        return self.random.choices(ahead, [1 / (1 + self.stages[p]) for p in ahead])[0]
 
     def attempt(self, run_dir: Path, reached: str) -> str | None:
-        """Goes on with a run and kills it; returns the phase, None if it came to its end."""
+        """Resumes a run and kills it; returns the stage, None if the run finished before."""
         started, target = time.time(), self.aim(reached)
         process = start(run_dir, self.devices)
         time.sleep(START)
-        while process.poll() is None and phase_of(run_dir, started) != target:
+        while process.poll() is None and stage_of(run_dir, started) != target:
             time.sleep(0.002)
-        time.sleep(self.random.uniform(0, PHASES[target][1]))
+        time.sleep(self.random.uniform(0, STAGES[target][1]))
         found = ranks(run_dir)
         if process.poll() is not None or 0 not in found:
             return self.finish(run_dir, process)
         rank = self.random.choice(sorted(found)) if self.number == signal.SIGKILL else 0
-        phase, killed = phase_of(run_dir, started), time.monotonic()
+        stage, killed = stage_of(run_dir, started), time.monotonic()
         try:
             os.kill(found[rank], self.number)
             self.await_end(process, run_dir)
@@ -169,12 +174,12 @@ class Soak:
             if ranks(run_dir):
                 os.killpg(process.pid, signal.SIGKILL)
         seconds = time.monotonic() - killed
-        self.phases[phase] += 1
-        reached = phase if PHASES[phase][0] > PHASES[reached][0] else reached
+        self.stages[stage] += 1
+        reached = stage if STAGES[stage][0] > STAGES[reached][0] else reached
         self.slowest = max(self.slowest, seconds)
         code = process.returncode
-        self.tell(
-            f"{self.phases.total():>3} of {self.count}: {phase:<10} {self.number.name} to rank "
+        self.report(
+            f"{self.stages.total():>3} of {self.count}: {stage:<10} {self.number.name} to rank "
             f"{rank}, exit code {code}, all gone after {seconds:.1f} s"
         )
         if self.number == signal.SIGTERM and code != 75:
@@ -193,7 +198,7 @@ class Soak:
 
 
 def main() -> None:
-    """Soaks runs on one and on two processes at a time, and prints what came of it."""
+    """Soaks runs on one and on two processes at a time, and prints the outcome."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=50)
@@ -209,9 +214,9 @@ def main() -> None:
     with ThreadPoolExecutor(len(soaks)) as pool:
         for job in [pool.submit(soak.soak) for soak in soaks]:
             job.result()
-    print(f"\n{'phase':<12}{'1 process':>12}{'2 processes':>14}")
-    rows = {phase: [soak.phases[phase] for soak in soaks] for phase in PHASES}
-    rows |= {"all": [s.phases.total() for s in soaks], "runs": [s.runs for s in soaks]}
+    print(f"\n{'stage':<12}{'1 process':>12}{'2 processes':>14}")
+    rows = {stage: [soak.stages[stage] for soak in soaks] for stage in STAGES}
+    rows |= {"all": [s.stages.total() for s in soaks], "runs": [s.runs for s in soaks]}
     for name, (one, two) in rows.items():
         print(f"{name:<12}{one:>12}{two:>14}")
     failures = [failure for soak in soaks for failure in soak.failures]

@@ -1,4 +1,4 @@
-"""metrics.jsonl holds each step and each round once, whatever was killed and gone on with."""
+"""metrics.jsonl holds each step and each round once, also after kills and resumes."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from diffem.logging.jsonl import JSONLLogger
 
 
 def log(path: Path, *calls: tuple[str, int]) -> list[list[object]]:
-    """Logs as one process does, and returns the file's lines as [phase, counter, value]."""
+    """Logs as one process does, and returns the file's lines as [stage, counter, value]."""
     logger = JSONLLogger(str(path))
-    for i, (phase, counter) in enumerate(calls):
-        if phase == "round":
+    for i, (stage, counter) in enumerate(calls):
+        if stage == "round":
             logger.log_metrics({"round": float(counter), "round/psnr": i, "epoch": 0}, step=99)
         else:
-            logger.log_metrics({f"{phase}/loss": i, "epoch": 0}, step=counter)
+            logger.log_metrics({f"{stage}/loss": i, "epoch": 0}, step=counter)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert all("epoch" not in line for line in lines)
     return [[name.split("/")[0], counter, v] for (_, counter), (name, v) in map(dict.items, lines)]
@@ -34,8 +34,8 @@ def test_steps_and_rounds_that_are_logged_again_stand_once(tmp_path: Path) -> No
 def test_a_line_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log(path, (M, 1), (M, 3))
-    whole = path.read_bytes()
-    for cut in (whole[:-1], whole[:-9], whole[: len(whole) // 2 + 1]):
+    content = path.read_bytes()
+    for cut in (content[:-1], content[:-9], content[: len(content) // 2 + 1]):
         path.write_bytes(cut)
         assert log(path, (M, 3), (M, 5)) == [[M, 1, 0], [M, 3, 0], [M, 5, 1]]
 

@@ -19,7 +19,7 @@ LOST = 10  # seconds that W&B may cost a run
 
 
 class Steps:
-    """A process that logs to W&B, told what to do next."""
+    """A process that logs to W&B step by step, as it is asked to."""
 
     def __init__(self, run_dir: Path, port: int) -> None:
         self.environment = {
@@ -103,7 +103,7 @@ def test_down_at_the_start(kind: str, tmp_path: Path) -> None:
         run.do("open", "log", "close")
         said = run.end()
     assert run.seconds < LOST and rows(tmp_path) == list(range(5))
-    assert said.count("\n") == 1 and "could not be uploaded whole; later: wandb sync" in said
+    assert said.count("\n") == 1 and "could not be uploaded completely; later: wandb sync" in said
     assert not processes(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Law 6: a round is whole or absent."""
+"""Law 6: a round is complete or absent."""
 
 import json
 import math
