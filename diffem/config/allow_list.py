@@ -10,20 +10,18 @@ from typing import Any
 
 from diffem.runtime.errors import UserError
 
-_CORRUPTIONS = (
-    "diffem.corruption.Blur",
-    "diffem.corruption.Denoising",
-    "diffem.corruption.Downsample",
-    "diffem.corruption.GaussianNoise",
-    "diffem.corruption.Mask",
-    "diffem.corruption.PoissonGaussianNoise",
-    "diffem.corruption.PoissonNoise",
-    "diffem.corruption.Projection",
-)
 ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configuration
-    "assumed": _CORRUPTIONS,
     "blind": ("diffem.em.Blind",),
-    "corruption": _CORRUPTIONS,
+    "corruption": (
+        "diffem.corruption.Blur",
+        "diffem.corruption.Denoising",
+        "diffem.corruption.Downsample",
+        "diffem.corruption.GaussianNoise",
+        "diffem.corruption.Mask",
+        "diffem.corruption.PoissonGaussianNoise",
+        "diffem.corruption.PoissonNoise",
+        "diffem.corruption.Projection",
+    ),
     "dataset": (
         "diffem.data.Digits",
         "diffem.data.HubImages",
@@ -149,7 +147,9 @@ def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain t
         if not isinstance(flag, bool):
             raise UserError(f"{where} must be true or false, got {flag!r}")
     for where, target in targets(config):
-        _check_target(where, target, ALLOWED.get(where.partition(".")[0], ()))
+        key = where.partition(".")[0]
+        # `assumed` holds keys of the corruption.
+        _check_target(where, target, ALLOWED.get("corruption" if key == "assumed" else key, ()))
 
 
 def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
