@@ -30,4 +30,5 @@ class BetaMixture:
         """Draws n times, (n,), from the global generators."""
         choice = torch.randint(len(self.components), (n,), device=device)
         a, b = self.components.to(device)[choice].unbind(dim=1)
-        return torch.distributions.Beta(a, b).sample()
+        # Checking the arguments would make the host wait for the device at each step.
+        return torch.distributions.Beta(a, b, validate_args=False).sample()

@@ -48,6 +48,7 @@ class Augment:
         turn[:, 1, 1] = turn[:, 2, 2] = gain * angle.cos()
         turn[:, 1, 2], turn[:, 2, 1] = -gain * angle.sin(), gain * angle.sin()
         yiq = torch.tensor(YIQ, device=x.device)
-        matrix = torch.linalg.inv(yiq) @ turn @ yiq
+        # Not `inv`, which would make the host wait for the device to report an error.
+        matrix = torch.linalg.inv_ex(yiq).inverse @ turn @ yiq
         # Greys are fixed points of the matrix, so the range [-1, 1] needs no shift.
         return torch.einsum("bij,bj...->bi...", matrix, x)

@@ -135,6 +135,12 @@ class ReconstructionDataModule(LightningDataModule):
                 f"{self.trainer.world_size}, got {self.batch_size}"
             )
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Moves a batch's reconstructions; its rows index what is on the CPU, and stay there."""
+        return batch._replace(x=batch.x.to(device, non_blocking=True))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of this epoch of this round."""
         assert self.trainer is not None

@@ -51,8 +51,8 @@ class Objective(ABC):
 
         Arguments:
             denoiser: The denoiser in training.
-            batch: The reconstructions, on the denoiser's device; x_t is drawn from the global
-                generators.
+            batch: The reconstructions, on the denoiser's device, and their rows, on the CPU; x_t
+                is drawn from the global generators.
             t: Times in [0, 1], (B,).
             measurements: The measurements y_i, row i of every D_k, and the channel as it is
                 assumed to be now.
@@ -171,7 +171,7 @@ class Ambient(Objective):
         key: tuple[Key, ...],
     ) -> Tensor:
         """Returns the loss on what the measurements of the batch's rows measure."""
-        y, mask, _ = measurements.measurement.select(batch.rows.cpu()).to(batch.x.device)
+        y, mask, _ = measurements.measurement.select(batch.rows).to(batch.x.device)
         further = mask * (torch.rand_like(mask) >= self.delta)
         return denoiser.loss(y, t, embedding_only(further), seen=further, weight=mask)
 

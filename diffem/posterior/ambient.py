@@ -53,7 +53,7 @@ class Restoration(DenoiserPosterior):
     def draw(self, measurement: Measurement) -> Tensor:
         """Returns the estimate of E[x | y] for each measurement, (B, *shape)."""
         y, mask, std = measurement
-        t = torch.tensor(time_of(self.denoiser, float(std.max())), device=y.device)
+        t = time_of(self.denoiser, std.max()).float()
         alpha, _ = self.denoiser.schedule(t)
         return MaskedDenoiser(self.denoiser, mask)(alpha * y, t).mean
 

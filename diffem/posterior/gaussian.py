@@ -169,6 +169,8 @@ def _covariance(x: Tensor, rank: int) -> DPLRCovariance:
     if rank < dim:
         cov = DPLRCovariance.from_data(x, rank=min(rank, n - 1))
         return DPLRCovariance(cov.D.clamp(min=VARIANCE_FLOOR), cov.V)
-    value, vector = torch.linalg.eigh(torch.cov(x.mT, correction=0))
+    # As torch.cov has it, which would make the host wait for the device to check its weights.
+    centred = x.mT - x.mT.sum(dim=1, keepdim=True) / n
+    value, vector = torch.linalg.eigh(centred @ centred.mT / n)
     root = vector * value.clamp(min=0).sqrt()
     return DPLRCovariance(torch.full_like(value, VARIANCE_FLOOR), root)

@@ -22,13 +22,17 @@ from diffem.posterior.posterior import (
 from diffem.runtime.errors import UserError, check_count, check_positive
 
 
-def time_of(denoiser: Denoiser, rho: float) -> float:
-    """Returns the time t at which σ_t / α_t = ρ, by bisection on [0, 1]."""
-    low, high = 0.0, 1.0
+def time_of(denoiser: Denoiser, rho: Tensor) -> Tensor:
+    """Returns the time t at which σ_t / α_t = ρ, by bisection on [0, 1], (), float64.
+
+    It is found on the device of ρ, (), without the host.
+    """
+    low, high = torch.zeros_like(rho).double(), torch.ones_like(rho).double()
     for _ in range(50):
         middle = (low + high) / 2
-        alpha, sigma = denoiser.schedule(torch.tensor(middle))
-        low, high = (middle, high) if float(sigma / alpha) < rho else (low, middle)
+        alpha, sigma = denoiser.schedule(middle.float())
+        below = sigma / alpha < rho
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return high
 
 
@@ -72,7 +76,8 @@ class SplitGibbs(DenoiserPosterior):
                 "each sweep takes a step"
             )
         rhos = [first * (last / first) ** (i / max(1, sweeps - 1)) for i in range(sweeps)]
-        times = [time_of(denoiser, rho) for rho in rhos]
+        levels = torch.tensor(rhos, dtype=torch.float64)
+        times = [float(time_of(denoiser, rho)) for rho in levels]
         # The last sweeps, where the coupling is tightest, take the steps that are left over.
         counts = [(steps + i) // sweeps for i in range(sweeps)]
         self.sweeps = list(zip(rhos, times, counts, strict=True))
@@ -90,7 +95,9 @@ class SplitGibbs(DenoiserPosterior):
             precision = spectrum.square / var + rho**-2
             z = (At_y / var + spectrum.analyse(x) / rho**2) / precision
             z = spectrum.synthesise(z + torch.randn_like(z) / precision.sqrt())
-            alpha, _ = denoiser.schedule(torch.tensor(start))
-            process = DDPMSampler(denoiser, start=start, steps=steps, silent=True)
-            x = process(alpha.to(z) * z)
+            alpha, _ = denoiser.schedule(torch.full((), start, device=z.device))
+            process = DDPMSampler(
+                denoiser, start=start, steps=steps, silent=True, device=z.device
+            )
+            x = process(alpha * z)
         return x

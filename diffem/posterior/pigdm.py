@@ -74,7 +74,8 @@ class PseudoInverseDenoiser(AzulaDenoiser):
         b = b * (v - w).clamp(min=0).sqrt()
         seen = (gain * square).expand_as(x_hat).flatten(1)[..., None] * b
         small = torch.eye(b.shape[2], device=b.device) + b.mT @ seen
-        inner = torch.linalg.solve(small, b.mT @ pull.flatten(1)[..., None])
+        # Not `solve`, which would make the host wait for the device to report an error.
+        inner = torch.linalg.solve_ex(small, b.mT @ pull.flatten(1)[..., None]).result
         return pull - (seen @ inner).reshape_as(pull)
 
 
@@ -105,7 +106,8 @@ class PiGDM(DenoiserPosterior):
 
     def fit(self, reconstructions: Tensor) -> None:
         """Fits the covariance to reconstructions, (n, *shape)."""
-        self.covariance = self.covariance.fitted(reconstructions)
+        device = next(self.denoiser.parameters()).device  # or each step would bring it there
+        self.covariance = self.covariance.fitted(reconstructions.to(device))
 
     def draw(self, measurement: Measurement) -> Tensor:
         """Draws one x ~ p(x | y) for each measurement, (B, *shape)."""

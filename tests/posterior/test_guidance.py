@@ -116,9 +116,8 @@ def test_split_gibbs_is_exact_for_a_standard_normal(name: str) -> None:
 def test_time_of_a_noise_level() -> None:
     denoiser = Denoiser(Zero(), SCHEDULE)
     for rho in (0.01, 0.5, 10.0):
-        assert float(SCHEDULE(torch.tensor(time_of(denoiser, rho)))[1]) == pytest.approx(
-            rho, rel=1e-4
-        )
+        t = time_of(denoiser, torch.tensor(rho))
+        assert float(SCHEDULE(t)[1]) == pytest.approx(rho, rel=1e-4)
 
 
 def test_dps_takes_the_gradient_of_each_sample_s_own_norm() -> None:
