@@ -96,8 +96,6 @@ class SplitGibbs(DenoiserPosterior):
             z = (At_y / var + spectrum.analyse(x) / rho**2) / precision
             z = spectrum.synthesise(z + torch.randn_like(z) / precision.sqrt())
             alpha, _ = denoiser.schedule(torch.full((), start, device=z.device))
-            process = DDPMSampler(
-                denoiser, start=start, steps=steps, silent=True, device=z.device
-            )
+            process = DDPMSampler(denoiser, start=start, steps=steps, silent=True, device=z.device)
             x = process(alpha * z)
         return x
