@@ -92,9 +92,3 @@ def test_a_channel_that_is_not_linear(tmp_path: Path) -> None:
     root = applied(example("A channel"), tmp_path)
     out = train(root, "corruption=saturation")
     assert "digits · saturation · diffem" in out
-
-
-def test_a_channel_with_photon_noise(tmp_path: Path) -> None:
-    root = applied(example("A channel"), tmp_path)
-    out = train(root, "corruption=dead_columns", "corruption/noise=poisson", "em.rounds=1")
-    assert "digits · dead_columns · diffem" in out
