@@ -40,6 +40,8 @@ def hydra_main(cfg: DictConfig) -> None:
         check_config(cfg)
         from diffem.cli.train import run  # imports torch and Lightning
 
+        for name in ("lightning.pytorch", "lightning.fabric"):  # its import sets them to INFO
+            logging.getLogger(name).setLevel(logging.WARNING)
         run(cfg)
 
 
@@ -50,8 +52,6 @@ def main() -> None:
         SystemExit: With code 1 and one sentence on stderr if the user made an error.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach report_user_errors
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
     install_signal_handlers()
