@@ -48,6 +48,10 @@ class LabelledDataset(ImageDataset, Protocol):
 def checked(splits: Splits, shape: Sequence[int]) -> Splits:
     """Returns splits after checking them.
 
+    Arguments:
+        splits: The clean images.
+        shape: The shape of an image, `dataset.shape`.
+
     Raises:
         UserError: If a split is empty, of another shape than `dataset.shape`, or holds values
             that are not finite.
@@ -75,6 +79,10 @@ def limited(x: Tensor, limit: int | None) -> Tensor:
 
 def inside(file: Path, *folders: Path) -> Path:
     """Returns a file after checking that it is inside a data folder.
+
+    Arguments:
+        file: The file.
+        folders: The folders that it may be in.
 
     Raises:
         UserError: If it is a link, or behind a link, that leads out of the folders.

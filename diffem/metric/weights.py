@@ -17,6 +17,10 @@ def weights_file(weights: str | None, url: str) -> Path:
 
     The download is kept in torch's own cache (`TORCH_HOME`).
 
+    Arguments:
+        weights: The local file, or None.
+        url: The address of the published file.
+
     Raises:
         UserError: If the local file is missing, or the published one cannot be downloaded.
     """
@@ -59,6 +63,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def fill(network: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Loads weights into a network.
+
+    Arguments:
+        network: The network.
+        state: The weights by name.
+        path: Their file, for the message.
 
     Raises:
         UserError: If a weight is missing, left over or of another shape.
