@@ -64,7 +64,11 @@ def environment(folder: Path) -> dict[str, str | None]:
 
 
 def test_a_comparison_is_resumed(tmp_path: Path) -> None:
-    both = Study({"diffem": ("method=diffem",), "pnp": ("method=em_pnp",)}, COMMON, (0,))
+    both = Study(
+        {"diffem": ("method=diffem",), "pnp": ("method=em_pnp", "method.posterior.sweeps=2")},
+        COMMON,
+        (0,),
+    )
     assert compare(Study({"diffem": ("method=diffem",)}, COMMON, (0,)), tmp_path) == []
     first = (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns
     unfinished = tmp_path / "pnp" / "seed_0" / "reconstructions"
