@@ -108,7 +108,16 @@ def check_config(cfg: DictConfig) -> None:
         if key in cfg.sampler:
             check_count(f"sampler.{key}", cfg.sampler[key])
     if "delta" in cfg.sampler:
-        check_fraction("sampler.delta", cfg.sampler.delta)
+        if check_fraction("sampler.delta", cfg.sampler.delta) == 0:
+            raise UserError(
+                "sampler.delta=0 leaves sampler.corrections without effect; give a number in "
+                "(0, 1), or choose sampler=ddim"
+            )
+    if "order" in cfg.sampler and cfg.sampler.order > cfg.sampler.steps:
+        raise UserError(
+            f"sampler.order must be at most sampler.steps={cfg.sampler.steps}, got "
+            f"{cfg.sampler.order}: a step uses the steps before it"
+        )
     if cfg.prior is not None:
         check_count("prior.steps", cfg.prior.steps)
     check_trainer(_plain(cfg.trainer))

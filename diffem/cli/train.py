@@ -26,11 +26,13 @@ from diffem.corruption import Channel
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
+    Augment,
     CheckpointEachEpoch,
     DenoiserModule,
     EMLoop,
     EMSettings,
     EMState,
+    MStep,
     Objective,
     PosteriorFactory,
     ReconstructionDataModule,
@@ -114,7 +116,11 @@ def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
 def build_module(
     cfg: DictConfig, objective: Objective, channel: Channel, stage: str, *, steps: int
 ) -> DenoiserModule:
-    """Returns the module of the denoiser that an objective trains."""
+    """Returns the module of the denoiser that an objective trains.
+
+    Raises:
+        UserError: If a setting has no effect under the objective or on the images.
+    """
     with seeded(cfg.seed, "weights", stage):
         network = instantiate(
             cfg.network,
@@ -123,7 +129,16 @@ def build_module(
             _convert_="all",
         )
     denoiser = Denoiser(network, instantiate(cfg.schedule))
-    m_step = instantiate(cfg.m_step, steps=steps, _convert_="all")
+    m_step: MStep = instantiate(cfg.m_step, steps=steps, _convert_="all")
+    if isinstance(m_step.augment, Augment):
+        m_step.augment.check(cfg.dataset.shape)
+    ignored = {"m_step.augment": m_step.augment, "method.supervised": cfg.method.supervised}
+    for key, value in ignored.items():
+        if value and not objective.uses_reconstructions:
+            raise UserError(
+                f"{key} has no effect on method.objective={type(objective).__name__}, which "
+                "learns from the measurements; leave it out"
+            )
     return DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
 
 

@@ -1,11 +1,12 @@
 """Augmentation of reconstructions before they are corrupted afresh: flip, hue, saturation."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from diffem.runtime.errors import check_fraction
+from diffem.runtime.errors import UserError, check_fraction
 
 # NTSC's YIQ: luma, and a chroma plane in which a rotation changes the hue.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -22,13 +23,31 @@ class Augment:
         saturation: The largest relative change of the saturation, in [0, 1); RGB images only.
 
     Raises:
-        UserError: If a number is outside [0, 1).
+        UserError: If a number is outside [0, 1), or nothing is augmented.
     """
 
     def __init__(self, *, flip: bool = True, hue: float = 0.0, saturation: float = 0.0) -> None:
         self.flip = flip
         self.hue = check_fraction("m_step.augment.hue", hue)
         self.saturation = check_fraction("m_step.augment.saturation", saturation)
+        if not (flip or hue or saturation):
+            raise UserError("m_step.augment changes nothing; set it to null")
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuses images that have no colours to change.
+
+        Arguments:
+            shape: The shape of an image, (C, *S).
+
+        Raises:
+            UserError: If they are not RGB images.
+        """
+        for name, value in (("hue", self.hue), ("saturation", self.saturation)):
+            if value and shape[0] != 3:
+                raise UserError(
+                    f"m_step.augment.{name}={value} has no effect on images of {shape[0]} "
+                    "channels, only on RGB images; set it to 0"
+                )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns augmented images, (B, C, *S), drawn from the global generators."""

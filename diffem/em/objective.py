@@ -25,9 +25,11 @@ class Objective(ABC):
 
     Attributes:
         learns_prior: Whether the denoiser is one of p(x) too.
+        uses_reconstructions: Whether it learns from the batch's images.
     """
 
     learns_prior = True
+    uses_reconstructions = True
 
     def cond_channels(self, channel: Channel) -> int:
         """Returns the number of channels of what the network sees besides x_t.
@@ -146,6 +148,8 @@ class Ambient(Objective):
     Raises:
         UserError: If delta is outside (0, 1).
     """
+
+    uses_reconstructions = False
 
     def __init__(self, *, delta: float) -> None:
         if check_fraction("method.objective.delta", delta) == 0:

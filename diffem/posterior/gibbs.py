@@ -45,10 +45,10 @@ class SplitGibbs(DenoiserPosterior):
         sampler: The DDPM sampler, of which the number of steps is used and shared out over the
             sweeps; the prior step draws p(x | z), which takes a stochastic sampler.
         coupling: The first and the last ρ.
-        sweeps: The number of sweeps, each one step of z and one of x.
+        sweeps: The number of sweeps, >= 2, each one step of z and one of x.
 
     Raises:
-        UserError: If a number is not positive, or there are fewer steps than sweeps.
+        UserError: If a number is too small, or there are fewer steps than sweeps.
     """
 
     requires = LinearGaussianChannel
@@ -65,7 +65,7 @@ class SplitGibbs(DenoiserPosterior):
     ) -> None:
         super().__init__(denoiser, channel)
         require_spectrum(channel, "method.posterior=SplitGibbs")
-        check_count("method.posterior.sweeps", sweeps)
+        check_count("method.posterior.sweeps", sweeps, minimum=2)  # for two couplings
         if len(coupling) != 2:
             raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
         first, last = (check_positive("method.posterior.coupling: each", rho) for rho in coupling)
@@ -75,7 +75,7 @@ class SplitGibbs(DenoiserPosterior):
                 f"sampler.steps must be at least method.posterior.sweeps={sweeps}, got {steps}: "
                 "each sweep takes a step"
             )
-        rhos = [first * (last / first) ** (i / max(1, sweeps - 1)) for i in range(sweeps)]
+        rhos = [first * (last / first) ** (i / (sweeps - 1)) for i in range(sweeps)]
         levels = torch.tensor(rhos, dtype=torch.float64)
         times = [float(time_of(denoiser, rho)) for rho in levels]
         # The last sweeps, where the coupling is tightest, take the steps that are left over.
