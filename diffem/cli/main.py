@@ -1,10 +1,11 @@
 """`diffem COMMAND`, also as `python -m diffem COMMAND`; `python train.py` is `diffem train`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from diffem.runtime.signals import install_signal_handlers
+from diffem.runtime.signals import global_rank, install_signal_handlers
 
 COMMANDS = {
     "train": "learn a posterior sampler and a prior from corrupted images",
@@ -12,6 +13,8 @@ COMMANDS = {
     "classify": "train the classifier in whose features metric=classifier compares images",
 }
 MODULES = {"train": "launch"}  # the module of a command, where it has another name
+# Lightning starts the other ranks with the arguments of this process, but not the command.
+COMMAND = "DIFFEM_COMMAND"
 USAGE = "usage: diffem COMMAND …\n\n" + "".join(f"  {n:<9} {t}\n" for n, t in COMMANDS.items())
 
 
@@ -25,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if there is no such command.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if COMMAND in os.environ and global_rank():
+        given.insert(0, os.environ[COMMAND])
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
         sys.exit(0 if given else 2)
@@ -32,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = ", ".join(COMMANDS)
         print(f"error: {given[0]} is not a command; diffem has {known}", file=sys.stderr)
         sys.exit(2)
-    name, sys.argv = given[0], [f"diffem {given[0]}", *given[1:]]
+    name, sys.argv = given[0], [sys.argv[0], *given[1:]]
+    os.environ[COMMAND] = name
     run(name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from command import SHORT, train
+from command import SHORT, run_python, train
 from wandb_file import config, history, step_metrics
 
 from diffem.cli.classify import Training, classify
@@ -245,9 +245,10 @@ def test_two_processes_reconstruct_every_observation_once(tmp_path: Path) -> Non
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    done = train(
-        *SHORT, f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", "trainer.devices=2"
-    )
+    done = run_python(
+        "-m", "diffem", "train", *SHORT, f"run_dir={tmp_path / 'run'}",
+        "trainer.accelerator=cpu", "trainer.devices=2",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert read_summary(tmp_path / "run")["devices"]["devices"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -32,9 +32,14 @@ TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 
 
 def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Returns the finished command."""
+    """Runs train.py to its end."""
+    return run_python(str(ROOT / "train.py"), *overrides, **environment)
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with arguments to its end."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
