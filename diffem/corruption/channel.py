@@ -181,9 +181,13 @@ class LinearChannel(Channel):
         scales = [constant_map(scale, lifted) for scale in self.noise.scales(noise)]
         return torch.cat([lifted, *seen, *scales], dim=1)
 
-    def typical_variance(self, measurement: Measurement) -> Tensor:
-        """Returns the noise's variance where A x = 0, the middle of the range of images, (B,)."""
-        return self.noise.variance(torch.zeros_like(measurement.noise[:, 0]), measurement.noise)
+    def estimated_variance(self, measurement: Measurement) -> Tensor:
+        """Returns V[y | x] with y in place of its mean A x, which broadcasts against y.
+
+        It is exact for Gaussian noise; of photon noise it is an estimate without bias, except
+        where the count is below the background.
+        """
+        return self.noise.variance(measurement.y, measurement.noise)
 
     def residual_chi2(self, measurement: Measurement, x: Tensor) -> Tensor:
         """Returns Pearson's χ², mean((y - A x)² / V[y | x]) over the measured entries, (B,).

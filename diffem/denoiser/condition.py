@@ -48,7 +48,8 @@ class Conditioning:
         fuse: Whether y is fused with x_t before the network, which takes a linear channel of
             known spectrum; otherwise y reaches the denoiser by its embedding alone, as in the
             paper. None fuses where the channel allows it. Noise that is not Gaussian is fused by
-            its variance at the middle of the range of images: the network sees y itself too.
+            the variance that y itself suggests, which preconditions the network and loses
+            nothing: the network sees y too.
     """
 
     def __init__(self, *, maps: bool = True, fuse: bool | None = None) -> None:
@@ -80,7 +81,10 @@ class Conditioning:
             return embedding_only(embedding)
         assert isinstance(channel, LinearChannel)
         At_y = channel.adjoint(measurement.y, measurement.operator)
-        var = expand(channel.typical_variance(measurement), At_y)
+        var = channel.estimated_variance(measurement)
+        if spectrum.axes and var.shape == measurement.y.shape:
+            # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.
+            var = expand(var.flatten(1).mean(dim=1), At_y)
         return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(At_y) / var)
 
     def channels(self, channel: Channel) -> int:

@@ -5,7 +5,7 @@ import torch
 from azula.noise import VESchedule
 from exact import Zero
 
-from diffem.corruption import Blur, GaussianNoise, Mask, Projection, make_channel
+from diffem.corruption import Blur, GaussianNoise, Mask, PoissonNoise, Projection, make_channel
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.network import MLP, UNet
 from diffem.posterior import Restoration
@@ -93,3 +93,27 @@ def test_a_masked_denoiser_does_not_see_behind_the_mask() -> None:
     with torch.no_grad():
         a, b = masked(x_t, torch.tensor(0.5)).mean, masked(other, torch.tensor(0.5)).mean
     assert torch.equal(a, b)
+
+
+def test_photon_noise_is_fused_by_the_variance_that_y_suggests() -> None:
+    """Entry by entry where AᵀA is diagonal in the pixels; elsewhere by each sample's mean."""
+    noise = PoissonNoise((10.0, 100.0), background=2.0)
+    x = torch.rand(4, 1, 8, 8, generator=generator(10)) * 2 - 1
+    for operator, per_entry in (
+        (Mask((1, 8, 8), rho=0.5), True),
+        (Blur((1, 8, 8), sigma=1.0, kernel_size=3), False),
+    ):
+        channel = make_channel(operator, noise)
+        measurement = channel.draw(x, generator(11))
+        photons = measurement.noise[:, 0, None, None, None]
+        counts = (measurement.y + 1) / 2 * photons + 2.0  # what was counted, where anything was
+        var = 4 * counts.clamp(min=2.0) / photons**2
+        if not per_entry:
+            var = var.mean(dim=(1, 2, 3), keepdim=True)
+        condition = Conditioning(fuse=True)(channel, measurement)
+        expected = condition.spectrum.square / var
+        torch.testing.assert_close(condition.precision, expected.expand_as(condition.precision))
+        torch.testing.assert_close(
+            condition.information * var,
+            condition.spectrum.analyse(channel.adjoint(measurement.y, measurement.operator)),
+        )
