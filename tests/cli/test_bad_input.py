@@ -33,7 +33,7 @@ BAD = [
     (["foo.bar=1"], "foo.bar is not a key of the config; allowed: dataset, corruption"),
     (
         ["corruption=blur", "corruption.rho=0.5"],
-        "allowed: corruption.sigma, corruption.kernel_size",
+        "allowed: corruption.noise, corruption.sigma, corruption.kernel_size",
     ),
     (["corruption.rho=1.0"], "corruption.rho must be a number in [0, 1), got 1.0"),
     (["corruption=blur", "corruption.kernel_size=4"], "corruption.kernel_size must be odd"),
@@ -66,7 +66,10 @@ BAD = [
         ["corruption=blur", "corruption.learn=[sigma]", "corruption.sigma=[0.5,2]"],
         "corruption.sigma must be one number, the start, where corruption.learn names it",
     ),
-    (["+assumed.sigma=2"], "assumed.sigma is not a key of the corruption; allowed: rho, noise"),
+    (
+        ["+assumed.sigma=2"],
+        "assumed.sigma is not a key of the corruption; allowed: noise, rho, learn",
+    ),
     (["+assumed.rho=1"], "corruption.rho must be a number in [0, 1), got 1"),
     (["method=ambient", "corruption=blur"], "method=ambient needs corruption=mask on images"),
     (["method=ambient", "method.objective.delta=0"], "method.objective.delta must be a number"),
