@@ -267,7 +267,7 @@ def test_channels(name: str) -> None:
         channel.lift(measurement),
         channel.embed(measurement),
         channel.embed(measurement, maps=False),
-        channel.typical_variance(measurement),
+        channel.estimated_variance(measurement),
         channel.residual_chi2(measurement, x),
     )
     spectrum = channel.spectrum(operator)
