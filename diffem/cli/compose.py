@@ -123,7 +123,7 @@ def check_config(cfg: DictConfig) -> None:
     check_trainer(_plain(cfg.trainer))
     if type(cfg.seed) is not int:
         raise UserError(f"seed must be a whole number, got {cfg.seed!r}")
-    for side in cfg.dataset.shape:
+    for side in cfg.dataset.shape or ():  # null: that of the files
         check_count("dataset.shape: a side", side)
     sigmas = [k for k in ("sigma_min", "sigma_max") if k in cfg.schedule]
     levels = [check_positive(f"schedule.{k}", cfg.schedule[k]) for k in sigmas]
@@ -139,8 +139,9 @@ def check_config(cfg: DictConfig) -> None:
             "run_dir must be given where torchrun or srun starts the processes, or each would "
             "name its own by the time: run_dir=runs/NAME"
         )
-    for node in (cfg.corruption, assumed_corruption(cfg)):
-        build_channel(node, cfg.dataset.shape)
+    if cfg.dataset.shape is not None:
+        for node in (cfg.corruption, assumed_corruption(cfg)):
+            build_channel(node, cfg.dataset.shape)
     instantiate(cfg.schedule)
 
 

@@ -3,6 +3,7 @@
 Reads top to bottom: build the parts, fit by EM, fit the prior, evaluate, report.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffem.cli.compose import (
     public_config,
 )
 from diffem.corruption import Channel
+from diffem.data import MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
@@ -40,6 +42,7 @@ from diffem.em import (
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
+from diffem.em.init import FromClean
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
@@ -58,15 +61,21 @@ def run(cfg: DictConfig) -> None:
     settings: EMSettings = instantiate(cfg.em)
     evaluation: Evaluation = instantiate(cfg.metric)
     train, heldout = build_data(cfg)
-    evaluation = evaluation.fitting(train.channel)
+    evaluation = evaluation.fitting(train.channel, truth=train.truth is not None)
+    if cfg.method.supervised:
+        train.known_truth("method.supervised=true")
     steps = settings.steps(len(train))
     objective: Objective = instantiate(cfg.method.objective, _convert_="all")
     module = build_module(cfg, objective, train.channel, "m_step", steps=steps)
     make_posterior = build_posterior(cfg, module.denoiser, train.channel)
     init, blind = instantiate(cfg.init), instantiate(cfg.blind)
+    if isinstance(init, FromClean):
+        train.known_truth("init=clean")
 
     run_dir = open_run(cfg, HydraConfig.get())
-    check_space(run_dir, train.truth.nbytes, rounds=settings.rounds_on_disk)
+    check_space(
+        run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
+    )
     store = ReconstructionStore(
         run_dir / "reconstructions",
         size=len(train),
@@ -102,10 +111,22 @@ def run(cfg: DictConfig) -> None:
 
 
 def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
-    """Returns the training and the held-out measurements, under the assumed channel."""
+    """Returns the training and the held-out measurements, under the assumed channel.
+
+    Raises:
+        UserError: If the data cannot be read, or do not fit the channel.
+    """
+    source = instantiate(cfg.dataset, _convert_="all")
+    if isinstance(source, MeasurementFiles):
+        cfg.dataset.shape = list(source.shape)
+        if cfg.assumed:
+            raise UserError(
+                "assumed has no effect on measurements of your own; set the corruption's keys"
+            )
+        return source.measurement_sets(build_channel(cfg.corruption, source.shape))
     shape = cfg.dataset.shape
     channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, assumed_corruption(cfg)))
-    clean = instantiate(cfg.dataset, _convert_="all").load()
+    clean = source.load()
     train, heldout = (
         simulate_measurements(x, channel, seed=cfg.seed, split=split, assumed=assumed)
         for split, x in zip(clean._fields, clean, strict=True)

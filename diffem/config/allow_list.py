@@ -27,6 +27,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configurat
         "diffem.data.HubImages",
         "diffem.data.IdxImages",
         "diffem.data.Manifold",
+        "diffem.data.MeasurementFiles",
     ),
     "em": ("diffem.em.EMSettings",),
     "init": (

@@ -136,6 +136,18 @@ class LinearChannel(Channel):
     def __str__(self) -> str:
         return f"{type(self.forward_operator).__name__} with {self.noise}"
 
+    def scaled(self, factor: float) -> Self:
+        """Returns the channel of measurements that were multiplied by a factor."""
+        new = copy.copy(self)
+        new.noise = self.noise.scaled(factor)
+        return new
+
+    def with_operator(self, forward_operator: LinearOperator) -> Self:
+        """Returns the channel with another forward operator."""
+        new = copy.copy(self)
+        new.forward_operator = forward_operator
+        return new
+
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         """Returns the noiseless A_φ x, (B, *M), of images (B, *shape)."""
         return self.forward_operator.apply(x, operator)

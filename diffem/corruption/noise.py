@@ -40,6 +40,11 @@ class Noise(ABC):
             setattr(new, name, parameter)
         return new
 
+    def scaled(self, factor: float) -> Self:
+        """Returns the noise of measurements that were multiplied by a factor."""
+        std = self.parameters.get("std")
+        return self if std is None else self.with_parameters({"std": std.scaled(factor)})
+
     def draw_parameters(self, n: int, generator: Generator) -> Tensor:
         """Draws the parameters of n samples, (n, K)."""
         drawn = [p.draw(n, generator) for p in self.parameters.values()]

@@ -56,6 +56,12 @@ class ChannelParameter:
         """Returns the known value for every entry; the values of a range stay as they are."""
         return values if self.known is None else torch.full_like(values, self.known)
 
+    def scaled(self, factor: float) -> "ChannelParameter":
+        """Returns the parameter in units in which its values are larger by a factor."""
+        low, high = self.bounds
+        known = None if self.known is None else self.known * factor
+        return ChannelParameter(self.name, (low * factor, high * factor), known)
+
     def estimated(self, value: float, widen: float = 1.0) -> "ChannelParameter":
         """Returns the parameter with an estimate as its known value.
 

@@ -1,6 +1,7 @@
 """Data sets: clean images of benchmarks, from which measurements are simulated."""
 
 from diffem.data.digits import Digits
+from diffem.data.files import MeasurementFiles
 from diffem.data.hub import HubImages
 from diffem.data.idx import IdxImages
 from diffem.data.manifold import Manifold
@@ -14,5 +15,6 @@ __all__ = [
     "LabelledDataset",
     "Labels",
     "Manifold",
+    "MeasurementFiles",
     "Splits",
 ]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from diffem.corruption import Channel, Measurement
+from diffem.data.scale import Scale
+from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
 CHUNK = 1024  # draws depend on it: changing it changes the measurements of a seed
@@ -13,17 +15,32 @@ CHUNK = 1024  # draws depend on it: changing it changes the measurements of a se
 
 @dataclass(frozen=True)
 class MeasurementSet:
-    """Measurements, the channel they are assumed to come from and, for benchmarks, the truth."""
+    """Measurements, the channel they are assumed to come from and, if it is known, the truth."""
 
     measurement: Measurement
     """The measurements y_i, (N, …), with the parameters that the channel takes for known."""
     channel: Channel
     """The channel that they are assumed to have gone through."""
-    truth: Tensor
+    truth: Tensor | None = None
     """The clean images, (N, *shape); seen by metrics alone, and by methods marked †."""
+    scale: Scale = Scale(-1.0, 1.0)  # noqa: RUF009 - immutable
+    """The data's own units."""
 
     def __len__(self) -> int:
         return len(self.measurement.y)
+
+    def known_truth(self, part: str) -> Tensor:
+        """Returns the clean images, (N, *shape), for a part of a run that needs them.
+
+        Raises:
+            UserError: If they are not known; the sentence begins with the part.
+        """
+        if self.truth is None:
+            raise UserError(
+                f"{part} needs clean images, and these measurements have none; choose what learns "
+                "from measurements alone"
+            )
+        return self.truth
 
     def under(self, channel: Channel) -> "MeasurementSet":
         """Returns the same measurements under another channel, such as a learned one."""

@@ -154,7 +154,7 @@ class ReconstructionDataModule(LightningDataModule):
             rank=rank,
         )
         data = (
-            CleanImages(self.measurements.truth, self.state.round)
+            CleanImages(self.measurements.known_truth("method.supervised=true"), self.state.round)
             if self.supervised
             else self.store.open(self.state.round)
         )

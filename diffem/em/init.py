@@ -127,7 +127,7 @@ class FromClean:
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
         """Returns the uniform distribution over the clean images."""
-        return Resampled(data.measurements.truth[: self.count])
+        return Resampled(data.measurements.known_truth("init=clean")[: self.count])
 
 
 class Resampled(Posterior):

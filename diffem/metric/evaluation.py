@@ -83,26 +83,35 @@ class Evaluation:
             MEASUREMENT_ENERGY_DISTANCE,
         ]
 
-    def fitting(self, channel: Channel) -> "Evaluation":
+    def fitting(self, channel: Channel, *, truth: bool = True) -> "Evaluation":
         """Returns the evaluation without the metrics that a channel or its images do not fit.
 
         Arguments:
             channel: The channel; its `shape` is that of the images.
+            truth: Whether the clean images are known.
 
         Raises:
             UserError: If a metric that is required does not fit, or a feature space.
         """
         fitting = {}
         for key, metric in self.metrics.items():
-            if (obstacle := metric.obstacle(channel)) is None:
+            if (obstacle := metric.obstacle(channel, truth=truth)) is None:
                 fitting[key] = metric
             elif metric.required:
                 raise UserError(
                     f"metric.metrics.{key} {obstacle}; leave it out, or set "
                     f"metric.metrics.{key}.required=false"
                 )
-        if self.lpips is not None and (obstacle := self.lpips.obstacle(channel)) is not None:
+        if (
+            self.lpips is not None
+            and (obstacle := self.lpips.obstacle(channel, truth=truth)) is not None
+        ):
             raise UserError(f"metric.lpips {obstacle}; use metric=default")
         for extractor in self.features:
             extractor.check(channel.shape)
+        if self.features and not truth:
+            raise UserError(
+                "metric.features compares with clean images, and these measurements have none; "
+                "use metric=default"
+            )
         return replace(self, metrics=fitting)

@@ -43,10 +43,10 @@ class LPIPS(Metric):
         if not published:
             self.build()  # refuses a file that does not fit now, not after the run
 
-    def obstacle(self, channel: Channel) -> str | None:
+    def obstacle(self, channel: Channel, *, truth: bool = True) -> str | None:
         """Returns why the metric cannot be computed; None if it can be."""
         if len(channel.shape) == 3 and channel.shape[0] in (1, 3):
-            return None
+            return super().obstacle(channel, truth=truth)
         return f"needs images with 1 or 3 channels, got the shape {list(channel.shape)}"
 
     def build(self) -> None:

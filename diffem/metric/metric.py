@@ -49,12 +49,15 @@ class Metric(ABC):
             measurement: The measurements y, (B, …).
         """
 
-    def obstacle(self, channel: Channel) -> str | None:
+    def obstacle(self, channel: Channel, *, truth: bool = True) -> str | None:
         """Returns why the metric cannot be computed, as in "needs images …"; None if it can be.
 
         Arguments:
             channel: The channel; its `shape` is that of the images.
+            truth: Whether the clean images are known.
         """
+        if self.needs_truth and not truth:
+            return "needs clean images, and these measurements have none"
         if not isinstance(channel, self.requires):
             return f"needs {NEEDS[self.requires][0]}, got {channel}"
         if self.needs_images and len(channel.shape) != 3:

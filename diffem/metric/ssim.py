@@ -23,11 +23,11 @@ class SSIM(Metric):
         """Returns the structural similarity of each reconstruction, (B,)."""
         return ssim(x, truth)
 
-    def obstacle(self, channel: Channel) -> str | None:
+    def obstacle(self, channel: Channel, *, truth: bool = True) -> str | None:
         """Returns why the metric cannot be computed; None if it can be."""
         if len(channel.shape) == 3 and min(channel.shape[1:]) < 2:
             return f"needs images of at least 2 × 2 pixels, got the shape {list(channel.shape)}"
-        return super().obstacle(channel)
+        return super().obstacle(channel, truth=truth)
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:

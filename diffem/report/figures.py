@@ -26,18 +26,18 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     Arguments:
         path: The PNG file.
         title: The figure's title.
-        columns: The five columns, each (n, *shape). Images and signals are shown one in a row,
-            vectors as a scatter plot of their first two entries.
+        columns: The columns, each (n, *shape); without the truth, the first four. Images and
+            signals are shown one in a row, vectors as a scatter plot of two entries.
     """
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)
         return
     rows = len(columns[0])
-    figure = Figure(figsize=(1.25 * len(COLUMNS), 1.1 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, len(COLUMNS), squeeze=False)
+    figure = Figure(figsize=(1.25 * len(columns), 1.1 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     largest = max(float(columns[3].max()), 1e-3)
     for i in range(rows):
-        for j, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
+        for j, (name, column) in enumerate(zip(COLUMNS, columns, strict=False)):
             std = name == "std"
             limits = (0.0, largest) if std else (-1.0, 1.0)
             _show(axes[i, j], column[i].mean(dim=0, keepdim=True) if std else column[i], limits)
@@ -109,8 +109,8 @@ def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
 
 
 def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
-    figure = Figure(figsize=(3 * len(COLUMNS), 3), layout="constrained")
-    for axis, name, x in zip(figure.subplots(1, len(COLUMNS)), COLUMNS, columns, strict=True):
+    figure = Figure(figsize=(3 * len(columns), 3), layout="constrained")
+    for axis, name, x in zip(figure.subplots(1, len(columns)), COLUMNS, columns, strict=False):
         x = torch.as_tensor(x)
         axis.scatter(x[:, 0], x[:, 1], s=2)
         axis.set_title(name, fontsize=8)

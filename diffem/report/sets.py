@@ -48,17 +48,17 @@ def measurement_distance(
 
 def measurement_distance_scores(
     samples: Tensor,
-    truth: Tensor,
+    truth: Tensor | None,
     channel: Channel,
     measurement: Measurement,
     *,
     seed: int,
 ) -> dict[str, float]:
-    """Returns `measurement_distance` of samples, and of the true images beside it.
+    """Returns `measurement_distance` of samples, and of the true images beside it if known.
 
     Arguments:
         samples: Samples of the posterior of each measurement, (S, B, *shape).
-        truth: The clean images, (B, *shape).
+        truth: The clean images, (B, *shape); None if they are not known.
         channel: The channel, as it is assumed or was learned.
         measurement: The measurements, (B, …).
         seed: The run's seed.
@@ -66,23 +66,26 @@ def measurement_distance_scores(
     Returns:
         `measurement_energy_distance` and `measurement_energy_distance_truth`; nothing if B = 1.
     """
-    if len(truth) < 2:
+    if samples.shape[1] < 2:
         return {}
-    name, repeated = MEASUREMENT_ENERGY_DISTANCE.name, truth.expand(len(samples), *truth.shape)
-    return {
-        name: measurement_distance(samples, channel, measurement, seed=seed),
-        f"{name}_truth": measurement_distance(repeated, channel, measurement, seed=seed),
-    }
+    name = MEASUREMENT_ENERGY_DISTANCE.name
+    scores = {name: measurement_distance(samples, channel, measurement, seed=seed)}
+    if truth is not None:
+        repeated = truth.expand(len(samples), *truth.shape)
+        scores[f"{name}_truth"] = measurement_distance(repeated, channel, measurement, seed=seed)
+    return scores
 
 
-def prior_scores(x: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
+def prior_scores(x: Tensor, train: Tensor | None, heldout: Tensor | None) -> dict[str, float]:
     """Returns the prior's distance from held-out images, and that of as many true images.
 
     Arguments:
         x: Samples of the prior, (N, *shape).
         train: True images; the first N are scored for comparison.
-        heldout: True images, to which the distances are taken.
+        heldout: True images, to which the distances are taken; without them there is no distance.
     """
+    if train is None or heldout is None:
+        return {"samples": len(x)}
     truth = train[: len(x)]
     scores = {
         "samples": len(x),

@@ -153,7 +153,7 @@ class RunReport:
             self.figures / "curves.png",
             self.rounds,
             self.evaluation.scores,
-            diversity_metrics(self.train.truth),
+            {} if self.train.truth is None else diversity_metrics(self.train.truth),
         )
         self._write(final)
         print_closing(self.about, self.evaluation.scores, self.rounds, final)
@@ -207,7 +207,7 @@ class RunReport:
         means = {name: value / len(data) for name, value in total.items()}
         first = data.__getitems__(range(min(len(data), IMAGES))).x
         means |= diversity_metrics(first)
-        if first.ndim == 2:
+        if first.ndim == 2 and self.heldout.truth is not None:
             means[SINKHORN.name] = sinkhorn_divergence(first, self.heldout.truth)
         return means
 
@@ -227,17 +227,19 @@ class RunReport:
     ) -> dict[str, Any]:
         """Returns the scores of samples, (S, n, *shape), of the first n held-out posteriors."""
         first, rows = samples[0], slice(samples.shape[1])
-        truth, measurement = heldout.truth[rows], heldout.measurement.select(rows)
+        truth = None if heldout.truth is None else heldout.truth[rows]
+        measurement = heldout.measurement.select(rows)
         lpips = [] if self.evaluation.lpips is None else [self.evaluation.lpips]
         final: dict[str, Any] = {
             metric.score.name: float(compute(metric, first, heldout, rows, device).mean())
             for metric in (*self.evaluation.metrics.values(), *lpips)
         }
         final |= self._score_means(samples, heldout)
-        if first.ndim == 2:
+        if first.ndim == 2 and truth is not None:
             final[SINKHORN.name] = sinkhorn_divergence(first, truth)
         final |= diversity_metrics(first)
-        final |= {f"{name}_truth": value for name, value in diversity_metrics(truth).items()}
+        if truth is not None:
+            final |= {f"{name}_truth": value for name, value in diversity_metrics(truth).items()}
         final[POSTERIOR_STD.name] = posterior_std(samples)
         return final | measurement_distance_scores(
             samples, truth, heldout.channel, measurement, seed=self.about["seed"]
@@ -262,6 +264,8 @@ class RunReport:
             path = self.figures / "prior.png"
             save_samples(path, "samples of the prior", sets["prior"][:64])
             final["prior"] = prior_scores(sets["prior"], train, heldout)
+        if train is None or heldout is None:
+            return {}
         features = feature_scores(self.evaluation.features, sets, train, heldout, device=device)
         final |= features["held-out"]
         if prior is not None:
@@ -270,10 +274,11 @@ class RunReport:
 
     def _keep(self, row: dict[str, Any], round: Round) -> None:
         """Writes a round's row, in place of one that a killed process may have left."""
-        if isinstance(posterior := round.posterior, GaussianPosterior):
+        truth = self.heldout.truth
+        if isinstance(posterior := round.posterior, GaussianPosterior) and truth is not None:
             heldout = self.heldout.under(round.measurements.channel).measurement
             mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
-            score = psnr(mean, self.heldout.truth[: self.evaluation.heldout])
+            score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
         content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
@@ -293,7 +298,8 @@ class RunReport:
         lifted = measurements.channel.lift(measurement)[: samples.shape[1]]
         n = len(lifted)
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
-        save_panel(path, title, (*columns, measurements.truth[:n]))
+        truth = [] if measurements.truth is None else [measurements.truth[:n]]
+        save_panel(path, title, (*columns, *truth))
 
     def _write(self, final: Mapping[str, Any]) -> None:
         versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
@@ -326,7 +332,9 @@ def compute(
         device: Where a heavy metric is computed; any other is computed on the CPU.
     """
     target = torch.device(device if metric.heavy else "cpu")
-    truth, measurement = measurements.truth[rows], measurements.measurement.select(rows)
+    measurement = measurements.measurement.select(rows)
+    # A metric that needs the truth is left out of a run without it.
+    truth = x if measurements.truth is None else measurements.truth[rows]
     return metric.compute(
         x.to(target), truth.to(target), measurements.channel, measurement.to(target)
     )
@@ -360,7 +368,7 @@ def print_closing(
     if estimate := rounds[-1].get("estimate"):
         learned = ", ".join(f"{name} {level:.4f}" for name, level in estimate.items())
         console.print(f"channel, learned: {learned}")
-    if final["prior"] is not None:
+    if final["prior"] is not None and "frechet_pixels" in final["prior"]:
         console.print(
             "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
             "{frechet_pixels_truth:.3f})".format_map(final["prior"])

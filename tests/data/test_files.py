@@ -1,0 +1,196 @@
+"""Measurements of one's own come back as they were; what would lose values is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffem.corruption import (
+    Blur,
+    Channel,
+    Denoising,
+    GaussianNoise,
+    Mask,
+    PoissonNoise,
+    Projection,
+    make_channel,
+)
+from diffem.data.files import MeasurementFiles, read_image
+from diffem.data.scale import Scale
+from diffem.runtime.errors import UserError
+
+N = 20
+RNG = np.random.default_rng(0)
+IMAGES = {  # (H, W) or (H, W, 3)
+    "8-bit": RNG.integers(0, 256, (N, 6, 5), dtype=np.uint8),
+    "16-bit": RNG.integers(0, 65536, (N, 6, 5), dtype=np.uint16),
+    "float": RNG.normal(1000, 200, (N, 6, 5)).astype(np.float32),
+    "RGB": RNG.integers(0, 256, (N, 6, 5, 3), dtype=np.uint8),
+}
+
+
+def folder(path: Path, images: np.ndarray, suffix: str) -> Path:
+    path.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i:03d}{suffix}")
+    return path
+
+
+def denoising(shape: tuple[int, ...], std: float = 10.0) -> Channel:
+    return make_channel(Denoising(shape), GaussianNoise(std))
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [(n, s) for n in IMAGES for s in (".png", ".tif", ".TIFF") if (n, s) != ("float", ".png")],
+)
+def test_images_come_back_as_they_were(name: str, suffix: str, tmp_path: Path) -> None:
+    images = IMAGES[name]
+    source = MeasurementFiles(str(folder(tmp_path / "é = (1)", images, suffix)))
+    expected = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+    np.testing.assert_array_equal(source.held.y, expected.astype(np.float32))
+    train, heldout = source.measurement_sets(denoising(source.shape))
+    assert (len(train), len(heldout)) == (18, 2) and train.truth is None
+    # Back in the data's units, to float32's precision.
+    y = source.scale.denormalise(torch.cat([train.measurement.y, heldout.measurement.y]))
+    size = float(np.abs(expected.astype(np.float64)).max())
+    torch.testing.assert_close(
+        y.flatten(1).sum(dim=1).sort().values,
+        torch.from_numpy(expected.astype(np.float32)).flatten(1).sum(dim=1).sort().values,
+        rtol=0,
+        atol=y[0].numel() * size * 1e-6,
+    )
+
+
+def test_the_noise_is_in_the_data_s_units(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", IMAGES["float"])
+    source = MeasurementFiles(str(tmp_path / "y.npy"), range=[0, 2000])
+    train, _ = source.measurement_sets(denoising(source.shape, 50.0))
+    assert train.scale == Scale(0, 2000)
+    assert (train.measurement.noise == 50.0 * 2 / 2000).all()
+    drawn = train.channel.draw(torch.zeros(500, 1, 6, 5), torch.Generator().manual_seed(0)).y
+    # Monte Carlo: 15,000 normal values.
+    assert abs(float(drawn.std()) / 0.05 - 1) < 4.5 / (2 * 15000) ** 0.5
+
+
+def test_nan_is_not_measured_and_masks_are_drawn_from_the_data(tmp_path: Path) -> None:
+    y = IMAGES["float"].copy()
+    y[:, :, 1::2] = np.nan  # every other column, in all
+    y[::2, 0] = np.nan
+    np.savez(tmp_path / "y.npz", y=y)
+    source = MeasurementFiles(str(tmp_path / "y.npz"))
+    channel = make_channel(Mask(source.shape, rho=0.5), GaussianNoise(10.0))
+    train, _ = source.measurement_sets(channel)
+    mask = train.measurement.operator
+    assert (train.measurement.y[mask == 0] == 0).all() and train.measurement.y.isfinite().all()
+    drawn = train.channel.draw(torch.zeros(200, 1, 6, 5), torch.Generator().manual_seed(0))
+    assert (drawn.operator[..., 1::2] == 0).all()
+    assert set(drawn.operator.flatten(1).sum(dim=1).tolist()) == {15.0, 18.0}
+
+
+def test_a_mask_a_noise_of_each_and_the_truth_from_one_file(tmp_path: Path) -> None:
+    mask = RNG.integers(0, 2, (N, 6, 5))
+    std = np.linspace(5, 50, N)
+    truth = IMAGES["float"]
+    np.savez(tmp_path / "y.npz", y=truth * mask, operator=mask, std=std, truth=truth)
+    source = MeasurementFiles(str(tmp_path / "y.npz"), range=[0, 2000], heldout=0.25)
+    channel = make_channel(Mask(source.shape, rho=0.5), GaussianNoise((5.0, 50.0)))
+    train, heldout = source.measurement_sets(channel)
+    assert len(heldout) == 5 and train.truth is not None
+    rows = [int((std * 1e-3 - float(s)).__abs__().argmin()) for s in train.measurement.noise[:, 0]]
+    np.testing.assert_array_equal(train.measurement.operator[:, 0].numpy(), mask[rows])
+    np.testing.assert_allclose(train.truth[:, 0], truth[rows] / 1000 - 1, atol=1e-5)
+
+
+def test_a_blur_of_known_width_needs_no_operator(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", IMAGES["float"])
+    source = MeasurementFiles(str(tmp_path / "y.npy"))
+    blur = make_channel(Blur(source.shape, sigma=1.0, kernel_size=3), GaussianNoise(10.0))
+    train, _ = source.measurement_sets(blur)
+    assert (train.measurement.operator == 1.0).all()
+
+
+def test_photons_are_counted_in_no_unit(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", IMAGES["float"])
+    source = MeasurementFiles(str(tmp_path / "y.npy"))
+    channel = make_channel(Denoising(source.shape), PoissonNoise(100.0))
+    assert (source.measurement_sets(channel)[0].measurement.noise == 100.0).all()
+
+
+def save(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path / "y.npz", **arrays)  # type: ignore[arg-type]
+    return str(path / "y.npz")
+
+
+Y = IMAGES["float"]
+RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), GaussianNoise(1.0))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "channel", "sentence"),
+    [
+        ({"x": Y}, None, "must hold y, and may hold operator, std and truth; it holds x"),
+        ({"y": Y, "labels": Y}, None, "it holds labels, y"),
+        ({"y": Y.astype(complex)}, None, "y must be real numbers, (N, …), got complex128"),
+        ({"y": np.where(Y > 900, np.inf, Y)}, None, "y holds infinity; mark it by NaN"),
+        ({"y": Y[:3]}, None, "holds 3 measurements; at least 4 are needed"),
+        ({"y": Y, "std": np.ones(3)}, None, "std must have a row for each of the 20"),
+        ({"y": Y, "std": -np.ones(N)}, None, "std must be positive numbers"),
+        ({"y": np.where(Y > 900, np.nan, Y)}, denoising((1, 6, 5)), "choose corruption=mask"),
+        ({"y": Y}, RANGED, "has no `operator`, and Blur with GaussianNoise draws its own"),
+        ({"y": Y}, denoising((1, 5, 6)), "set dataset.shape or the corruption"),
+        ({"y": Y.reshape(N, 30)}, make_channel(Projection((30,), rows=30), GaussianNoise(1.0)),
+         "has another one for each measurement"),
+        ({"y": Y}, make_channel(Denoising((1, 6, 5)), GaussianNoise((1.0, 2.0))),
+         "corruption.noise.std is a range"),
+        ({"y": Y, "operator": np.ones((N, 2, 2))},
+         make_channel(Mask((1, 6, 5), rho=0.5), GaussianNoise(1.0)), "the masks in"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    arrays: dict[str, np.ndarray], channel: Channel | None, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        shape = None if channel is None else channel.shape
+        source = MeasurementFiles(save(tmp_path, **arrays), shape)
+        assert channel is not None
+        source.measurement_sets(channel)
+    assert sentence in str(error.value)
+
+
+def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
+    alpha, pages, palette = (tmp_path / n for n in ("alpha.png", "pages.tif", "palette.png"))
+    Image.new("RGBA", (4, 4)).save(alpha)
+    grey = Image.fromarray(IMAGES["8-bit"][0])
+    grey.save(pages, save_all=True, append_images=[grey])
+    grey.convert("P").save(palette)
+    for file in (alpha, pages, palette):
+        with pytest.raises(UserError, match="would lose values"):
+            read_image(file)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_image(tmp_path / "text.png")
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no \.png, \.tif, \.tiff files"):
+        MeasurementFiles(str(tmp_path / "empty"))
+    mixed = folder(tmp_path / "mixed", IMAGES["8-bit"], ".png")
+    Image.fromarray(IMAGES["8-bit"][0][:4]).save(mixed / "zz.png")
+    with pytest.raises(UserError, match=r"zz.png is uint8 of shape \[1, 4, 5\], but 000.png"):
+        MeasurementFiles(str(mixed))
+    with pytest.raises(UserError, match=r"is no folder and no \.npz or \.npy file"):
+        MeasurementFiles(str(tmp_path / "nowhere"))
+
+
+def test_values_outside_a_given_range_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "y.npy", IMAGES["float"])
+    source = MeasurementFiles(str(tmp_path / "y.npy"), range=[900, 1100])
+    assert "of the measured values are outside dataset.range=[900,1100]" in capsys.readouterr().err
+    train, _ = source.measurement_sets(denoising(source.shape))
+    assert float(train.measurement.y.abs().max()) > 2
