@@ -80,7 +80,8 @@ class MeasurementFiles:
         if range is None:
             low, high = self.scale.low, self.scale.high
             console.print(f"dataset.range=[{low:.6g},{high:.6g}], estimated from the measurements")
-        warn_of_range(self.held.y, self.scale)
+        else:
+            warn_of_range(self.held.y, self.scale)
         self.shape = tuple(self.held.y.shape[1:] if shape is None else shape)
 
     def measurement_sets(self, channel: Channel) -> tuple[MeasurementSet, MeasurementSet]:
@@ -289,10 +290,10 @@ def numbers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
 
 
 def warn_of_range(y: np.ndarray, scale: Scale) -> None:
-    """Warns if more than 0.3 % of the measured values are outside the range."""
+    """Warns if more than 0.1 % of the measured values are outside the range."""
     values = y[np.isfinite(y)]
     outside = float(((values < scale.low) | (values > scale.high)).mean())
-    if outside > 3 * QUANTILE:  # an estimated range leaves out two
+    if outside > QUANTILE:
         warn(
             f"{100 * outside:.2g} % of the measured values are outside dataset.range="
             f"[{scale.low:g},{scale.high:g}]; they are kept, not clipped"

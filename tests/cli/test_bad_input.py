@@ -227,6 +227,17 @@ def saved(name: str, text: str) -> Make:
     return make
 
 
+def measured(*overrides: str) -> Make:
+    """Makes a file of measurements without clean images."""
+
+    def make(folder: Path) -> list[str]:
+        np.savez(folder / "y.npz", y=np.random.default_rng(0).normal(100, 20, (20, 8, 8)))
+        own = ["dataset=measurements", f"dataset.path={folder / 'y.npz'}", "corruption=denoising"]
+        return [*own, "corruption.noise.std=5", "dataset.range=[0,200]", *overrides]
+
+    return make
+
+
 def cut(file: Path, write: Callable[[Path], object]) -> None:
     write(file)
     file.write_bytes(file.read_bytes()[:-99])
@@ -238,6 +249,26 @@ GZ = "train-images-idx3-ubyte.gz"  # is read in place of the plain one
 NAN = np.full((3, 4, 5), np.nan, ">f4").tobytes()
 
 DATA: dict[str, tuple[Make, str]] = {
+    "an upper bound without clean images": (
+        measured("method=supervised"),
+        "method.supervised=true needs clean images, and these measurements have none",
+    ),
+    "an init from clean images that are not there": (
+        measured("init=clean"),
+        "init=clean needs clean images",
+    ),
+    "measurements under an unknown width": (
+        measured("corruption=blur", "corruption.sigma=[0.5,2]"),
+        "has no `operator`, and Blur with GaussianNoise draws its own for each measurement",
+    ),
+    "an assumption about one's own measurements": (
+        measured("+assumed.noise.std=3"),
+        "assumed has no effect on measurements of your own",
+    ),
+    "a range upside down": (
+        measured("dataset.range=[5,1]"),
+        "dataset.range must be [low, high] with low < high, got [5, 1]",
+    ),
     "idx, empty": (images(b""), "is not an idx file of images (N, H, W)"),
     "idx, another magic": (images(b"\x89PNG" + bytes(99)), "is not an idx file of images"),
     "idx, labels": (images(idx(60)), "is not an idx file of images (N, H, W)"),

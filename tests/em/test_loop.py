@@ -41,7 +41,7 @@ def test_law_1_would_see_a_leak(tmp_path: Path) -> None:
     hashes = []
     for name, noise in (("a", 0.0), ("b", 1.0)):
         run = SmallRun(tmp_path / name)
-        run.with_truth(run.measurements.truth + noise * torch.randn(SIZE, 1, 8, 8))
+        run.with_truth(run.measurements.known_truth("law 1") + noise * torch.randn(SIZE, 1, 8, 8))
         run.supervised = True
         hashes.append(run.fit().module.weights_hash())
     assert hashes[0] != hashes[1]
@@ -173,7 +173,7 @@ def test_init_from_the_observation(small_run: SmallRun) -> None:
 def test_init_from_few_clean_images(small_run: SmallRun) -> None:
     small_run.fit(FromClean(count=3))
     x = small_run.store.open(0).__getitems__(range(SIZE)).x.flatten(1)
-    clean = small_run.measurements.truth[:3].flatten(1)
+    clean = small_run.measurements.known_truth("the init")[:3].flatten(1)
     assert len(x.unique(dim=0)) == 3
     assert torch.cdist(x, clean).min(dim=1).values.max() == 0
 

@@ -1,0 +1,53 @@
+"""`dataset=measurements`: a run on measurements of one's own, without clean images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import SHORT, train
+from PIL import Image
+
+SMALL = [o for o in SHORT if not o.startswith("dataset.")]
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Path:
+    """A folder of noisy 16-bit TIFF images."""
+    folder = tmp_path / "crops (é)"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        ramp = np.linspace(2000, 40000, 8) * rng.uniform(0.5, 1) + rng.normal(0, 1500, (8, 8))
+        Image.fromarray(ramp.clip(0).astype(np.uint16)).save(folder / f"{i:02d}.tif")
+    return folder
+
+
+def test_a_folder_of_tiff_images(crops: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    own = [
+        "dataset=measurements", f"dataset.path='{crops}'", "corruption=denoising",
+        "corruption.noise.std=1500", f"run_dir={run_dir}",
+    ]  # fmt: skip
+    done = train(*SMALL, *own)
+    assert done.returncode == 0, done.stderr
+    assert "estimated from the measurements" in done.stderr
+    final = json.loads((run_dir / "summary.json").read_text())["final"]
+    assert {"residual_chi2", "posterior_std", "measurement_energy_distance"} <= final.keys()
+    truth = [k for k in final if k.endswith("_truth") or k in ("psnr", "ssim", "psnr_mean")]
+    assert not truth and final["prior"] == {"samples": 16}
+    assert (run_dir / "figures" / "heldout.png").is_file()
+
+
+def test_a_file_with_missing_pixels_and_the_truth(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    truth = np.linspace(-1, 1, 64).reshape(8, 8) * rng.uniform(0.5, 1, (60, 1, 1))
+    y = np.where(rng.random(truth.shape) < 0.4, np.nan, truth + rng.normal(0, 0.05, truth.shape))
+    np.savez(tmp_path / "y.npz", y=y, truth=truth)
+    done = train(
+        *SMALL, "dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}",
+        "dataset.range=[-1,1]", "prior=null", f"run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
+    assert {"psnr", "ssim", "residual_chi2", "diversity_truth"} <= final.keys()
