@@ -140,9 +140,30 @@ def check_config(cfg: DictConfig) -> None:
             "name its own by the time: run_dir=runs/NAME"
         )
     if cfg.dataset.shape is not None:
-        for node in (cfg.corruption, assumed_corruption(cfg)):
-            build_channel(node, cfg.dataset.shape)
+        check_assumed(cfg)
     instantiate(cfg.schedule)
+
+
+def check_assumed(cfg: DictConfig) -> None:
+    """Checks the corruption, and that it can be assumed to be what `assumed` says.
+
+    Raises:
+        UserError: If a measurement would have another shape.
+        InstantiationException: If a channel cannot be built.
+    """
+    from torch import Generator, zeros
+
+    shapes = []
+    for node in (cfg.corruption, assumed_corruption(cfg)):
+        channel = build_channel(node, cfg.dataset.shape)
+        drawn = channel.draw(zeros(1, *channel.shape), Generator().manual_seed(0))
+        shapes.append([list(field.shape[1:]) for field in drawn])
+    if shapes[0] != shapes[1]:
+        keys = ", ".join(f"assumed.{key}" for key in cfg.assumed)
+        raise UserError(
+            f"{keys} must leave the shapes of measurement, operator and noise as they are, "
+            f"{shapes[0]}, got {shapes[1]}; leave it out"
+        )
 
 
 def assumed_corruption(cfg: DictConfig) -> DictConfig:
@@ -154,9 +175,10 @@ def assumed_corruption(cfg: DictConfig) -> DictConfig:
     try:
         merged = OmegaConf.merge(cfg.corruption, cfg.assumed)
     except ConfigKeyError as error:
-        known = ", ".join(str(key) for key in cfg.corruption if key != "_target_")
+        known = ", ".join(str(key) for key in error.parent_node if key != "_target_")
+        key = str(error.full_key).removeprefix("corruption.")
         raise UserError(
-            f"assumed.{error.key} is not a key of the corruption; allowed: {known}"
+            f"assumed.{key} is not a key of the corruption; allowed: {known}"
         ) from error
     assert isinstance(merged, DictConfig)
     return merged

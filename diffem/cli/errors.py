@@ -68,7 +68,13 @@ def _sentence(error: Exception) -> str:
         known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))
         return f"{group}={name} is not a choice; {group} can be: {known}"
     if key := re.search(r"Could not override '([\w.@/]+)'", text):
-        return f"{key.group(1)} is not a key of the config; allowed: {sibling_keys(key.group(1))}"
+        name = key.group(1)
+        if name.startswith("assumed."):  # which names what differs, so it starts empty
+            return f"{name} is not in the config yet; add it by +{name}=VALUE"
+        if name in (allowed := sibling_keys(name)).split(", "):
+            parent = name.rpartition(".")[0]
+            return f"{name} has no effect, since {parent} is null here; leave one of them out"
+        return f"{name} is not a key of the config; allowed: {allowed or 'none beside it'}"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing.group(1)} must be given: {missing.group(1)}=VALUE"
     return " ".join(text.split())

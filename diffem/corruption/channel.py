@@ -205,12 +205,18 @@ class LinearChannel(Channel):
         """Returns Pearson's χ², mean((y - A x)² / V[y | x]) over the measured entries, (B,).
 
         If x ~ p(x | y) under the true prior, (x, y) has the joint law of clean image and
-        measurement, so the residual has exactly the noise's law and this is 1 in expectation.
+        measurement, so the residual has exactly the noise's law and this is 1 in expectation. It
+        is NaN for a measurement without measured entries.
         """
+        total, count = self._chi2(measurement, x)
+        return total / count
+
+    def _chi2(self, measurement: Measurement, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the sum of (y - A x)² / V[y | x] over the measured entries, and their number."""
         y, operator, noise = measurement
         mean, measured = self.apply(x, operator), self.measured_mask(y, operator)
         square = measured * (y - mean) ** 2 / self.noise.variance(mean, noise)
-        return square.flatten(1).sum(dim=1) / measured.flatten(1).sum(dim=1)
+        return square.flatten(1).sum(dim=1), measured.flatten(1).sum(dim=1)
 
 
 class LinearGaussianChannel(LinearChannel):
@@ -234,12 +240,14 @@ class LinearGaussianChannel(LinearChannel):
         return {**self.forward_operator.parameters, "noise": self.noise.std}
 
     def check_learn(self) -> None:
-        """Refuses parameters that the channel does not have, or that are ranges.
+        """Refuses parameters that the channel does not have, or that are ranges or named twice.
 
         Raises:
             UserError: If there are any.
         """
         for name in self.learn:
+            if self.learn.count(name) > 1:
+                raise UserError(f"corruption.learn names {name} twice; name it once")
             if name not in self.parameters:
                 raise UserError(
                     f"corruption.learn can name {', '.join(self.parameters)} of this corruption, "
@@ -276,15 +284,14 @@ class LinearGaussianChannel(LinearChannel):
         return expand(measurement.noise[:, 0] ** 2, measurement.y)
 
     def square_error(self, measurement: Measurement, x: Tensor) -> Tensor:
-        """Returns mean((y - A x)²) over the measured entries, (B,)."""
-        return self.residual_chi2(measurement, x) * measurement.noise[:, 0] ** 2
+        """Returns mean((y - A x)²) over the measured entries of all measurements, ()."""
+        total, count = self._chi2(measurement, x)
+        return (total * measurement.noise[:, 0] ** 2).sum() / count.sum()
 
     def log_likelihood(self, measurement: Measurement, x: Tensor) -> Tensor:
         """Returns log q(y | x) of the measured entries, given the parameters, (B,)."""
-        y, operator, noise = measurement
-        count = self.measured_mask(y, operator).flatten(1).sum(dim=1)
-        square = self.residual_chi2(measurement, x) * count
-        return -(square + count * (math.log(2 * math.pi) + 2 * noise[:, 0].log())) / 2
+        total, count = self._chi2(measurement, x)
+        return -(total + count * (math.log(2 * math.pi) + 2 * measurement.noise[:, 0].log())) / 2
 
 
 @overload

@@ -44,7 +44,7 @@ class Conditioning:
 
     Arguments:
         maps: Whether the network sees the operator (the mask, the blur's width, the matrix). The
-            embedding of a channel that is not linear is its own, and must be seen whole.
+            embedding of a channel that is not linear is its own: nothing can be left out.
         fuse: Whether y is fused with x_t before the network, which takes a linear channel of
             known spectrum; otherwise y reaches the denoiser by its embedding alone, as in the
             paper. None fuses where the channel allows it. Noise that is not Gaussian is fused by
@@ -91,7 +91,14 @@ class Conditioning:
         """Returns the number C' of channels of the embedding.
 
         Raises:
-            UserError: If the channel does not allow what `maps` or `fuse` asks for.
+            UserError: If the channel does not allow what `maps` or `fuse` asks for, or `maps` has
+                no effect on it.
         """
         one = channel.draw(torch.zeros(1, *channel.shape), Generator().manual_seed(0))
+        if not self.maps and isinstance(channel, LinearChannel):
+            if not channel.forward_operator.maps(one.y, one.operator):
+                raise UserError(
+                    f"method.condition.maps=false has no effect on {channel}, whose operator has "
+                    "no maps; leave it out"
+                )
         return self(channel, one).embedding.shape[1]

@@ -91,8 +91,8 @@ class Denoiser(AzulaDenoiser):
         """
         alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
         x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
-        level = (alpha_t / sigma_t) ** 2 + 1
-        return (weight * level * (self(x_t, t, condition).mean - x).square()).mean()
+        w_t = (alpha_t / sigma_t) ** 2 + 1
+        return (weight * w_t * (self(x_t, t, condition).mean - x).square()).mean()
 
     def _count(self, images: Tensor) -> None:
         self.nfe += len(images)

@@ -4,8 +4,8 @@
     φ ← arg max Σ_i log q(y_i | x̂_i; φ)
 
 a few times before each E-step: the M-step over the operator of Fast Diffusion EM (Laroche et al.
-2023, arXiv 2309.00287), with whichever posterior the method has. The maximum is where ‖A_φ x̂ - y‖²
-is least, and σ_y² is that per measured entry.
+2023, arXiv 2309.00287), with whichever posterior the method has. At the maximum σ_y² is the
+mean of (A_φ x̂ - y)² over the measured entries.
 
 Measurements alone do not tell a blur from blurred images: what makes φ identifiable is what is
 known of clean images (`method=fast_em`, `init=clean`).
@@ -119,19 +119,24 @@ def maximise(channel: LinearGaussianChannel, measurement: Measurement, x: Tensor
     """
     found: Estimates = {name: channel.known(name) for name in channel.learn}
 
-    def error(**changed: float) -> float:
+    def under(**changed: float) -> tuple[LinearGaussianChannel, Measurement]:
         trial = channel.with_estimates({**found, **changed})
-        return float(trial.square_error(trial.assume(measurement), x).mean())
+        return trial, trial.assume(measurement)
+
+    def loss(**changed: float) -> float:  # -log q(y | x)
+        trial, assumed = under(**changed)
+        return -float(trial.log_likelihood(assumed, x).double().sum())
 
     for name in (n for n in channel.learn if n != "noise"):
         centre, reach = math.log(found[name]), math.log(SEARCH)
         best = minimize_scalar(
-            lambda log_value, name=name: error(**{name: math.exp(log_value)}),
+            lambda log_value, name=name: loss(**{name: math.exp(log_value)}),
             bounds=(centre - reach, centre + reach),
             method="bounded",
             options={"xatol": 1e-4},
         )
         found[name] = math.exp(best.x)
     if "noise" in channel.learn:
-        found["noise"] = math.sqrt(error())
+        trial, assumed = under()
+        found["noise"] = math.sqrt(float(trial.square_error(assumed, x)))
     return found

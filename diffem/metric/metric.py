@@ -42,6 +42,9 @@ class Metric(ABC):
     ) -> Tensor:
         """Returns the metric of each reconstruction, (B,).
 
+        NaN where it is not defined, as for a measurement without measured entries: such
+        reconstructions are left out of the mean.
+
         Arguments:
             x: One reconstruction x̂ of each measurement, (B, *shape).
             truth: The clean images x, (B, *shape); only for metrics with `needs_truth`.

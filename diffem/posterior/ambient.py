@@ -11,11 +11,13 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
 from torch import Tensor
 
-from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.corruption import Channel, LinearGaussianChannel, Measurement
+from diffem.corruption.operator import expand
 from diffem.denoiser import Denoiser
 from diffem.denoiser.condition import embedding_only
 from diffem.posterior.gibbs import time_of
 from diffem.posterior.posterior import DenoiserPosterior, Prior, SamplerFactory
+from diffem.runtime.errors import UserError
 
 
 class MaskedDenoiser(AzulaDenoiser):
@@ -45,17 +47,29 @@ class Restoration(DenoiserPosterior):
     Arguments:
         denoiser: A denoiser trained by Ambient Diffusion.
         channel: The channel, a mask.
+
+    Raises:
+        UserError: If a parameter of the channel is to be learned, which takes samples.
     """
 
     requires = LinearGaussianChannel
     samplers = ()
 
+    def __init__(self, denoiser: Denoiser, channel: Channel) -> None:
+        super().__init__(denoiser, channel)
+        if channel.learn:
+            raise UserError(
+                f"corruption.learn={list(channel.learn)} needs samples of the posterior, and "
+                "method=ambient has a point estimate; choose another method, or "
+                "corruption.learn=[]"
+            )
+
     def draw(self, measurement: Measurement) -> Tensor:
         """Returns the estimate of E[x | y] for each measurement, (B, *shape)."""
         y, mask, std = measurement
-        t = time_of(self.denoiser, std.max()).float()
+        t = time_of(self.denoiser, std[:, 0]).float()
         alpha, _ = self.denoiser.schedule(t)
-        return MaskedDenoiser(self.denoiser, mask)(alpha * y, t).mean
+        return MaskedDenoiser(self.denoiser, mask)(expand(alpha, y) * y, t).mean
 
 
 class AmbientPrior(Prior):

@@ -23,9 +23,9 @@ from diffem.runtime.errors import UserError, check_count, check_positive
 
 
 def time_of(denoiser: Denoiser, rho: Tensor) -> Tensor:
-    """Returns the time t at which σ_t / α_t = ρ, by bisection on [0, 1], (), float64.
+    """Returns the time t at which σ_t / α_t = ρ, by bisection on [0, 1], float64, for each ρ.
 
-    It is found on the device of ρ, (), without the host.
+    It is found on the device of ρ, without the host.
     """
     low, high = torch.zeros_like(rho).double(), torch.ones_like(rho).double()
     for _ in range(50):

@@ -197,14 +197,14 @@ class RunReport:
 
     def _score_store(self, k: int, measurements: MeasurementSet) -> dict[str, Any]:
         """Returns the mean scores of a round's reconstructions, chunk by chunk."""
-        data, total = self.store.open(k), dict[str, float]()
+        data, values = self.store.open(k), dict[str, list[Tensor]]()
         for chunk in self.store.chunks:
             rows = self.store.rows(chunk)
             x = data.__getitems__(range(rows.start, rows.stop)).x
             for metric in self._metrics:
                 name, value = metric.score.name, compute(metric, x, measurements, rows)
-                total[name] = total.get(name, 0.0) + float(value.double().sum())
-        means = {name: value / len(data) for name, value in total.items()}
+                values.setdefault(name, []).append(value)
+        means = {name: mean_of(torch.cat(value)) for name, value in values.items()}
         first = data.__getitems__(range(min(len(data), IMAGES))).x
         means |= diversity_metrics(first)
         if first.ndim == 2 and self.heldout.truth is not None:
@@ -215,9 +215,7 @@ class RunReport:
         """Returns the scores of the mean of samples, (S, n, *shape), of the first n posteriors."""
         mean, rows = samples.mean(dim=0), slice(samples.shape[1])
         return {
-            metric.score.of_the_mean().name: float(
-                compute(metric, mean, measurements, rows).mean()
-            )
+            metric.score.of_the_mean().name: mean_of(compute(metric, mean, measurements, rows))
             for metric in self._metrics
             if metric.of_mean
         }
@@ -231,7 +229,7 @@ class RunReport:
         measurement = heldout.measurement.select(rows)
         lpips = [] if self.evaluation.lpips is None else [self.evaluation.lpips]
         final: dict[str, Any] = {
-            metric.score.name: float(compute(metric, first, heldout, rows, device).mean())
+            metric.score.name: mean_of(compute(metric, first, heldout, rows, device))
             for metric in (*self.evaluation.metrics.values(), *lpips)
         }
         final |= self._score_means(samples, heldout)
@@ -338,6 +336,11 @@ def compute(
     return metric.compute(
         x.to(target), truth.to(target), measurements.channel, measurement.to(target)
     )
+
+
+def mean_of(values: Tensor) -> float:
+    """Returns the mean of a metric over the reconstructions for which it is defined."""
+    return float(values.double().nanmean())
 
 
 def print_closing(

@@ -66,10 +66,21 @@ BAD = [
         ["corruption=blur", "corruption.learn=[sigma]", "corruption.sigma=[0.5,2]"],
         "corruption.sigma must be one number, the start, where corruption.learn names it",
     ),
+    (["+assumed.sigma=2"], "assumed.sigma is not a key of the corruption; allowed: noise, rho"),
+    (["assumed.rho=0.1"], "assumed.rho is not in the config yet; add it by +assumed.rho=VALUE"),
     (
-        ["+assumed.sigma=2"],
-        "assumed.sigma is not a key of the corruption; allowed: noise, rho, learn",
+        ["+assumed.noise.photons=9"],
+        "assumed.noise.photons is not a key of the corruption; allowed: std",
     ),
+    (
+        ["corruption=downsample", "+assumed.factor=4"],
+        "assumed.factor must leave the shapes of measurement, operator and noise as they are",
+    ),
+    (
+        ["dataset=manifold", "corruption=projection", "network=mlp", "+assumed.rows=3"],
+        "assumed.rows must leave the shapes of measurement, operator and noise as they are",
+    ),
+    (["prior=null", "prior.steps=5"], "prior.steps has no effect, since prior is null here"),
     (["+assumed.rho=1"], "corruption.rho must be a number in [0, 1), got 1"),
     (["method=ambient", "corruption=blur"], "method=ambient needs corruption=mask on images"),
     (["method=ambient", "method.objective.delta=0"], "method.objective.delta must be a number"),

@@ -73,7 +73,7 @@ def test_a_learned_parameter_is_assumed_and_drawn_about() -> None:
 def test_square_error_is_the_noise_s_variance_at_the_truth() -> None:
     x, std = torch.randn(200, *SHAPE, generator=generator(5)), 0.3
     channel = make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(std))
-    error = channel.square_error(channel.draw(x, generator(6)), x).mean() / std**2
+    error = channel.square_error(channel.draw(x, generator(6)), x) / std**2
     # Monte Carlo: about 200 · 32 measured pixels, each χ² of variance 2.
     assert abs(error - 1) < 4.5 * math.sqrt(2 / (200 * 32))
 
@@ -84,6 +84,10 @@ def test_square_error_is_the_noise_s_variance_at_the_truth() -> None:
         (
             lambda: make_channel(Denoising(SHAPE), GaussianNoise(0.1), learn=["sigma"]),
             r"corruption\.learn can name noise of this corruption, got 'sigma'",
+        ),
+        (
+            lambda: blur(0.1, 1.0, learn=("sigma", "sigma")),
+            r"corruption\.learn names sigma twice; name it once",
         ),
         (
             lambda: blur(0.1, 1.0, learn=("width",)),

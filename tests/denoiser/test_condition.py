@@ -1,15 +1,24 @@
-"""What a denoiser is told: with and without maps, fused or not, withheld."""
+"""What a denoiser is conditioned on: with and without maps, fused or not, withheld."""
 
 import pytest
 import torch
 from azula.noise import VESchedule
 from exact import Zero
 
-from diffem.corruption import Blur, GaussianNoise, Mask, PoissonNoise, Projection, make_channel
+from diffem.corruption import (
+    Blur,
+    Denoising,
+    GaussianNoise,
+    Mask,
+    PoissonNoise,
+    Projection,
+    make_channel,
+)
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.network import MLP, UNet
 from diffem.posterior import Restoration
 from diffem.posterior.ambient import MaskedDenoiser
+from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
 SCHEDULE = VESchedule(0.02, 20.0)
@@ -22,10 +31,16 @@ CHANNELS = {
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_maps_are_told_or_not(name: str) -> None:
+def test_maps_are_seen_or_not(name: str) -> None:
     channel, with_maps, without = CHANNELS[name]
     assert Conditioning(maps=True).channels(channel) == with_maps
     assert Conditioning(maps=False).channels(channel) == without
+
+
+def test_maps_of_an_operator_without_any() -> None:
+    channel = make_channel(Denoising((1, 8, 8)), GaussianNoise(0.1))
+    with pytest.raises(UserError, match=r"maps=false has no effect on Denoising"):
+        Conditioning(maps=False).channels(channel)
 
 
 def test_unfused_y_reaches_the_denoiser_by_its_embedding_alone() -> None:
@@ -82,6 +97,21 @@ def test_ambient_restoration_of_a_standard_normal() -> None:
     denoiser = Denoiser(Zero(), SCHEDULE)
     x = Restoration(denoiser, MASK).draw(measurement)
     torch.testing.assert_close(x, measurement.y / (1 + 0.1**2), rtol=1e-4, atol=1e-5)
+
+
+def test_ambient_restores_each_measurement_at_its_own_noise_level() -> None:
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise((0.05, 1.0)))
+    x = torch.randn(6, 1, 8, 8, generator=generator(12))
+    y, _, std = measurement = channel.draw(x, generator(13))
+    restored = Restoration(Denoiser(Zero(), SCHEDULE), channel).draw(measurement)
+    expected = y / (1 + std[:, :, None, None] ** 2)
+    torch.testing.assert_close(restored, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ambient_s_point_estimate_learns_no_channel() -> None:
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1), learn=["noise"])
+    with pytest.raises(UserError, match=r"corruption\.learn=\['noise'\] needs samples"):
+        Restoration(Denoiser(Zero(), SCHEDULE), channel)
 
 
 def test_a_masked_denoiser_does_not_see_behind_the_mask() -> None:

@@ -43,6 +43,28 @@ def test_the_search_is_bounded() -> None:
     )
 
 
+def test_measurements_count_by_their_noise() -> None:
+    """Of levels from 0.01 to 1, those without much noise say where the width is."""
+    operator = Blur(SHAPE, sigma=1.0, kernel_size=5)
+    channel = make_channel(operator, GaussianNoise([0.01, 1.0]), learn=("sigma",))
+    errors = []
+    for seed in range(8):
+        x = torch.randn(64, *SHAPE, generator=generator(seed, "x"))
+        found = maximise(channel, channel.draw(x, generator(seed, "y")), x)
+        errors.append(found["sigma"] - 1.0)
+    # The standard deviation is 0.1 %; with equal weights, the noise of the worst makes it 2 %.
+    assert torch.tensor(errors).square().mean().sqrt() < 0.003
+
+
+def test_what_measures_nothing_does_not_count() -> None:
+    channel = make_channel(Mask(SHAPE, rho=0.97), GaussianNoise(0.2), learn=("noise",))
+    x = torch.randn(800, *SHAPE, generator=generator(7))
+    drawn = make_channel(Mask(SHAPE, rho=0.97), GaussianNoise(0.1)).draw(x, generator(8))
+    assert (drawn.operator.flatten(1).sum(dim=1) == 0).any()
+    # About 1,536 measured pixels: σ_y to 4.5 / sqrt(2 n) = 8 %.
+    assert maximise(channel, channel.assume(drawn), x)["noise"] == pytest.approx(0.1, rel=0.08)
+
+
 def test_em_finds_the_channel_under_a_known_gaussian_prior() -> None:
     """The digits' own mean and covariance as the prior: start at twice the width and the noise."""
     x = Digits([1, 8, 8], train=1500).load().train

@@ -14,6 +14,7 @@ from diffem.corruption import (
     Denoising,
     GaussianNoise,
     LinearGaussianChannel,
+    Mask,
     Measurement,
     PoissonNoise,
     Projection,
@@ -33,6 +34,7 @@ from diffem.metric import (
     sinkhorn_divergence,
     ssim,
 )
+from diffem.report.summary import mean_of
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
@@ -144,6 +146,16 @@ def test_residual_chi2_of_the_truth_is_1() -> None:
     value = ResidualChi2().compute(truth, truth, IMAGES, measurement)
     assert value.shape == (200,)
     assert float(value.mean()) == pytest.approx(1.0, abs=4 * math.sqrt(2 / truth.numel()))
+
+
+def test_residual_chi2_leaves_out_what_measures_nothing() -> None:
+    channel = make_channel(Mask((1, 8, 8), rho=0.97), GaussianNoise(0.1))
+    truth = torch.zeros(400, 1, 8, 8)
+    measurement = channel.draw(truth, generator(8))
+    value = ResidualChi2().compute(truth, truth, channel, measurement)
+    empty = measurement.operator.flatten(1).sum(dim=1) == 0
+    assert empty.any() and torch.equal(value.isnan(), empty)
+    assert mean_of(value) == pytest.approx(float(value[~empty].mean()), rel=1e-5)
 
 
 def test_metrics_say_what_they_are() -> None:
