@@ -173,7 +173,7 @@ class EMLoop(StateCheckpoint):
                 posterior, data.measurements, data.store, self.state,
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank,
             )  # fmt: skip
-            self.state.spend(module.take_nfe() * trainer.world_size)
+            self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
             costs = self.state.end_round(self._lap())
             costs["optimizer_steps"] = self.state.round * data.steps
             if trainer.is_global_zero:
@@ -220,6 +220,14 @@ class EMLoop(StateCheckpoint):
         """Returns the seconds since the last call."""
         before, self._lap_start = self._lap_start, time.perf_counter()
         return self._lap_start - before
+
+
+def _sum_over_ranks(trainer: Trainer, count: int) -> int:
+    """Returns the sum of the ranks' counts: a slow rank draws fewer chunks than another."""
+    local = torch.tensor(count, device=trainer.strategy.root_device)
+    total = trainer.strategy.reduce(local, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return int(total)
 
 
 def _parts(trainer: Trainer) -> tuple[DenoiserModule, ReconstructionDataModule]:

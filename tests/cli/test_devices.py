@@ -31,6 +31,11 @@ def chunks(run_dir: Path, round: int) -> dict[str, str]:
     return json.loads(manifest.read_text())["chunks"]
 
 
+def nfe(run_dir: Path, round: int) -> int:
+    """Returns the network function evaluations up to a round."""
+    return json.loads((run_dir / "rounds.json").read_text())["rounds"][round]["nfe"]
+
+
 def run(run_dir: Path, devices: int, *overrides: str) -> Path:
     words = (*COMMON, f"trainer.devices={devices}", f"run_dir={run_dir}", *overrides)
     done = train(*words, OMP_NUM_THREADS="1")
@@ -84,4 +89,6 @@ def test_what_a_slow_process_leaves_others_make(alone: Path, tmp_path: Path) -> 
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     again = ("init=checkpoint", f"init.path={alone}", "sampler.steps=256")
-    assert chunks(run_dir, 0) == chunks(run(tmp_path / "alone", 1, *again), 0)
+    one = run(tmp_path / "alone", 1, *again)
+    assert chunks(run_dir, 0) == chunks(one, 0)
+    assert nfe(run_dir, 0) == nfe(one, 0) > 0
