@@ -14,6 +14,7 @@ from azula.denoise import DiracPosterior
 from torch import Tensor
 
 from diffem.corruption import LinearGaussianChannel, Measurement
+from diffem.corruption.operator import full_precision
 from diffem.denoiser import Denoiser
 from diffem.posterior.covariance import Heuristic
 from diffem.posterior.posterior import DenoiserPosterior, SamplerFactory, require_spectrum
@@ -59,6 +60,7 @@ class PseudoInverseDenoiser(AzulaDenoiser):
         (grad,) = torch.autograd.grad(x_hat, x_t, residual_At)
         return DiracPosterior(mean=x_hat.detach() + sigma_t**2 / alpha_t * grad)
 
+    @full_precision
     def _solve(self, x_hat: Tensor, precision: Tensor) -> Tensor:
         """Returns the coefficients of Aᵀ (A V Aᵀ + σ_y²)⁻¹ (y - A x̂), (B, *shape)."""
         u, v, w = self.covariance(precision)

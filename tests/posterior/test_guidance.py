@@ -222,6 +222,18 @@ def test_cov_x_gives_the_exact_posterior_mean_for_a_gaussian_prior(name: str) ->
         torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_cov_x_is_exact_in_mixed_precision() -> None:
+    """As a run samples by default: only the network's products are rounded to bfloat16."""
+    channel = make_channel(Mask((1, 2, 3), rho=0.5), GaussianNoise(STD))
+    covariance = PrincipalComponents(3).fitted(torch.randn(20, 1, 2, 3, generator=generator(15)))
+    measurement = channel.draw(torch.randn(5, 1, 2, 3, generator=generator(16)), generator(17))
+    guide = PseudoInverseDenoiser(Denoiser(Zero(), SCHEDULE), channel, measurement, covariance)
+    x_t, t = torch.randn(5, 1, 2, 3, generator=generator(18)), torch.tensor(0.5)
+    exact = guide(x_t, t).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(guide(x_t, t).mean, exact)
+
+
 def test_isotropic_heuristics() -> None:
     precision = torch.tensor(4.0)
     assert float(Isotropic(1.0)(precision)[2]) == pytest.approx(1 / 5)  # identity
