@@ -22,8 +22,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli.compose import build_channel, check_config
-from diffem.cli.train import build_module, build_posterior
-from diffem.corruption import Channel, LinearChannel, Measurement
+from diffem.cli.train import build_module, build_posterior, unused_settings
+from diffem.corruption import (
+    Channel,
+    Denoising,
+    GaussianNoise,
+    LinearChannel,
+    Measurement,
+    make_channel,
+)
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em.init import Init
@@ -332,3 +339,21 @@ def test_settings_change_round_0(init: str, key: str) -> None:
             return posterior.draw(measurements.measurement)
 
     assert_differ(round_0(cfg), round_0(changed(cfg, key)))
+
+
+def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They have no effect in some rows, which the run says instead of ending."""
+    monkeypatch.setattr("diffem.cli.train.is_given", lambda key: True)
+    diffem, rival = composed(), composed("method=em_mmps", "prior=null")
+
+    def unused(cfg: DictConfig, *, learn: tuple[str, ...] = ()) -> set[str]:
+        objective = instantiate(cfg.method.objective, _convert_="all")
+        channel = make_channel(Denoising((1, 8, 8)), GaussianNoise(0.1), learn=learn)
+        return {key for key, _ in unused_settings(cfg, objective, channel)}
+
+    assert unused(diffem, learn=("noise",)) == set()
+    assert unused(diffem) == {"blind"}
+    assert unused(rival) == {"blind", "metric.prior"}
+    assert unused(composed("method=em_mmps")) == {"blind", "prior"}

@@ -153,11 +153,23 @@ def check_assumed(cfg: DictConfig) -> None:
     """
     from torch import Generator, zeros
 
-    shapes = []
+    from diffem.corruption import LinearChannel
+
+    shapes, known = [], []
     for node in (cfg.corruption, assumed_corruption(cfg)):
         channel = build_channel(node, cfg.dataset.shape)
         drawn = channel.draw(zeros(1, *channel.shape), Generator().manual_seed(0))
         shapes.append([list(field.shape[1:]) for field in drawn])
+        if isinstance(channel, LinearChannel):
+            parameters = (channel.forward_operator.parameters, channel.noise.parameters)
+            known.append({p.name: p.known for part in parameters for p in part.values()})
+    for name in known[0] if known else ():
+        if known[0][name] is not None and known[1].get(name, 0.0) is None:
+            key = name.removeprefix("corruption.")
+            raise UserError(
+                f"assumed.{key} must be one number, as {name} is: a range is for measurements of "
+                "which each has its own"
+            )
     if shapes[0] != shapes[1]:
         keys = ", ".join(f"assumed.{key}" for key in cfg.assumed)
         raise UserError(

@@ -4,7 +4,7 @@ Reads top to bottom: build the parts, fit by EM, fit the prior, evaluate, report
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from diffem.cli.compose import (
     is_given,
     public_config,
 )
-from diffem.corruption import Channel
+from diffem.corruption import Channel, LinearChannel
 from diffem.data import MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
@@ -50,7 +50,7 @@ from diffem.posterior import DenoiserPosterior
 from diffem.posterior.posterior import check_sampler
 from diffem.report import RunReport
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import console
+from diffem.runtime.progress import console, warn
 from diffem.runtime.rng import seeded
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
@@ -72,6 +72,8 @@ def run(cfg: DictConfig) -> None:
     if isinstance(init, FromClean):
         train.known_truth("init=clean")
 
+    for key, reason in unused_settings(cfg, objective, train.channel):
+        warn(f"{key} has no effect: {reason}")
     run_dir = open_run(cfg, HydraConfig.get())
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
@@ -110,6 +112,23 @@ def run(cfg: DictConfig) -> None:
         evaluate(cfg, module, prior, data, make_posterior, report)
 
 
+def unused_settings(
+    cfg: DictConfig, objective: Objective, channel: Channel
+) -> Iterator[tuple[str, str]]:
+    """Yields what the command line sets without effect, and why.
+
+    A comparison gives such settings to all of its rows, so they are no reason to refuse a run.
+    """
+    learned = cfg.prior is not None and objective.learns_prior
+    for key, unused, reason in (
+        ("prior", learned, "the network of this method is the prior too"),
+        ("metric.prior", cfg.prior is None, "prior=null"),
+        ("blind", not channel.learn, "corruption.learn is empty"),
+    ):
+        if unused and is_given(key):
+            yield key, reason
+
+
 def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
     """Returns the training and the held-out measurements, under the assumed channel.
 
@@ -127,6 +146,12 @@ def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
     shape = cfg.dataset.shape
     channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, assumed_corruption(cfg)))
     clean = source.load()
+    darkest = min(float(x.min()) for x in clean)
+    if isinstance(channel, LinearChannel) and channel.noise.counts_photons and darkest < -1:
+        raise UserError(
+            f"corruption.noise={channel.noise} needs images in [-1, 1], where -1 is dark, and the "
+            f"data go down to {darkest:.3g}; choose corruption/noise=gaussian"
+        )
     train, heldout = (
         simulate_measurements(x, channel, seed=cfg.seed, split=split, assumed=assumed)
         for split, x in zip(clean._fields, clean, strict=True)

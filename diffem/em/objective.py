@@ -152,8 +152,8 @@ class Ambient(Objective):
     uses_reconstructions = False
 
     def __init__(self, *, delta: float) -> None:
-        if check_fraction("method.objective.delta", delta) == 0:
-            raise UserError("method.objective.delta must be a number in (0, 1), got 0")
+        if not isinstance(delta, int | float) or not 0 < delta < 1:
+            raise UserError(f"method.objective.delta must be a number in (0, 1), got {delta!r}")
         self.delta = delta
 
     def cond_channels(self, channel: Channel) -> int:

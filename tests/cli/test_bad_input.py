@@ -80,6 +80,11 @@ BAD = [
         ["dataset=manifold", "corruption=projection", "network=mlp", "+assumed.rows=3"],
         "assumed.rows must leave the shapes of measurement, operator and noise as they are",
     ),
+    (["+assumed.noise.std=[0.01,0.02]"], "assumed.noise.std must be one number, as corruption"),
+    (
+        ["dataset=manifold", "corruption=denoising", "corruption/noise=poisson", "network=mlp"],
+        "corruption.noise=PoissonNoise needs images in [-1, 1], where -1 is dark, and the data go",
+    ),
     (["prior=null", "prior.steps=5"], "prior.steps has no effect, since prior is null here"),
     (["+assumed.rho=1"], "corruption.rho must be a number in [0, 1), got 1"),
     (["method=ambient", "corruption=blur"], "method=ambient needs corruption=mask on images"),
