@@ -15,8 +15,9 @@ SIGNAL ?= KILL
 train: $(READY)
 	$(BIN)/python train.py
 
+# Two processes of one thread each: threads that share two cores only wait for one another.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .

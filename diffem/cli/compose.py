@@ -218,7 +218,8 @@ def build_channel(node: DictConfig, shape: Sequence[int]) -> "Channel":
 
 def is_given(group: str) -> bool:
     """Returns whether the command line chooses a group or sets a key of it."""
-    keys = (o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task)
+    given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    keys = [str(o).lstrip("+~").partition("=")[0] for o in given or ()]
     return any(key == group or key.startswith(f"{group}.") for key in keys)
 
 

@@ -271,8 +271,12 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     "overrides",
     [
         ("method=supervised",),
-        ("corruption=downsample", "sampler=multistep", "init=measurement"),
-        ("corruption=blur", "corruption/noise=poisson_gaussian"),
+        (
+            "corruption=downsample",
+            "corruption/noise=poisson_gaussian",
+            "sampler=multistep",
+            "init=measurement",
+        ),
         ("corruption=denoising", "sampler=heun", "init=clean", "logger=csv"),
         ("sampler=pc", "logger=tensorboard", "em.steps_per_round=null", "em.epochs_per_round=1"),
     ],
