@@ -45,7 +45,8 @@ class MeasurementFiles:
         path: A folder of PNG or TIFF images of one size (8-bit, 16-bit or float; grey or 8-bit
             RGB), a .npy file of measurements, or a .npz file with `y` and perhaps `operator` (φ;
             for a mask 0 where nothing was measured), `std` (N,) and `truth`. (N, H, W) are grey
-            images, (N, C, H, W) have channels, (N, D) are vectors. NaN in y is "not measured".
+            images, (N, C, H, W) have channels, (N, D) are vectors. NaN in y is "not measured", and
+            then no channel of that pixel is.
         shape: The shape of a clean image; None for that of a measurement.
         range: [low, high], the values in the data's units that become -1 and 1; None to estimate
             it from the measurements. Nothing is clipped.
@@ -137,7 +138,9 @@ class MeasurementFiles:
                     f"dataset.path: the masks in {self.path} have shape {list(mask.shape)}; "
                     f"{list(shape)} is needed"
                 )
-            mask = (mask != 0).float() * measured.all(dim=1, keepdim=True).expand(shape).float()
+            if len(shape) > 2:  # a pixel is measured in all of its channels, or not
+                measured = measured.all(dim=1, keepdim=True)
+            mask = (mask != 0).float() * measured.float()
             return mask, channel.with_operator(Recorded(operator, mask))
         if not complete:
             raise UserError(

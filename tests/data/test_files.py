@@ -90,6 +90,14 @@ def test_nan_is_not_measured_and_masks_are_drawn_from_the_data(tmp_path: Path) -
     assert set(drawn.operator.flatten(1).sum(dim=1).tolist()) == {15.0, 18.0}
 
 
+def test_a_missing_entry_of_a_vector_leaves_the_others(tmp_path: Path) -> None:
+    y = RNG.normal(0, 1, (N, 6)).astype(np.float32)
+    y[:, 2] = np.nan
+    source = MeasurementFiles(save(tmp_path, y=y))
+    train, _ = source.measurement_sets(make_channel(Mask((6,), rho=0.5), GaussianNoise(0.1)))
+    assert train.measurement.operator.mean(dim=0).tolist() == [1, 1, 0, 1, 1, 1]
+
+
 def test_a_mask_a_noise_of_each_and_the_truth_from_one_file(tmp_path: Path) -> None:
     mask = RNG.integers(0, 2, (N, 6, 5))
     std = np.linspace(5, 50, N)
