@@ -115,8 +115,18 @@ class MeasurementFiles:
         truth = None
         if self.held.truth is not None:
             truth = self.scale.normalise(torch.from_numpy(self.held.truth).float())
+            if truth.shape[1:] != self.shape or not truth.isfinite().all():
+                raise UserError(
+                    f"dataset.path: truth in {self.path} must be finite images of shape "
+                    f"{list(self.shape)}, got {list(truth.shape[1:])}; mend it, or leave it out"
+                )
         order = torch.randperm(len(y), generator=generator("held-out", len(y)))
         count = max(2, round(self.heldout * len(y)))
+        if len(y) - count < 2:
+            raise UserError(
+                f"dataset.heldout={self.heldout} leaves {len(y) - count} of {len(y)} measurements "
+                "to train on; at least 2 are needed: lower it"
+            )
         sets = []
         for rows in (order[count:].sort().values, order[:count].sort().values):
             part = Measurement(y, operator, noise).select(rows)

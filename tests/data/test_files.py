@@ -168,6 +168,18 @@ def test_what_is_refused(
     assert sentence in str(error.value)
 
 
+def test_a_truth_of_another_shape_and_a_split_without_training_data(tmp_path: Path) -> None:
+    for truth in (Y[:, :4], np.where(Y > 900, np.nan, Y)):
+        source = MeasurementFiles(save(tmp_path, y=Y, truth=truth))
+        with pytest.raises(
+            UserError, match=r"truth in .* must be finite images of shape \[1, 6, 5\]"
+        ):
+            source.measurement_sets(denoising(source.shape))
+    source = MeasurementFiles(save(tmp_path, y=Y), heldout=0.95)
+    with pytest.raises(UserError, match=r"dataset\.heldout=0\.95 leaves 1 of 20 measurements"):
+        source.measurement_sets(denoising(source.shape))
+
+
 def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
     alpha, pages, palette = (tmp_path / n for n in ("alpha.png", "pages.tif", "palette.png"))
     Image.new("RGBA", (4, 4)).save(alpha)
