@@ -1,9 +1,23 @@
 """Recorded operators: φ is drawn from those of the measurements, where its law is not known."""
 
+from typing import Protocol
+
 from torch import Generator, Tensor, randint
 
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
+
+
+class Records(Protocol):
+    """φ of the measurements: a tensor (N, *P) on the CPU, or what reads the rows asked for."""
+
+    def __len__(self) -> int:
+        """Returns N."""
+        ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Returns φ of rows, (n, *P), on the CPU; rows are whole numbers, (n,)."""
+        ...
 
 
 class Recorded(LinearOperator):
@@ -11,10 +25,10 @@ class Recorded(LinearOperator):
 
     Arguments:
         operator: The operator A_φ.
-        recorded: φ of the measurements, (N, *P), on the CPU.
+        recorded: φ of the measurements, (N, *P).
     """
 
-    def __init__(self, operator: LinearOperator, recorded: Tensor) -> None:
+    def __init__(self, operator: LinearOperator, recorded: Records) -> None:
         super().__init__(operator.shape)
         self.operator = operator
         self.recorded = recorded

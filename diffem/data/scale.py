@@ -30,10 +30,17 @@ class Scale:
         """The size of one unit of the data on the scale of [-1, 1]."""
         return 2 / (self.high - self.low)
 
+    @property
+    def centre(self) -> float:
+        """The value in the data's units that becomes 0."""
+        return (self.low + self.high) / 2
+
     def normalise(self, y: Tensor) -> Tensor:
-        """Returns values in the data's units on the scale of [-1, 1]."""
-        return (y - self.low) * self.factor - 1
+        """Returns values in the data's units on the scale of [-1, 1]; [-1, 1] itself stays."""
+        # The centre first: y - low and a later - 1 would round twice.
+        return (y - self.centre) * self.factor
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """Returns values on the scale of [-1, 1] in the data's units."""
-        return (x + 1) / self.factor + self.low
+        """Returns values on the scale of [-1, 1] in the data's units; [-1, 1] itself stays."""
+        # Minus minus the centre: x + 0.0 would lose the sign of x = -0.0.
+        return x / self.factor - (0.0 - self.centre)

@@ -1,0 +1,249 @@
+"""Arrays in the data's own units, and the measurements that a channel takes for them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption import Channel, LinearChannel, LinearOperator, Mask, Measurement
+from diffem.corruption.recorded import Recorded
+from diffem.data.scale import Scale
+from diffem.runtime.errors import UserError
+
+Array = np.ndarray | Tensor
+
+
+def measurement_of(
+    y: Array,
+    channel: Channel,
+    scale: Scale,
+    *,
+    operator: Array | None = None,
+    noise: Array | None = None,
+    source: str = "y",
+) -> Measurement:
+    """Returns arrays in the data's units as measurements on the scale of [-1, 1], float32.
+
+    A linear channel's A x is in the units of x, so y is scaled as x is. A channel that is not
+    linear has units of its own for y, and y stays as it is.
+
+    Arguments:
+        y: Measurements, (N, *M), real numbers; (N, H, W) where M is (1, H, W). NaN is "not
+            measured", which only a mask allows; then no channel of that pixel is.
+        channel: The channel that they went through, on the scale of [-1, 1].
+        scale: The data's units: the range of the clean images.
+        operator: The operator's parameters φ of each measurement, (N, *P): for a mask, 0 where
+            nothing was measured. None where the channel has the same for all, and for a mask.
+        noise: The standard deviation of each measurement's noise in the data's units, (N,), of a
+            linear channel; the noise's parameters, (N, K), of another. None where the channel has
+            one number.
+        source: What the sentences call the measurements, such as "dataset.path: y.npz".
+
+    Raises:
+        UserError: If an array is not of real numbers, of a shape that does not fit the channel,
+            or missing, or is given although the channel has one number in its place.
+    """
+    values = numbers(y, f"{source}: y", nan=True)
+    if not len(values):
+        raise UserError(f"{source} holds no measurement; give at least one")
+    if isinstance(channel, LinearChannel):
+        given = _linear(values, channel, scale, operator, noise, source)
+    else:
+        given = _general(values, channel, operator, noise, source)
+    single = Measurement(*(field.float() for field in given))
+    if not single.y.isfinite().all():
+        raise UserError(
+            f"{source}: y holds values that are too large for dataset.range="
+            f"[{scale.low:g},{scale.high:g}] and float32; correct them, or mark them by NaN"
+        )
+    return channel.assume(single)
+
+
+def numbers(values: Array, name: str, *, nan: bool = False) -> Tensor:
+    """Returns real numbers as a float64 tensor on the CPU.
+
+    Arguments:
+        values: The numbers, (N, …); of any width and byte order.
+        name: What the sentences call them.
+        nan: Whether NaN is allowed.
+
+    Raises:
+        UserError: If they are no real numbers with one row for each measurement, or one is
+            infinite, or NaN where it must not be.
+    """
+    if isinstance(values, Tensor):
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu()
+    array = np.asarray(values)
+    if array.dtype.kind not in "buif" or array.ndim == 0:
+        raise UserError(
+            f"{name} must be real numbers, (N, …), got {array.dtype} of shape "
+            f"{list(array.shape)}; convert it"
+        )
+    tensor = torch.from_numpy(array.astype(np.float64))
+    if tensor.isinf().any():
+        advice = "mark it by NaN" if nan else "correct it"
+        raise UserError(f"{name} holds infinity; {advice}")
+    if not nan and tensor.isnan().any():
+        raise UserError(f"{name} holds NaN; correct it")
+    return tensor
+
+
+def _linear(
+    y: Tensor,
+    channel: LinearChannel,
+    scale: Scale,
+    operator: Array | None,
+    noise: Array | None,
+    source: str,
+) -> Measurement:
+    """Returns the measurements of a linear channel, float64."""
+    forward = channel.forward_operator
+    own = forward.operator if isinstance(forward, Recorded) else forward
+    if isinstance(own, Mask):
+        y = _with_channels(y, own.shape, channel, source)
+        phi = _mask(y, own, operator, source)
+    elif y.isnan().any():
+        raise UserError(
+            f"{source} holds NaN, which says that a pixel was not measured; choose corruption=mask"
+        )
+    else:
+        phi = _operator(len(y), own, operator, channel, source)
+        expected = own.apply(torch.zeros(1, *own.shape, dtype=phi.dtype), phi[:1]).shape[1:]
+        y = _with_channels(y, expected, channel, source)
+    if own.preserves_intensity:
+        y = scale.normalise(y)
+    else:  # A maps the centre of the scale to A c, which need not be c
+        centre = torch.full((len(y), *own.shape), scale.centre, dtype=y.dtype)
+        y = (y - own.apply(centre, phi)) * scale.factor
+    y = y.nan_to_num(nan=0.0) * own.measured_mask(y, phi)
+    return Measurement(y, phi, _noise(len(y), channel, scale, noise, source))
+
+
+def _general(
+    y: Tensor, channel: Channel, operator: Array | None, noise: Array | None, source: str
+) -> Measurement:
+    """Returns the measurements of a channel that only draws and embeds, float64."""
+    if y.isnan().any():
+        raise UserError(
+            f"{source} holds NaN, and {channel} does not say what was not measured; fill it in, "
+            "or leave these measurements out"
+        )
+    # Draws show the shapes, and whether a parameter is the same for all.
+    drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
+    y = _with_channels(y, drawn.y.shape[1:], channel, source)
+    phi = _given_or_drawn(len(y), operator, drawn.operator, f"{source}: operator", channel)
+    return Measurement(
+        y, phi, _given_or_drawn(len(y), noise, drawn.noise, f"{source}: std", channel)
+    )
+
+
+def _with_channels(y: Tensor, expected: Sequence[int], channel: Channel, source: str) -> Tensor:
+    """Returns measurements of the shape that a channel gives, grey images with their channel."""
+    if y.shape[1:] == tuple(expected):
+        return y
+    if (1, *y.shape[1:]) == tuple(expected):
+        return y.unsqueeze(1)
+    raise UserError(
+        f"{source}: the measurements have shape {list(y.shape[1:])}, and {channel} of images "
+        f"{list(channel.shape)} gives {list(expected)}; set dataset.shape or the corruption"
+    )
+
+
+def _mask(y: Tensor, own: Mask, operator: Array | None, source: str) -> Tensor:
+    """Returns the mask of each measurement: 1 where a number was measured in every channel."""
+    shape = (len(y), *own.mask_shape)
+    measured = ~y.isnan()
+    if len(own.shape) > 1:  # a pixel is measured in all of its channels, or not
+        measured = measured.all(dim=1, keepdim=True)
+    if operator is None:
+        return measured.to(y.dtype)
+    mask = numbers(operator, f"{source}: operator")
+    if mask.shape != shape and mask.unsqueeze(1).shape == shape:
+        mask = mask.unsqueeze(1)
+    if mask.shape != shape:
+        raise UserError(
+            f"{source}: the masks have shape {list(mask.shape)}; {list(shape)} is needed"
+        )
+    return ((mask != 0) & measured).to(y.dtype)
+
+
+def _operator(
+    n: int, own: LinearOperator, operator: Array | None, channel: Channel, source: str
+) -> Tensor:
+    """Returns φ of each measurement, (N, *P), of an operator that is no mask."""
+    known = [p.name for p in own.parameters.values() if p.known is not None]
+    if operator is not None and known:
+        raise UserError(
+            f"{source} has `operator` for each measurement, and {known[0]} is one number for all; "
+            "give a range [low, high] that holds them in its place, or leave `operator` out"
+        )
+    if operator is None and any(p.known is None for p in own.parameters.values()):
+        raise UserError(
+            f"{source} has no `operator`, and {channel} draws its own for each measurement; give "
+            "one number in its place, or `operator`"
+        )
+    drawn = own.draw(2, Generator().manual_seed(0))
+    return _given_or_drawn(n, operator, drawn, f"{source}: operator", channel)
+
+
+def _given_or_drawn(
+    n: int, given: Array | None, drawn: Tensor, name: str, channel: Channel
+) -> Tensor:
+    """Returns a channel's parameters of each measurement, (N, *P).
+
+    Arguments:
+        n: N.
+        given: The parameters, or None.
+        drawn: Those of two draws of the channel, (2, *P).
+        name: What the sentences call them.
+        channel: The channel.
+
+    Raises:
+        UserError: If they are of another shape, or are missing and differ between draws.
+    """
+    if given is None:
+        if drawn.numel() and not torch.equal(drawn[0], drawn[1]):
+            raise UserError(
+                f"{name} is missing, and {channel} has another one for each measurement; give it"
+            )
+        return drawn[:1].double().repeat(n, *(1,) * (drawn.ndim - 1))
+    values, shape = numbers(given, name), (n, *drawn.shape[1:])
+    if (*values.shape, 1) == shape:
+        values = values.unsqueeze(-1)
+    if values.shape != shape:
+        raise UserError(
+            f"{name} must have the shape {list(shape)} for {channel}, got {list(values.shape)}; "
+            "correct it"
+        )
+    return values
+
+
+def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, source: str) -> Tensor:
+    """Returns the noise's parameters of each measurement, (N, K), on the scale of [-1, 1]."""
+    parameters, columns = channel.noise.parameters, []
+    if std is not None and "std" not in parameters:
+        raise UserError(f"{source}: std has no effect on {channel.noise}; leave it out")
+    for name, parameter in parameters.items():
+        if name == "std" and std is not None:
+            if parameter.known is not None:
+                raise UserError(
+                    f"{source} has the std of each measurement, and {parameter.name} is one "
+                    "number for all; give a range [low, high] that holds them in its place, or "
+                    "leave std out"
+                )
+            values = numbers(std, f"{source}: std")
+            if values.shape not in ((n,), (n, 1)) or not (values > 0).all():
+                raise UserError(
+                    f"{source}: std must be {n} positive numbers, (N,), got the shape "
+                    f"{list(values.shape)} and a smallest value of {values.min():g}"
+                )
+            columns.append(values.flatten() * scale.factor)
+        elif parameter.known is None:
+            raise UserError(
+                f"{parameter.name} is a range, and {source} does not have the value of each "
+                "measurement; give one number"
+            )
+        else:
+            columns.append(torch.full((n,), parameter.known, dtype=torch.float64))
+    return torch.stack(columns, dim=1)

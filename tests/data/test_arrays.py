@@ -1,0 +1,170 @@
+"""Arrays in the data's units become measurements, and what does not fit is refused."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption import (
+    Blur,
+    Channel,
+    Denoising,
+    GaussianNoise,
+    Mask,
+    Measurement,
+    PoissonNoise,
+    Projection,
+    make_channel,
+)
+from diffem.data.arrays import measurement_of
+from diffem.data.scale import Scale
+from diffem.runtime.errors import UserError
+
+N = 6
+RNG = np.random.default_rng(0)
+SHAPE = (1, 4, 3)
+X = RNG.uniform(1000, 3000, (N, *SHAPE))
+SCALE = Scale(0, 4000)
+STD = np.linspace(10, 60, N)
+
+
+class Saturated(Channel):
+    """y = min(x, 1) in units of its own: a channel that only draws and embeds."""
+
+    def draw(self, x: Tensor, generator: Generator) -> Measurement:
+        return Measurement(x.clamp(max=1), x.new_empty(len(x), 0), x.new_full((len(x), 1), 0.5))
+
+    def embed(self, measurement: Measurement) -> Tensor:
+        return measurement.y
+
+
+class Gain(Saturated):
+    """Saturated, with a gain that differs between measurements."""
+
+    def draw(self, x: Tensor, generator: Generator) -> Measurement:
+        gain = torch.rand(len(x), 1, generator=generator)
+        return Measurement(gain[..., None, None] * x, gain, x.new_empty(len(x), 0))
+
+
+def denoising(std: float | Sequence[float] = 0.1) -> Channel:
+    return make_channel(Denoising(SHAPE), GaussianNoise(std))
+
+
+def mask() -> Channel:
+    return make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.1))
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
+def test_scale_of_minus_one_to_one_is_the_identity(shift: float) -> None:
+    """Bit for bit, the sign of zero included."""
+    values = torch.randn(10_000, generator=Generator().manual_seed(0)) * 10 + shift
+    values = torch.cat([values, torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-40, 1e30])])
+    for mapped in (Scale().normalise(values), Scale().denormalise(values)):
+        assert torch.equal(mapped.view(torch.int32), values.view(torch.int32))
+
+
+def test_16_bit_integers_survive_the_scale_in_float32() -> None:
+    values = torch.arange(65536, dtype=torch.float32)
+    x = Scale(0, 65535).normalise(values)
+    assert (x[0], x[-1]) == (-1, 1)
+    assert torch.equal(Scale(0, 65535).denormalise(x).round(), values)
+
+
+@pytest.mark.parametrize("dtype", [">u2", "<u2", "int32", "float32", "float64", "uint8"])
+def test_arrays_of_every_width_and_byte_order(dtype: str) -> None:
+    y = (X / 20).astype(dtype)[:, 0]  # grey images without a channel axis
+    found = measurement_of(y, denoising(), SCALE)
+    expected = (torch.from_numpy(y.astype(np.float64))[:, None] - 2000) / 2000
+    assert torch.equal(found.y, expected.float()) and found.y.shape == (N, *SHAPE)
+    assert (found.noise == torch.tensor(0.1)).all()
+
+
+def test_tensors_and_arrays_give_the_same() -> None:
+    found = measurement_of(torch.from_numpy(X), denoising(), SCALE)
+    assert torch.equal(found.y, measurement_of(X, denoising(), SCALE).y)
+
+
+def test_a_large_offset_costs_no_precision() -> None:
+    """Values that float32 cannot tell apart, and their scale can."""
+    y = 1e9 + RNG.uniform(-1, 1, (N, *SHAPE))
+    found = measurement_of(y, denoising(), Scale(1e9 - 1, 1e9 + 1)).y
+    torch.testing.assert_close(found, torch.from_numpy(y - 1e9).float(), atol=2e-7, rtol=0)
+
+
+def test_nan_and_masks_are_joined() -> None:
+    y, given = X.copy(), np.ones((N, 4, 3), bool)
+    y[:, :, 1] = np.nan
+    given[:, :, 2] = False
+    found = measurement_of(y, mask(), SCALE, operator=given)
+    expected = torch.ones(N, *SHAPE)
+    expected[:, :, 1] = expected[..., 2] = 0
+    assert torch.equal(found.operator, expected)
+    assert torch.equal(found.y == 0, expected == 0)
+
+
+def test_the_noise_of_each_is_scaled() -> None:
+    found = measurement_of(X, denoising((0.001, 0.1)), SCALE, noise=STD)
+    assert torch.equal(found.noise[:, 0], (torch.from_numpy(STD) / 2000).float())
+
+
+def test_the_scale_is_that_of_x_where_the_operator_does_not_keep_it() -> None:
+    """y = A x in the data's units is y' = A x' on the scale, whatever A does to a constant."""
+    channel = make_channel(Projection((5,), rows=2), GaussianNoise(0.1))
+    phi = channel.forward_operator.draw(N, Generator().manual_seed(0)).double()
+    x = torch.from_numpy(RNG.uniform(1000, 3000, (N, 5)))
+    y = channel.apply(x, phi)
+    found = measurement_of(y, channel, SCALE, operator=phi)
+    expected = channel.apply(SCALE.normalise(x), phi).float()
+    torch.testing.assert_close(found.y, expected, atol=1e-6, rtol=0)  # float32 of values near 1
+
+
+def test_a_channel_that_is_not_linear_keeps_its_units() -> None:
+    found = measurement_of(X, Saturated(SHAPE), SCALE)
+    assert torch.equal(found.y, torch.from_numpy(X).float())
+    assert found.operator.shape == (N, 0) and found.noise.tolist() == [[0.5]] * N
+    gains = RNG.uniform(0, 1, N)
+    found = measurement_of(X[:, 0], Gain(SHAPE), SCALE, operator=gains)
+    assert torch.equal(found.operator[:, 0], torch.from_numpy(gains).float())
+    found = measurement_of(X, Saturated(SHAPE), SCALE, noise=STD)
+    assert torch.equal(found.noise[:, 0], torch.from_numpy(STD).float())
+
+
+HOLES = np.where(X > 2000, np.nan, X)
+BLUR = make_channel(Blur(SHAPE, sigma=1.0, kernel_size=3), GaussianNoise(0.1))
+RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNoise(0.1))
+
+
+@pytest.mark.parametrize(
+    ("y", "channel", "given", "sentence"),
+    [
+        (X.astype(complex), denoising(), {}, "must be real numbers, (N, …), got complex128"),
+        (X[:0], denoising(), {}, "holds no measurement"),
+        (X[:, :, :3], denoising(), {}, "the measurements have shape [1, 3, 3]"),
+        (X[0, 0], denoising(), {}, "have shape [3], and Denoising with GaussianNoise of images"),
+        (np.where(X > 2000, np.inf, X), denoising(), {}, "y holds infinity; mark it by NaN"),
+        (X * 1e40, denoising(), {}, "too large for dataset.range=[0,4000]"),
+        (HOLES, denoising(), {}, "choose corruption=mask"),
+        (HOLES, Saturated(SHAPE), {}, "Saturated does not say what was not measured"),
+        (X, mask(), {"operator": np.ones((N, 2, 2))}, "masks have shape [6, 2, 2]; [6, 1, 4, 3]"),
+        (X, mask(), {"operator": np.full((N, 4, 3), np.nan)}, "operator holds NaN; correct it"),
+        (X, RANGED, {}, "has no `operator`, and Blur with GaussianNoise draws its own"),
+        (X, RANGED, {"operator": np.ones((N, 2))}, "operator must have the shape [6, 1]"),
+        (X, BLUR, {"operator": np.ones(N)}, "corruption.sigma is one number for all"),
+        (X, denoising(), {"noise": STD}, "corruption.noise.std is one number for all"),
+        (X, denoising((0.1, 1)), {}, "corruption.noise.std is a range"),
+        (X, denoising((0.1, 1)), {"noise": -STD}, "std must be 6 positive numbers"),
+        (X, denoising((0.1, 1)), {"noise": STD[:3]}, "got the shape [3]"),
+        (X, make_channel(Denoising(SHAPE), PoissonNoise(9.0)), {"noise": STD},
+         "std has no effect on PoissonNoise"),
+        (X, Gain(SHAPE), {}, "operator is missing, and Gain has another one for each"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    y: np.ndarray, channel: Channel, given: dict[str, np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        measurement_of(y, channel, SCALE, **given, source="y.npz")
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+    assert "y.npz" in str(error.value)
