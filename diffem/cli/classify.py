@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from diffem.cli.compose import compose_config
 from diffem.cli.errors import report_user_errors
+from diffem.config.build import build
 from diffem.data import ImageDataset, LabelledDataset
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.runtime.errors import UserError, check_count
@@ -73,7 +73,7 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
     if out.suffix != ".safetensors":
         raise UserError(f"--out must be a .safetensors file, got {out}")
     cfg = compose_config([f"dataset={name}", *overrides])
-    dataset: ImageDataset = instantiate(cfg.dataset, _convert_="all")
+    dataset: ImageDataset = build(cfg.dataset, "dataset")
     if not isinstance(dataset, LabelledDataset):
         raise UserError(f"--dataset {name} has no labels to train on; choose a data set of images")
     images, labels = dataset.load(), dataset.labels()

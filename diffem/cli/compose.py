@@ -4,25 +4,22 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError
 
 from diffem.config.allow_list import check_hydra, check_targets
+from diffem.config.build import build
 from diffem.config.extras import check_extras, check_plugins
 from diffem.config.secrets import redact_config
 from diffem.config.trainer import check_strategy, check_trainer, external_processes
 from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
-
-if TYPE_CHECKING:
-    from diffem.corruption import Channel
 
 CONF = Path(__file__).parents[2] / "conf"
 NAME = "train"
@@ -88,6 +85,30 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         return compose(NAME, list(overrides))
 
 
+def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
+    """Returns the configuration of a run in this process, as Hydra's main would set it up.
+
+    `HydraConfig` has the choices and the overrides of this run afterwards.
+
+    Arguments:
+        overrides: As on the command line of train.py, without `run_dir`.
+        run_dir: The run directory.
+
+    Raises:
+        UserError: If the configuration is refused.
+        HydraException: If the overrides do not compose.
+    """
+    check_arguments(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(NAME, list(overrides), return_hydra_config=True)
+    cfg.run_dir = str(run_dir)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(run_dir)
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return cfg
+
+
 def check_config(cfg: DictConfig) -> None:
     """Checks the values that no part of the configuration checks by itself.
 
@@ -101,7 +122,6 @@ def check_config(cfg: DictConfig) -> None:
         UserError: If a number is out of its range, a key of the trainer is not known to keep the
             laws, this machine lacks the devices, or several processes would each choose a run
             directory.
-        InstantiationException: If the channel or the schedule cannot be built.
     """
     check_count("sampler.steps", cfg.sampler.steps)
     for key in ("order", "corrections"):
@@ -141,19 +161,19 @@ def check_config(cfg: DictConfig) -> None:
         )
     if cfg.dataset.shape is not None:
         check_assumed(cfg)
-    instantiate(cfg.schedule)
+    build(cfg.schedule, "schedule")
 
 
 def check_assumed(cfg: DictConfig) -> None:
     """Checks the corruption, and that it can be assumed to be what `assumed` says.
 
     Raises:
-        UserError: If a measurement would have another shape.
-        InstantiationException: If a channel cannot be built.
+        UserError: If a channel cannot be built, or a measurement would have another shape.
     """
     from torch import Generator, zeros
 
     from diffem.corruption import LinearChannel
+    from diffem.result.parts import build_channel
 
     shapes, known = [], []
     for node in (cfg.corruption, assumed_corruption(cfg)):
@@ -194,26 +214,6 @@ def assumed_corruption(cfg: DictConfig) -> DictConfig:
         ) from error
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def build_channel(node: DictConfig, shape: Sequence[int]) -> "Channel":
-    """Returns the channel of a node of conf/corruption.
-
-    Arguments:
-        node: The keys of a forward operator, with `noise` and `learn` beside them; or those of a
-            channel that is not made of an operator and a noise model.
-        shape: The shape of an image.
-
-    Raises:
-        InstantiationException: If a value is refused.
-    """
-    from diffem.corruption import Channel, make_channel  # imports torch, which takes seconds
-
-    settings = {k: v for k, v in node.items() if k not in ("noise", "learn")}
-    part = instantiate(OmegaConf.create(settings), shape=shape, _convert_="all")
-    if isinstance(part, Channel):
-        return part
-    return make_channel(part, instantiate(node.noise, _convert_="all"), learn=node.learn)
 
 
 def is_given(group: str) -> bool:

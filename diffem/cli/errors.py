@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from diffem.cli.compose import sibling_keys
@@ -29,7 +29,7 @@ def report_user_errors() -> Iterator[None]:
         yield
     except (UserError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
         where = f"process {rank}: " if (rank := global_rank()) else ""
-        report_error(f"{where}error: {redact_text(_sentence(error))}")
+        report_error(f"{where}error: {redact_text(sentence(error))}")
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL:
@@ -52,17 +52,11 @@ def report_user_errors() -> Iterator[None]:
         raise
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """Returns an exception's message for the user."""
-    text, cause = str(error), error.__cause__
+    text = str(error)
     if isinstance(error, UserError | FloatingPointError):
         return text
-    if isinstance(error, InstantiationException):
-        if isinstance(cause, UserError):
-            return str(cause)
-        key = re.search(r"full_key: (\S+)", text)
-        where = key.group(1) if key else "the config"
-        return f"{where} cannot be built: {' '.join(str(cause).split())}"
     if choice := re.search(r"Could not find '([\w/]+)/(.+?)'", text):
         group, name = choice.groups()
         known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -31,6 +33,19 @@ WARNINGS = (  # that say nothing about this run
 )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Opens a scope without the libraries' notes and warnings that say nothing about a run."""
+    import lightning.pytorch  # noqa: F401 - its import sets its loggers to INFO
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)
 @SubprocessJobs
 def hydra_main(cfg: DictConfig) -> None:
@@ -40,9 +55,8 @@ def hydra_main(cfg: DictConfig) -> None:
         check_config(cfg)
         from diffem.cli.train import run  # imports torch and Lightning
 
-        for name in ("lightning.pytorch", "lightning.fabric"):  # its import sets them to INFO
-            logging.getLogger(name).setLevel(logging.WARNING)
-        run(cfg)
+        with quiet():
+            run(cfg)
 
 
 def main() -> None:

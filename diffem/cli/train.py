@@ -4,27 +4,23 @@ Reads top to bottom: build the parts, fit by EM, fit the prior, evaluate, report
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
 
-from diffem.cli.compose import (
-    assumed_corruption,
-    build_channel,
-    describe_run,
-    is_given,
-    public_config,
-)
-from diffem.corruption import Channel, LinearChannel
-from diffem.data import MeasurementFiles
+from diffem.cli.compose import assumed_corruption, describe_run, is_given, public_config
+from diffem.config.build import build
+from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
+from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
@@ -46,9 +42,17 @@ from diffem.em.init import FromClean
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
-from diffem.posterior import DenoiserPosterior
-from diffem.posterior.posterior import check_sampler
 from diffem.report import RunReport
+from diffem.result import (
+    Description,
+    Result,
+    build_channel,
+    build_denoiser,
+    build_posterior,
+    load,
+    write_weights,
+)
+from diffem.result.result import POSTERIOR, PRIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
 from diffem.runtime.rng import seeded
@@ -58,17 +62,18 @@ from diffem.storage.run_dir import check_space, config_hash, open_run
 
 def run(cfg: DictConfig) -> None:
     """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
-    settings: EMSettings = instantiate(cfg.em)
-    evaluation: Evaluation = instantiate(cfg.metric)
-    train, heldout = build_data(cfg)
+    settings: EMSettings = build(cfg.em, "em")
+    evaluation: Evaluation = build(cfg.metric, "metric")
+    source = build(cfg.dataset, "dataset")
+    train, heldout = build_data(cfg, source)
     evaluation = evaluation.fitting(train.channel, truth=train.truth is not None)
     if cfg.method.supervised:
         train.known_truth("method.supervised=true")
     steps = settings.steps(len(train))
-    objective: Objective = instantiate(cfg.method.objective, _convert_="all")
+    objective: Objective = build(cfg.method.objective, "method.objective")
     module = build_module(cfg, objective, train.channel, "m_step", steps=steps)
-    make_posterior = build_posterior(cfg, module.denoiser, train.channel)
-    init, blind = instantiate(cfg.init), instantiate(cfg.blind)
+    make_posterior = check_posterior(cfg, module.denoiser, train.channel)
+    init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
     if isinstance(init, FromClean):
         train.known_truth("init=clean")
 
@@ -109,7 +114,11 @@ def run(cfg: DictConfig) -> None:
     if cfg.prior is not None:
         prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
     if trainer.is_global_zero:
-        evaluate(cfg, module, prior, data, make_posterior, report)
+        files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
+        export(cfg, module, prior, data, files=files)
+        result = load(run_dir, device=module.trainer.strategy.root_device)
+        evaluate(result, data.measurements.channel, report)
+        close(module.trainer.loggers)
 
 
 def unused_settings(
@@ -129,13 +138,18 @@ def unused_settings(
             yield key, reason
 
 
-def build_data(cfg: DictConfig) -> tuple[MeasurementSet, MeasurementSet]:
+def build_data(
+    cfg: DictConfig, source: MeasurementFiles | ImageDataset
+) -> tuple[MeasurementSet, MeasurementSet]:
     """Returns the training and the held-out measurements, under the assumed channel.
+
+    Arguments:
+        cfg: The configuration; its dataset.shape is set to that of the files.
+        source: The data set of `dataset`: measurements, or clean images to simulate them from.
 
     Raises:
         UserError: If the data cannot be read, or do not fit the channel.
     """
-    source = instantiate(cfg.dataset, _convert_="all")
     if isinstance(source, MeasurementFiles):
         cfg.dataset.shape = list(source.shape)
         if cfg.assumed:
@@ -168,14 +182,8 @@ def build_module(
         UserError: If a setting has no effect under the objective or on the images.
     """
     with seeded(cfg.seed, "weights", stage):
-        network = instantiate(
-            cfg.network,
-            shape=cfg.dataset.shape,
-            cond_channels=objective.cond_channels(channel),
-            _convert_="all",
-        )
-    denoiser = Denoiser(network, instantiate(cfg.schedule))
-    m_step: MStep = instantiate(cfg.m_step, steps=steps, _convert_="all")
+        denoiser = build_denoiser(cfg, cond_channels=objective.cond_channels(channel))
+    m_step: MStep = build(cfg.m_step, "m_step", steps=steps)
     if isinstance(m_step.augment, Augment):
         m_step.augment.check(cfg.dataset.shape)
     ignored = {"m_step.augment": m_step.augment, "method.supervised": cfg.method.supervised}
@@ -190,30 +198,25 @@ def build_module(
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
     """Returns the loggers, with the configuration without its secrets as hyperparameters."""
-    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    loggers = [build(logger, f"logger.{name}") for name, logger in cfg.logger.items()]
     for logger in loggers:
         logger.log_hyperparams(public_config(cfg))
     return loggers
 
 
-def build_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> PosteriorFactory:
-    """Returns what makes the E-step's posterior.
+def check_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> PosteriorFactory:
+    """Returns what makes the E-step's posterior, after it was built once.
 
     Raises:
         UserError: If the method, the sampler and the channel do not fit together.
     """
-    make: partial[DenoiserPosterior] = instantiate(cfg.method.posterior, _convert_="all")
-    kind, sampler = make.func, instantiate(cfg.sampler)
-    assert isinstance(kind, type) and issubclass(kind, DenoiserPosterior)
-    if kind.samplers:
-        check_sampler(kind, sampler)
-        make = partial(make, sampler=sampler)
-    elif cfg.prior is None and is_given("sampler"):
+    make = build_posterior(cfg)
+    posterior = make(denoiser, channel)  # so that bad settings fail before anything is written
+    if not posterior.samplers and cfg.prior is None and is_given("sampler"):
         raise UserError(
-            f"sampler has no effect: method.posterior={kind.__name__} draws without one, and "
-            "prior=null; leave it out"
+            f"sampler has no effect: method.posterior={type(posterior).__name__} draws without "
+            "one, and prior=null; leave it out"
         )
-    make(denoiser, channel)  # so that bad settings fail before anything is written
     return make
 
 
@@ -221,8 +224,9 @@ def build_trainer(
     cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, epochs: int
 ) -> Trainer:
     """Returns a trainer whose checkpoints are the callbacks' to save."""
-    return instantiate(
+    return build(
         cfg.trainer,
+        "trainer",
         max_epochs=epochs,
         logger=loggers,
         callbacks=[SignalHandlers(), MStepProgress(), *callbacks],
@@ -243,7 +247,7 @@ def fit_prior(
     channel = data.measurements.channel
     module = build_module(cfg, Unconditional(), channel, "prior", steps=steps)
     last = ReconstructionDataModule(
-        data.given, data.store, instantiate(cfg.em), state=state, steps=steps, seed=cfg.seed
+        data.given, data.store, build(cfg.em, "em"), state=state, steps=steps, seed=cfg.seed
     )
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
     callbacks = [CheckpointEachEpoch(state, checkpoint)]
@@ -256,31 +260,71 @@ def fit_prior(
     return module
 
 
-def evaluate(
+def export(
     cfg: DictConfig,
     module: DenoiserModule,
     prior: DenoiserModule | None,
     data: ReconstructionDataModule,
-    make_posterior: PosteriorFactory,
-    report: RunReport,
+    *,
+    files: Mapping[str, Any] | None,
 ) -> None:
-    """Evaluates the final posterior and the prior, and writes the report."""
-    device, folder = module.trainer.strategy.root_device, report.run_dir / "checkpoints"
-    module.export(folder / "posterior.safetensors")
+    """Writes the averaged weights of posterior and prior, with all that sampling needs.
+
+    Arguments:
+        cfg: The configuration.
+        module: The module of the posterior's denoiser.
+        prior: That of the prior; None if there is none.
+        data: The reconstructions that they were trained on, and the measurements.
+        files: The format of the measurements' files; None for a benchmark.
+    """
+    folder, channel = Path(cfg.run_dir) / "checkpoints", data.measurements.channel
+    about = Description(
+        sampling_config(cfg),
+        module.objective.cond_channels(channel),
+        (data.given.scale.low, data.given.scale.high),
+        format=files,
+        estimates={name: channel.known(name) for name in channel.learn}
+        if isinstance(channel, LinearGaussianChannel)
+        else {},
+        round=data.state.round,
+        size=len(data.given),
+    )
+    write_weights(folder / POSTERIOR, module.average.state_dict(), about, channel)
     if prior is not None:
-        prior.export(folder / "prior.safetensors")
-    channel = data.measurements.channel
-    with module.to(device).averaged() as denoiser:
-        posterior = make_posterior(denoiser, channel)
-        posterior.fit(data.sample())
-        draw_prior = None if prior is None else partial(sample_prior, cfg, prior, channel)
-        report.finish(posterior, channel, draw_prior, device)
-    close(module.trainer.loggers)
+        about = replace(
+            about,
+            cond_channels=prior.objective.cond_channels(channel),
+            removed=prior.objective.prior_removed(channel),
+        )
+        write_weights(folder / PRIOR, prior.average.state_dict(), about, channel)
 
 
-def sample_prior(cfg: DictConfig, module: DenoiserModule, channel: Channel, n: int) -> Tensor:
-    """Returns n samples of the prior, (n, *shape), on the CPU."""
-    device = module.to(module.trainer.strategy.root_device).device
-    with module.averaged() as denoiser, seeded(cfg.seed, "prior samples", device=device):
-        prior = module.objective.prior(denoiser, channel, sampler=instantiate(cfg.sampler))
-        return prior.sample(n).float().cpu()
+def sampling_config(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the settings that sampling needs, in plain types; paths and secrets are not among.
+
+    Their keys are those of the configuration; `corruption` is as the method assumes it.
+    """
+    assumed = OmegaConf.merge(cfg, {"corruption": assumed_corruption(cfg)})
+    assert isinstance(assumed, DictConfig)
+    plain = public_config(assumed)
+    return {
+        "dataset": {"shape": plain["dataset"]["shape"]},
+        "em": {"chunk_size": plain["em"]["chunk_size"]},
+        "method": {"posterior": plain["method"]["posterior"]},
+        "trainer": {"precision": plain["trainer"]["precision"]},
+        **{key: plain[key] for key in ("corruption", "network", "sampler", "schedule", "seed")},
+    }
+
+
+def evaluate(result: Result, channel: Channel, report: RunReport) -> None:
+    """Evaluates a result on the held-out measurements, and writes the report.
+
+    Arguments:
+        result: The result, as `diffem.load` returns it.
+        channel: The channel, as it is assumed or was learned.
+        report: Where the measurements are, and what writes.
+    """
+    sampling = result.posterior.sampling
+    draw_prior = None if result.prior is None else result.prior.draw
+    with torch.no_grad(), sampling.context():
+        report.finish(result.posterior.posterior, channel, draw_prior, sampling.device)

@@ -8,10 +8,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -25,7 +23,6 @@ from diffem.em.ema import ema
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError, check_count, check_fraction
 from diffem.runtime.rng import seeded
-from diffem.storage.atomic import write_file
 from diffem.storage.reconstructions import Batch
 
 
@@ -195,11 +192,6 @@ class DenoiserModule(LightningModule):
     def take_nfe(self) -> int:
         """Returns this process's network evaluations (NFE) since the last call."""
         return self.denoiser.take_nfe() + self.average.take_nfe()
-
-    def export(self, path: Path) -> None:
-        """Writes the averaged weights as safetensors, for others to load."""
-        state = {k: v.cpu().contiguous() for k, v in self.average.state_dict().items()}
-        write_file(path, lambda file: file.write(safetensors.torch.save(state)))
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""

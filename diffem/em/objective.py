@@ -9,15 +9,22 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearGaussianChannel, Mask, Measurement
+from diffem.corruption import (
+    Channel,
+    LinearGaussianChannel,
+    LinearOperator,
+    Mask,
+    Measurement,
+)
+from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.denoiser.condition import embedding_only
-from diffem.posterior import Prior, SamplerFactory
-from diffem.posterior.ambient import AmbientPrior
 from diffem.runtime.errors import UserError, check_fraction
 from diffem.runtime.rng import Key, generator
 from diffem.storage.reconstructions import Batch
+
+MASKS = 1024  # recorded masks whose mean gives the fraction of pixels that they remove
 
 
 class Objective(ABC):
@@ -61,9 +68,9 @@ class Objective(ABC):
             key: What other draws may depend on: seed, stage, step and rank.
         """
 
-    def prior(self, denoiser: Denoiser, channel: Channel, *, sampler: SamplerFactory) -> Prior:
-        """Returns the prior that the denoiser defines, where it learns one."""
-        return Prior(denoiser, channel.shape, sampler=sampler)
+    def prior_removed(self, channel: Channel) -> float | None:
+        """Returns the fraction of pixels hidden from the prior it learns; None: it sees all."""
+        return None
 
 
 class Unconditional(Objective):
@@ -162,7 +169,7 @@ class Ambient(Objective):
         Raises:
             UserError: If the channel is no mask of images with Gaussian noise.
         """
-        _mask_of(channel)
+        _check_mask(channel)
         return 1
 
     def loss(
@@ -179,18 +186,27 @@ class Ambient(Objective):
         further = mask * (torch.rand_like(mask) >= self.delta)
         return denoiser.loss(y, t, embedding_only(further), seen=further, weight=mask)
 
-    def prior(self, denoiser: Denoiser, channel: Channel, *, sampler: SamplerFactory) -> Prior:
-        """Returns the prior, each sample of which is drawn under one further mask."""
-        removed = 1 - (1 - _mask_of(channel).rho) * (1 - self.delta)
-        return AmbientPrior(denoiser, channel.shape, sampler=sampler, removed=removed)
+    def prior_removed(self, channel: Channel) -> float:
+        """Returns 1 - (1 - ρ)(1 - δ), the fraction that a mask and a further one remove."""
+        _check_mask(channel)
+        assert isinstance(channel, LinearGaussianChannel)
+        return 1 - (1 - removed_fraction(channel.forward_operator)) * (1 - self.delta)
 
 
-def _mask_of(channel: Channel) -> Mask:
-    """Returns the mask of a channel that Ambient Diffusion works with."""
+def removed_fraction(operator: LinearOperator) -> float:
+    """Returns ρ of a mask, or that of some masks where the measurements came with theirs."""
+    if isinstance(operator, Mask):
+        return operator.rho
+    masks = operator.draw(MASKS, generator("removed fraction"))
+    return 1 - float(masks.mean())
+
+
+def _check_mask(channel: Channel) -> None:
+    """Refuses a channel that Ambient Diffusion does not work with."""
     if isinstance(channel, LinearGaussianChannel) and len(channel.shape) > 1:
-        mask = channel.forward_operator
-        if isinstance(mask, Mask):
-            return mask
+        operator = channel.forward_operator
+        if isinstance(operator.operator if isinstance(operator, Recorded) else operator, Mask):
+            return
     raise UserError(
         f"method=ambient needs corruption=mask on images, with corruption/noise=gaussian, got "
         f"{channel}; choose another method"

@@ -15,6 +15,7 @@ from diffem.posterior.posterior import (
     Prior,
     SamplerFactory,
     reconstruct,
+    sample_chunks,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "SamplerFactory",
     "SplitGibbs",
     "reconstruct",
+    "sample_chunks",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffem.corruption import LinearGaussianChannel, Measurement
 from diffem.corruption.operator import full_precision
 from diffem.denoiser import Denoiser
-from diffem.posterior.covariance import Heuristic
+from diffem.posterior.covariance import Heuristic, PrincipalComponents
 from diffem.posterior.posterior import DenoiserPosterior, SamplerFactory, require_spectrum
 
 
@@ -105,6 +105,11 @@ class PiGDM(DenoiserPosterior):
         require_spectrum(channel, "method.posterior=PiGDM")
         self.sampler = sampler
         self.covariance = covariance
+
+    @property
+    def fits(self) -> bool:
+        """Whether the covariance is that of reconstructions."""
+        return isinstance(self.covariance, PrincipalComponents)
 
     def fit(self, reconstructions: Tensor) -> None:
         """Fits the covariance to reconstructions, (n, *shape)."""

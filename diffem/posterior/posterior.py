@@ -1,10 +1,11 @@
 """Posteriors: p(x | y) as an object that draws samples, and what all of them share."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from azula.sample import Sampler
@@ -19,11 +20,26 @@ SamplerFactory = partial[Any]
 """One of azula's samplers, its steps among the keywords; called with the denoiser."""
 
 
+class Measurements(Protocol):
+    """Measurements whose rows are taken as they are needed."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, index: slice | Tensor, /) -> Measurement:
+        """Returns the measurements at an index."""
+        ...
+
+
 class Posterior(ABC):
     """Abstract posterior p(x | y), from which an E-step draws."""
 
     requires: ClassVar[type[Channel]] = Channel
     """The class of channels that it works with."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it needs moments of reconstructions (`fit`) before it can draw."""
+        return False
 
     @abstractmethod
     def draw(self, measurement: Measurement) -> Tensor:
@@ -168,3 +184,41 @@ def reconstruct(
     padded = measurement.select(torch.arange(size) % n).to(device)
     with seeded(*key, device=device):
         return posterior.draw(padded)[:n].float().cpu()
+
+
+def sample_chunks(
+    posterior: Posterior,
+    measurements: Measurements,
+    n: int,
+    *,
+    chunk_size: int,
+    key: Sequence[Key],
+    device: torch.device | str,
+) -> Iterator[Tensor]:
+    """Yields n samples for each measurement, (n, b, *shape), on the CPU, chunk by chunk.
+
+    Chunks are of like sizes, since the padding of a short one would be a waste. Sample s of the
+    chunk that begins at row i is drawn from (*key, s, i) alone.
+
+    Arguments:
+        posterior: The posterior.
+        measurements: The measurements.
+        n: The number of samples of each.
+        chunk_size: The largest size of a chunk.
+        key: The key of the noise.
+        device: Where to sample.
+    """
+    size = chunk_length(len(measurements), chunk_size)
+    for start in range(0, len(measurements), size):
+        chunk = measurements.select(slice(start, start + size))
+        yield torch.stack(
+            [
+                reconstruct(posterior, chunk, size=size, key=(*key, s, start), device=device)
+                for s in range(n)
+            ]
+        )
+
+
+def chunk_length(count: int, chunk_size: int) -> int:
+    """Returns the size of the fewest chunks of like sizes, at most chunk_size, of count rows."""
+    return math.ceil(count / math.ceil(count / chunk_size))

@@ -46,8 +46,9 @@ MUTABLE = (  # keys whose values may differ between the processes of one run
     "m_step.rollbacks",
 )
 AUTO = "auto"
+OWN = (".lock", ".hydra", "measurements.npz")  # what a new run's directory may hold
 NOT_A_DIRECTORY = ("resume=auto", "resume=null")
-_locks: list[IO[str]] = []  # open as long as this process lives
+_locks: dict[Path, IO[str]] = {}  # open as long as the run or this process lives
 
 
 def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfig, of another type
@@ -85,7 +86,7 @@ def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfi
         say(f"resuming {run_dir}")
     else:
         # .hydra without a configuration is of a process that was killed right here.
-        if [path for path in run_dir.iterdir() if path.name not in (".lock", ".hydra")]:
+        if [path for path in run_dir.iterdir() if path.name not in OWN]:
             raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
         _lock(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,12 +122,25 @@ def check_version(run_dir: Path) -> None:
     if not file.is_file():
         return
     _load(file, DictConfig)
-    header = re.match(r"# diffem (\d+\.\d+)\S*", file.read_text())
-    if header is None or header[1] != ".".join(__version__.split(".")[:2]):
-        by = "diffem 0.1 or older" if header is None else header[0].removeprefix("# ")
+    header = re.match(r"# diffem (\d+\.\d+\S*)", file.read_text())
+    check_same_version(str(run_dir), None if header is None else header[1])
+
+
+def check_same_version(where: str, version: str | None) -> None:
+    """Refuses what another minor version of diffem wrote.
+
+    Arguments:
+        where: The run directory or the file.
+        version: The version that wrote it; None for 0.1 or older, which did not say.
+
+    Raises:
+        UserError: If major or minor version differ from this one's.
+    """
+    if version is None or version.split(".")[:2] != __version__.split(".")[:2]:
         raise UserError(
-            f"{run_dir} was written by {by} and this is diffem {__version__}; resume it with the "
-            "version that wrote it, or start a new run in another run_dir"
+            f"{where} was written by diffem {version or '0.1 or older'} and this is diffem "
+            f"{__version__}; use it with the version that wrote it, or start a new run in another "
+            "run_dir"
         )
 
 
@@ -224,7 +238,13 @@ def _lock(run_dir: Path) -> None:
             f"run_dir={run_dir} is being written by another process; wait for it, or choose "
             "another"
         ) from error
-    _locks.append(file)
+    _locks[run_dir] = file
+
+
+def unlock(run_dir: Path) -> None:
+    """Lets other processes write a run directory that this process has locked, if it has."""
+    if run_dir in _locks:
+        _locks.pop(run_dir).close()
 
 
 def _load(file: Path, config_type: type) -> Any:  # noqa: ANN401 - a DictConfig or a ListConfig

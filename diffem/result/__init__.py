@@ -1,0 +1,20 @@
+"""The result of a run as an object: samplers of p(x | y) and p(x) in the data's own units."""
+
+from diffem.result.parts import build_channel, build_denoiser, build_posterior
+from diffem.result.result import PosteriorSampler, PriorSampler, Result, load, restore
+from diffem.result.weights import Description, Weights, read_weights, write_weights
+
+__all__ = [
+    "Description",
+    "PosteriorSampler",
+    "PriorSampler",
+    "Result",
+    "Weights",
+    "build_channel",
+    "build_denoiser",
+    "build_posterior",
+    "load",
+    "read_weights",
+    "restore",
+    "write_weights",
+]

@@ -1,0 +1,374 @@
+"""The result of a run: `diffem.load(run_dir)`, with neither Hydra nor a Trainer."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffem.config.allow_list import check_targets
+from diffem.config.build import build
+from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
+from diffem.corruption.recorded import Recorded
+from diffem.data.measurements import MeasurementSet, measurement_of
+from diffem.data.scale import Scale
+from diffem.denoiser import Denoiser
+from diffem.posterior import Posterior, Prior, sample_chunks
+from diffem.posterior.ambient import AmbientPrior
+from diffem.result.parts import build_channel, build_denoiser, build_posterior
+from diffem.result.weights import Description, Weights, read_weights
+from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.rng import Key, seeded
+from diffem.storage.reconstructions import ReconstructionStore
+
+POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+MOMENTS = 4096  # reconstructions that a posterior's moments are taken from
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn: where, in which precision, how many together, and from which seed."""
+
+    device: torch.device
+    """Where to sample."""
+    precision: str
+    """A Lightning precision: 32-true, bf16-mixed or 16-mixed."""
+    chunk_size: int
+    """The largest number of images that are sampled together; the last bits depend on it."""
+    seed: int
+    """The seed of a call that gives none: the run's own."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Opens a scope in the precision that the run was evaluated in."""
+        dtype = AUTOCAST[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+
+class PosteriorSampler:
+    """Draws x ~ p(x | y) in the data's units.
+
+    Arguments:
+        posterior: The posterior, on the scale of [-1, 1]; its network is on the sampling's device.
+        channel: The channel, its noise on the scale of [-1, 1].
+        scale: The data's units.
+        sampling: How samples are drawn.
+    """
+
+    def __init__(
+        self, posterior: Posterior, channel: Channel, scale: Scale, sampling: Sampling
+    ) -> None:
+        self.posterior = posterior
+        self.channel = channel
+        self.scale = scale
+        self.sampling = sampling
+
+    def sample(
+        self,
+        y: np.ndarray | Tensor,
+        n: int = 1,
+        *,
+        operator: np.ndarray | Tensor | None = None,
+        noise: np.ndarray | Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Draws n samples for each measurement.
+
+        The draws depend on the seed, the measurements' order and their number alone.
+
+        Arguments:
+            y: Measurements in the data's units, (B, *M); NaN was not measured. The channel axis of
+                grey images may be left out, and is then left out of the samples too.
+            n: The number of samples of each measurement.
+            operator: The operator's parameters of each measurement, (B, *P), for a mask 0 where
+                nothing was measured; None where the channel has the same for all.
+            noise: The noise's standard deviation of each measurement, (B,), in the data's units;
+                None where the channel has one for all.
+            seed: The seed; None for the run's, with which its held-out measurements give the
+                samples that the run was evaluated on.
+
+        Returns:
+            Samples in the data's units, (n, B, *shape), float32, on the CPU.
+
+        Raises:
+            UserError: If the measurements do not fit the channel.
+        """
+        check_count("n", n)
+        measurement = measurement_of(y, self.channel, self.scale, operator=operator, noise=noise)
+        measurements = MeasurementSet(measurement, self.channel, scale=self.scale)
+        samples = torch.cat(list(self.chunks(measurements, n, seed=seed)), dim=1)
+        grey = samples.shape[2] == 1 and samples.ndim == np.ndim(y) + 2
+        return samples.squeeze(2) if grey else samples
+
+    def chunks(
+        self, measurements: MeasurementSet, n: int, *, seed: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yields the samples of `sample` chunk by chunk, (n, b, *shape), on the CPU.
+
+        Arguments:
+            measurements: The measurements, on the scale of [-1, 1].
+            n: The number of samples of each measurement.
+            seed: The seed; None for the run's.
+        """
+        sampling = self.sampling
+        key = (sampling.seed if seed is None else seed, "evaluation", "heldout")
+        draws = sample_chunks(
+            self.posterior, measurements, n,
+            chunk_size=sampling.chunk_size, key=key, device=sampling.device,
+        )  # fmt: skip
+        while True:
+            with torch.no_grad(), sampling.context():
+                samples = next(draws, None)
+            if samples is None:
+                return
+            yield self.scale.denormalise(samples)
+
+
+class PriorSampler:
+    """Draws x ~ p(x) in the data's units.
+
+    Arguments:
+        prior: The prior, on the scale of [-1, 1]; its network is on the sampling's device.
+        scale: The data's units.
+        sampling: How samples are drawn.
+    """
+
+    def __init__(self, prior: Prior, scale: Scale, sampling: Sampling) -> None:
+        self.prior = prior
+        self.scale = scale
+        self.sampling = sampling
+
+    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Draws n samples in the data's units, (n, *shape), float32, on the CPU.
+
+        Arguments:
+            n: The number of samples, which are drawn together.
+            seed: The seed; None for the run's.
+        """
+        return self.scale.denormalise(self.draw(check_count("n", n), seed=seed))
+
+    def draw(self, n: int, *key: Key, seed: int | None = None) -> Tensor:
+        """Draws n samples on the scale of [-1, 1], (n, *shape), float32, on the CPU.
+
+        Arguments:
+            n: The number of samples.
+            key: What the draws depend on besides the seed.
+            seed: The seed; None for the run's.
+        """
+        sampling = self.sampling
+        key = (sampling.seed if seed is None else seed, "prior samples", *key)
+        with torch.no_grad(), sampling.context(), seeded(*key, device=sampling.device):
+            return self.prior.sample(n).float().cpu()
+
+    def chunks(self, n: int, *, seed: int | None = None) -> Iterator[Tensor]:
+        """Yields n samples in the data's units chunk by chunk, (b, *shape), on the CPU.
+
+        Arguments:
+            n: The number of samples.
+            seed: The seed; None for the run's.
+        """
+        size = self.sampling.chunk_size
+        for start in range(0, n, size):
+            x = self.draw(min(size, n - start), start, seed=seed)
+            yield self.scale.denormalise(x)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run learned."""
+
+    path: Path
+    """The run directory, or the file of weights."""
+    posterior: PosteriorSampler
+    """Draws x ~ p(x | y)."""
+    prior: PriorSampler | None
+    """Draws x ~ p(x); None if the run trained no prior, or one file of weights was loaded."""
+    channel: Channel
+    """The channel as it was assumed or learned, its noise on the scale of [-1, 1]."""
+    scale: Scale
+    """The data's units: what is -1 and 1."""
+    config: Mapping[str, Any]
+    """The settings that the samplers were built from, in plain types."""
+    format: Mapping[str, Any] | None
+    """The format of the files that the measurements came from; None for a benchmark."""
+    summary: Mapping[str, Any] | None
+    """The run's summary.json; None if one file of weights was loaded."""
+
+
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, trust: Sequence[str] = ()
+) -> Result:
+    """Returns the result of a finished run.
+
+    Arguments:
+        path: The run directory, wherever it was copied to, or its posterior.safetensors.
+        device: Where to sample, as in "cpu" or "cuda:0"; None for the GPU if there is one.
+        trust: Packages besides diffem whose classes the run's settings may name.
+
+    Raises:
+        UserError: If the run is not finished, a file is damaged, another version wrote it, or its
+            settings name a class that is not allowed.
+    """
+    path = Path(path)
+    file = path if path.is_file() else path / "checkpoints" / POSTERIOR
+    if not file.is_file():
+        state = "is not finished" if (path / ".hydra").is_dir() else "holds no run"
+        raise UserError(f"{path} {state}: {file} is missing; give a finished run's directory")
+    return restore(path, read_weights(file), device=device, trust=trust)
+
+
+def restore(
+    path: Path,
+    weights: Weights,
+    *,
+    config: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    trust: Sequence[str] = (),
+) -> Result:
+    """Returns the result that a run's weights give.
+
+    Arguments:
+        path: The run directory, or the file of the posterior's weights.
+        weights: The posterior's weights.
+        config: Settings in place of those that the weights carry, such as another sampler.
+        device: Where to sample; None for the GPU if there is one.
+        trust: Packages besides diffem whose classes the settings may name.
+
+    Raises:
+        UserError: As `load`.
+    """
+    about = weights.about
+    config = about.config if config is None else config
+    check_targets(config)
+    sampling = Sampling(
+        checked_device(device),
+        config["trainer"]["precision"],
+        config["em"]["chunk_size"],
+        config["seed"],
+    )
+    scale, channel = Scale(*about.scale), restore_channel(weights, config)
+    denoiser = restore_denoiser(weights, config, path).to(sampling.device)
+    posterior = build_posterior(config)(denoiser, channel)
+    prior, summary = None, None
+    if path.is_dir():
+        if posterior.fits:
+            posterior.fit(newest_reconstructions(about, path))
+        prior = restore_prior(path / "checkpoints" / PRIOR, config, scale, sampling)
+        summary = read_summary(path / "summary.json")
+    elif posterior.fits:
+        raise UserError(
+            f"{path}: {type(posterior).__name__} takes moments of the run's reconstructions; give "
+            "the run directory"
+        )
+    return Result(
+        path,
+        PosteriorSampler(posterior, channel, scale, sampling),
+        prior,
+        channel,
+        scale,
+        config,
+        about.format,
+        summary,
+    )
+
+
+def restore_channel(weights: Weights, config: Mapping[str, Any]) -> Channel:
+    """Returns the channel as a run assumed or learned it, its noise on the scale of [-1, 1]."""
+    about = weights.about
+    channel = build_channel(config["corruption"], config["dataset"]["shape"])
+    if isinstance(channel, LinearChannel):
+        channel = channel.scaled(Scale(*about.scale).factor)
+        if weights.recorded is not None:
+            channel = channel.with_operator(Recorded(channel.forward_operator, weights.recorded))
+    if about.estimates:
+        assert isinstance(channel, LinearGaussianChannel)
+        channel = channel.with_estimates(about.estimates)
+    return channel
+
+
+def restore_denoiser(weights: Weights, config: Mapping[str, Any], path: Path) -> Denoiser:
+    """Returns the denoiser with its weights, on the CPU, for sampling alone.
+
+    Raises:
+        UserError: If the weights are of another network than the settings.
+    """
+    denoiser = build_denoiser(config, cond_channels=weights.about.cond_channels)
+    try:
+        denoiser.load_state_dict(weights.state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights are of another network than its settings") from error
+    return denoiser.requires_grad_(False).eval()
+
+
+def restore_prior(
+    file: Path, config: Mapping[str, Any], scale: Scale, sampling: Sampling
+) -> PriorSampler | None:
+    """Returns the prior of a file of weights; None if there is no such file."""
+    if not file.is_file():
+        return None
+    weights = read_weights(file)
+    denoiser = restore_denoiser(weights, config, file).to(sampling.device)
+    shape, sampler = config["dataset"]["shape"], build(config["sampler"], "sampler")
+    removed = weights.about.removed
+    prior = (
+        Prior(denoiser, shape, sampler=sampler)
+        if removed is None
+        else AmbientPrior(denoiser, shape, sampler=sampler, removed=removed)
+    )
+    return PriorSampler(prior, scale, sampling)
+
+
+def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:
+    """Returns some reconstructions of the round that a run ended with, (n, *shape).
+
+    Raises:
+        UserError: If the round is missing or damaged.
+    """
+    store = ReconstructionStore(
+        run_dir / "reconstructions",
+        size=about.size,
+        chunk_size=about.config["em"]["chunk_size"],
+        config_hash="",
+    )
+    return store.open(about.round).__getitems__(range(min(MOMENTS, about.size))).x
+
+
+def read_summary(file: Path) -> dict[str, Any] | None:
+    """Returns a run's summary; None if there is none yet.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}); evaluate the run again") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{file} is damaged; evaluate the run again")
+    return summary
+
+
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """Returns the device of a name; the GPU, if there is one, for None.
+
+    Raises:
+        UserError: If there is no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(
+            f"device={device} is not on this machine ({line}); give cpu, or cuda with a GPU"
+        ) from error
+    return chosen

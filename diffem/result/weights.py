@@ -1,0 +1,109 @@
+"""Exported weights: a safetensors file that carries all that is needed to sample with them.
+
+checkpoints/posterior.safetensors, prior.safetensors: the averaged weights, and in the file's
+metadata the version, the settings of network, schedule, sampler, method and channel, the data's
+scale and format, and what was learned of the channel.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from diffem import __version__
+from diffem.corruption import Channel, LinearChannel
+from diffem.corruption.recorded import Recorded
+from diffem.runtime.errors import UserError
+from diffem.storage.atomic import write_file
+from diffem.storage.run_dir import check_same_version
+
+RECORDED = "recorded_operator"  # the tensor of φ, beside the weights
+RECORDED_NUMBERS = 2**24  # numbers of recorded φ that are kept, at most: 64 MiB
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is written with weights, as JSON."""
+
+    config: Mapping[str, Any]
+    """Settings in plain types: network, schedule, sampler, method.posterior, corruption (as it is
+    assumed, in the data's units), dataset.shape, em.chunk_size, trainer.precision, seed."""
+    cond_channels: int
+    """Channels of what the network sees besides x_t."""
+    scale: tuple[float, float] = (-1.0, 1.0)
+    """The values, in the data's units, that are -1 and 1."""
+    format: Mapping[str, Any] | None = None
+    """The format of the measurements' files; None for a benchmark."""
+    estimates: Mapping[str, float] = field(default_factory=dict)
+    """Learned parameters of the channel, on the scale of [-1, 1]."""
+    removed: float | None = None
+    """Of Ambient Diffusion's prior: the probability that a pixel is masked."""
+    round: int = 0
+    """The round whose reconstructions the network was trained on last."""
+    size: int = 0
+    """The number of reconstructions in a round."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds."""
+
+    state: dict[str, Tensor]
+    """The denoiser's weights."""
+    about: Description
+    """What was written with them."""
+    recorded: Tensor | None
+    """Some of the operator's parameters that the measurements came with, (n, *P), if they did."""
+
+
+def write_weights(
+    path: Path, state: Mapping[str, Tensor], about: Description, channel: Channel
+) -> None:
+    """Writes weights with their description, atomically.
+
+    Arguments:
+        path: The .safetensors file.
+        state: The denoiser's weights.
+        about: What is written with them.
+        channel: The channel; of recorded operator parameters the first ones are kept.
+    """
+    tensors = {name: value.cpu().contiguous() for name, value in state.items()}
+    operator = channel.forward_operator if isinstance(channel, LinearChannel) else None
+    if isinstance(operator, Recorded):
+        size = max(1, operator.recorded[torch.zeros(1, dtype=torch.int64)].numel())
+        rows = torch.arange(max(1, min(len(operator.recorded), RECORDED_NUMBERS // size)))
+        tensors[RECORDED] = operator.recorded[rows].contiguous()
+    metadata = {name: json.dumps(value) for name, value in asdict(about).items()}
+    content = safetensors.torch.save(tensors, {"diffem": __version__, **metadata})
+    write_file(path, lambda file: file.write(content))
+
+
+def read_weights(path: Path) -> Weights:
+    """Returns what `write_weights` wrote; nothing in the file is executed.
+
+    Raises:
+        UserError: If there is no such file, it is damaged, or another version wrote it.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a finished run") from error
+    if "diffem" not in metadata:
+        raise UserError(
+            f"{path} carries no description of the run, as weights of diffem 0.1 do not; resume "
+            "its run with a larger em.rounds by this version, or train it again"
+        )
+    check_same_version(str(path), metadata["diffem"])
+    try:
+        about = Description(**{f.name: json.loads(metadata[f.name]) for f in fields(Description)})
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its description is damaged ({error!r})") from error
+    return Weights(tensors, about, tensors.pop(RECORDED, None))
