@@ -1,0 +1,231 @@
+"""README and docs say what is so: their commands are accepted, their links and names exist."""
+
+import argparse
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from command import ROOT, SHORT
+
+import diffem
+from diffem.cli.compose import CONF, compose_config
+from diffem.cli.main import COMMANDS, MODULES
+from diffem.cli.study import read_study
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The files, choices and commands of docs/extending.md are made by tests/test_extending.py.
+KNOWN = [page for page in PAGES if page.name != "extending.md"]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^\n(?:    .*\n)+)", re.MULTILINE)
+SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+ELLIPSIS = "…"
+
+
+class Parsed(Exception):  # noqa: N818 - no error
+    """A command's arguments are accepted; raised so that the command is not run."""
+
+
+def lines(text: str) -> Iterator[str]:
+    """Yields the lines of a page's code blocks, continued ones joined, and its code spans."""
+    prose = FENCED.sub("\n", text)
+    blocks = [block for _, block in FENCED.findall(text)] + INDENTED.findall(prose)
+    for block in blocks:
+        yield from block.replace("\\\n", " ").splitlines()
+    yield from spans(text)
+
+
+def spans(text: str) -> Iterator[str]:
+    """Yields the code spans of a page."""
+    for span in SPAN.findall(INDENTED.sub("\n", FENCED.sub("\n", text))):
+        yield span.replace("\n", " ").replace("\\|", "|")
+
+
+def command(line: str) -> tuple[str, ...]:
+    """Returns `diffem`'s command in a line with its arguments; nothing if there is none."""
+    try:
+        words = shlex.split(re.sub(r"\$\w+|\$\(\w+\)", "1", line), comments=True)
+    except ValueError:  # prose with an apostrophe
+        return ()
+    words = [word for word in words if word != ELLIPSIS]
+    for i, word in enumerate(words):
+        if word in ("train.py", "docs/slurm.sbatch"):
+            return ("train", *words[i + 1 :])
+        if word == "diffem" and words[i + 1 : i + 2] and (i == 0 or words[i - 1] == "-m"):
+            return tuple(words[i + 1 :])
+    return ()
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Returns the commands of all pages, each once."""
+    found = (command(line) for page in KNOWN for line in lines(page.read_text()))
+    # `diffem compare` in a sentence names the command, and is not all of it.
+    return [words for words in dict.fromkeys(found) if words[:1] == ("train",) or words[1:]]
+
+
+def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Returns what a command's own parser makes of its arguments."""
+
+    def parse_args(parser: argparse.ArgumentParser, *given: Any) -> argparse.Namespace:
+        raise Parsed(original(parser, *given))
+
+    original = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", ["diffem", *words[1:]])
+    module = import_module(f"diffem.cli.{MODULES.get(words[0], words[0])}")
+    with pytest.raises(Parsed) as parsed:
+        module.main()
+    return parsed.value.args[0]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overrides compose; the other arguments parse, and name studies and methods that exist."""
+    assert words[0] in COMMANDS, f"diffem {words[0]} is no command"
+    if words[0] == "train":
+        if "hydra/sweeper=optuna" in words and not find_spec("optuna"):
+            pytest.skip("the extra optuna is not installed")
+        flags = [word for word in words[1:] if word in ("-m", "--help")]
+        monkeypatch.setattr(sys, "argv", ["diffem", *words[1:]])
+        overrides = [word for word in words[1:] if word not in flags]
+        if flags:  # a sweep does not compose to one configuration
+            check_arguments = import_module("diffem.cli.compose").check_arguments
+            check_arguments([*flags, *overrides])
+        else:
+            compose_config(overrides)
+        return
+    given = vars(parse(words, monkeypatch))
+    common: tuple[str, ...] = ()
+    if given.get("study"):
+        common = read_study(given["study"]).common
+    for method in given.get("methods") or ["diffem"]:
+        compose_config([*common, f"method={method}", *given.get("overrides", ())])
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub gives the headings of a page."""
+    text = FENCED.sub("", page.read_text())
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
+    for target in targets:
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_relative_to(ROOT) and file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", KNOWN, ids=lambda page: page.stem)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.])(?:diffem|tests|conf|docs)/[\w./-]*\w/?", page.read_text())
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted keys of nested mappings and lists, the inner nodes too."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        yield f"{prefix}{key}"
+        if isinstance(value, dict | list):
+            yield from flatten(value, f"{prefix}{key}.")
+
+
+@cache
+def keys() -> frozenset[str]:
+    """Returns the keys that some choice of files has."""
+    found = set(flatten(yaml.safe_load((CONF / "train.yaml").read_text())))
+    for file in CONF.rglob("*.yaml"):
+        parts = file.relative_to(CONF).parts[:-1]
+        if parts and parts[0] not in ("experiment", "study"):
+            prefix = ".".join(parts)
+            found.add(prefix)
+            found.update(flatten(yaml.safe_load(file.read_text()), f"{prefix}."))
+    return frozenset(found)
+
+
+def check_override(text: str) -> None:
+    """Checks that KEY=VALUE names a choice, or a key, that exists."""
+    key, _, value = text.lstrip("+").partition("=")
+    if key.isupper() or key.startswith(("hydra", "assumed.")) or not value:
+        return
+    if (CONF / key).is_dir():
+        for choice in value.split(","):
+            assert choice in ("null", ELLIPSIS) or (CONF / key / f"{choice}.yaml").is_file(), text
+        return
+    assert key in keys(), f"{text}: no such key"
+
+
+@pytest.mark.parametrize("page", KNOWN, ids=lambda page: page.stem)
+def test_choices_and_keys_that_are_named_exist(page: Path) -> None:
+    """Of code spans: `GROUP=CHOICE`, `KEY=VALUE` and `group.key`."""
+    for span in spans(page.read_text()):
+        words = span.split()
+        if all(re.fullmatch(r"\+?[a-z_]+[\w/.]*=\S*", word) for word in words):
+            for word in words:
+                check_override(word)
+        elif re.fullmatch(r"[a-z_]+(\.\w+)*\.(\w+|\*)", span):
+            group, name = span.split(".")[0], span.removesuffix(".*")
+            if group in keys() - {"hydra"} and not (ROOT / span).exists():
+                assert name in keys(), f"{span}: no such key"
+
+
+def test_pages_list_all_choices_and_extras() -> None:
+    pages = {"method": "methods", "study": "compare", "metric": "metrics"}
+    for file in CONF.rglob("*/*.yaml"):
+        group = file.relative_to(CONF).parts[0]
+        page = pages.get(group, "choices") if file.stem != "default" else "choices"
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        assert f"`{file.stem}`" in text, f"docs/{page}.md lacks {group}={file.stem}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    readme = (ROOT / "README.md").read_text()
+    for extra in project["optional-dependencies"].keys() - {"all", "dev"}:
+        assert f"`{extra}`" in readme, f"README.md lacks the extra {extra}"
+
+
+def python_blocks(page: Path) -> list[str]:
+    """Returns the Python blocks of a page."""
+    return [block for language, block in FENCED.findall(page.read_text()) if language == "python"]
+
+
+def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From arrays to samples in at most 12 lines; here with a small network, for a moment."""
+    (block,) = python_blocks(ROOT / "README.md")
+    assert len(block.splitlines()) <= 12
+    (same,) = python_blocks(ROOT / "docs" / "python.md")
+    assert [line.partition("  #")[0] for line in block.splitlines()][:7] == same.splitlines()
+    rng = np.random.default_rng(0)
+    y = np.linspace(2000, 40000, 64).reshape(8, 8) + rng.normal(0, 1500, (60, 8, 8))
+    y[rng.random(y.shape) < 0.4] = np.nan
+    np.save(tmp_path / "crops.npy", y)
+    monkeypatch.chdir(tmp_path)
+    fit, small = diffem.fit, [o for o in SHORT if not o.startswith(("dataset.", "em.rounds"))]
+    monkeypatch.setattr(
+        diffem, "fit", lambda y, **given: fit(y, **{**given, "rounds": 1, "overrides": small})
+    )
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["x"].shape == (16, 4, 8, 8) and names["new"].shape == (64, 8, 8)
+    # In the data's units: a sample on the scale of [-1, 1] would lie near 0.
+    assert float(names["x"].mean()) > 2000
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == diffem.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
