@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -75,11 +75,15 @@ def commands() -> list[tuple[str, ...]]:
 def parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """Returns what a command's own parser makes of its arguments."""
 
-    def parse_args(parser: argparse.ArgumentParser, *given: Any) -> argparse.Namespace:
-        raise Parsed(original(parser, *given))
+    def stop_after(parse: Callable[..., argparse.Namespace]) -> Callable[..., None]:
+        def parsed(*given: Any) -> None:
+            raise Parsed(parse(*given))
 
-    original = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        return parsed
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse_them = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(parse_them))
     monkeypatch.setattr(sys, "argv", ["diffem", *words[1:]])
     module = import_module(f"diffem.cli.{MODULES.get(words[0], words[0])}")
     with pytest.raises(Parsed) as parsed:
