@@ -3,7 +3,7 @@
     python -m diffem classify --dataset digits --out features/digits.safetensors
 
 It learns from the data set's CLEAN images and their labels: it is for metrics alone. The data set
-is that of `python train.py dataset=NAME`, with the overrides after `--`.
+is that of `diffem train dataset=NAME`, with the overrides after `--`.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python -m diffem compare --study mask --out runs/mask
     python -m diffem compare --methods diffem em_mmps --out runs/mask -- em.seconds=60 em.rounds=99
 
-Each row and seed is a run of train.py in a process of its own. Finished runs are kept: the same
-command resumes a comparison. A run that fails is marked, the others are run, and the exit code is
-then 1.
+Each row and seed is a run of `diffem train` in a process of its own. Finished runs are kept: the
+same command resumes a comparison. A run that fails is marked, the others are run, and the exit
+code is then 1.
 """
 
 import argparse

@@ -21,7 +21,9 @@ from diffem.config.trainer import check_strategy, check_trainer, external_proces
 from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
 
-CONF = Path(__file__).parents[2] / "conf"
+PACKAGE = Path(__file__).parents[1]
+# A wheel has the folder in the package, a checkout beside it.
+CONF = next(c for c in (PACKAGE / "conf", PACKAGE.parent / "conf") if c.is_dir())
 NAME = "train"
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
@@ -74,7 +76,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Returns the configuration that overrides compose to, after `check_arguments`.
 
     Arguments:
-        overrides: As on the command line of train.py.
+        overrides: As on the command line of `diffem train`.
 
     Raises:
         UserError: If it is refused.

@@ -1,4 +1,4 @@
-"""Starts train.py's run: checks the command, then hands it to Hydra and to diffem/cli/train.py.
+"""`diffem train`: checks the command, then hands it to Hydra and to diffem/cli/train.py.
 
 Nothing here imports torch or Lightning, which takes seconds, so that a setting is refused at once.
 """
@@ -60,7 +60,7 @@ def hydra_main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Runs train.py with this process's arguments.
+    """Runs `diffem train` with this process's arguments.
 
     Raises:
         SystemExit: With code 1 and one sentence on stderr if the user made an error.

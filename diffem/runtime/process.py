@@ -1,4 +1,4 @@
-"""Runs of train.py in processes of their own, for sweeps and comparisons."""
+"""Runs of `diffem train` in processes of their own, for sweeps and comparisons."""
 
 import json
 import os
@@ -18,7 +18,11 @@ from diffem.runtime.errors import check_count
 from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.signals import PARENT, RANK_VARIABLES
 
-TRAIN = Path(__file__).parents[2] / "train.py"
+CHECKOUT = Path(__file__).parents[2]
+if (CHECKOUT / "pyproject.toml").is_file():  # which need not be installed
+    TRAIN, VARIABLES = (str(CHECKOUT / "train.py"),), {}
+else:  # a wheel; the current directory's modules, which -m prefers, are not imported
+    TRAIN, VARIABLES = ("-m", "diffem", "train"), {"PYTHONSAFEPATH": "1"}
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # between asking a job to end and killing it
 NOT_INHERITED = (  # variables that give a process its rank among others: a job finds its own
@@ -37,12 +41,12 @@ NOT_INHERITED = (  # variables that give a process its rank among others: a job 
 
 @dataclass
 class Job:
-    """One run of train.py in a process of its own.
+    """One run of `diffem train` in a process of its own.
 
     Arguments:
         name: How lines of progress call it.
         run_dir: The run directory. What the run prints is appended to `RUN_DIR.log`.
-        overrides: The arguments of train.py, besides run_dir.
+        overrides: The arguments of `diffem train`, besides run_dir.
     """
 
     name: str
@@ -87,9 +91,9 @@ class Job:
         self._started = time.monotonic()
         with self.log.open("a") as file:
             self._process = subprocess.Popen(
-                [sys.executable, str(TRAIN), *self.overrides, f"run_dir={self.run_dir}"],
+                [sys.executable, *TRAIN, *self.overrides, f"run_dir={self.run_dir}"],
                 cwd=cwd,
-                env={**inherited, PARENT: str(os.getpid()), **(environment or {})},
+                env={**inherited, **VARIABLES, PARENT: str(os.getpid()), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -276,7 +276,7 @@ class ReconstructionStore:
         """
         if not self._manifest(round).exists():
             folder = self.folder(round)
-            raise UserError(f"{folder} is not a finished round; run train.py to its end")
+            raise UserError(f"{folder} is not a finished round; resume the run first")
         if not self.is_intact(round):
             raise UserError(
                 f"{self.damaged(round)} is damaged; start the same command again: it resumes from "

@@ -54,7 +54,7 @@ summary["environment"] = {name: os.environ.get(name) for name in names}
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for train.py, and the folder of a comparison."""
     (tmp_path / "fake.py").write_text(FAKE)
-    monkeypatch.setattr(process, "TRAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(process, "TRAIN", (str(tmp_path / "fake.py"),))
     monkeypatch.setattr(process, "POLL_SECONDS", 0.01)
     return tmp_path / "out"
 
