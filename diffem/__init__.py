@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         Projection,
         make_channel,
     )
-    from diffem.data.measurements import MeasurementSet, measurement_of
+    from diffem.data.arrays import measurement_of
+    from diffem.data.measurements import MeasurementSet
     from diffem.data.scale import Scale
     from diffem.result import Result, load
     from diffem.runtime.errors import UserError
@@ -56,10 +57,10 @@ _MODULES = {
     "fit": "diffem.cli.fit",
     "load": "diffem.result",
     "make_channel": "diffem.corruption",
-    "measurement_of": "diffem.data.measurements",
+    "measurement_of": "diffem.data.arrays",
 }
 
-__all__ = [  # noqa: RUF022 - the order of _MODULES
+__all__ = [
     "Blur",
     "Channel",
     "Denoising",

@@ -9,6 +9,9 @@ from diffem.runtime.signals import global_rank, install_signal_handlers
 
 COMMANDS = {
     "train": "learn a posterior sampler and a prior from corrupted images",
+    "evaluate": "score a finished run under another sampler, other metrics or other data",
+    "sample": "reconstruct measurements with a finished run",
+    "generate": "draw images from the prior of a finished run",
     "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
 }

@@ -29,6 +29,10 @@ class MeasurementSet:
     def __len__(self) -> int:
         return len(self.measurement.y)
 
+    def select(self, index: slice | Tensor) -> Measurement:
+        """Returns the measurements at an index."""
+        return self.measurement.select(index)
+
     def known_truth(self, part: str) -> Tensor:
         """Returns the clean images, (N, *shape), for a part of a run that needs them.
 

@@ -208,7 +208,7 @@ def sample_chunks(
         key: The key of the noise.
         device: Where to sample.
     """
-    size = chunk_length(len(measurements), chunk_size)
+    size = math.ceil(len(measurements) / chunk_count(len(measurements), chunk_size))
     for start in range(0, len(measurements), size):
         chunk = measurements.select(slice(start, start + size))
         yield torch.stack(
@@ -219,6 +219,6 @@ def sample_chunks(
         )
 
 
-def chunk_length(count: int, chunk_size: int) -> int:
-    """Returns the size of the fewest chunks of like sizes, at most chunk_size, of count rows."""
-    return math.ceil(count / math.ceil(count / chunk_size))
+def chunk_count(count: int, chunk_size: int) -> int:
+    """Returns the smallest number of chunks of count rows, each of at most chunk_size."""
+    return math.ceil(count / chunk_size)

@@ -1,7 +1,6 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from diffem.corruption import Channel, Measurement
+from diffem.corruption import Channel
 from diffem.data.measurements import MeasurementSet
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
@@ -32,8 +31,9 @@ from diffem.metric import (
 )
 from diffem.metric.diversity import IMAGES, POSTERIOR_STD
 from diffem.metric.sinkhorn import SINKHORN
-from diffem.posterior import Posterior, reconstruct
+from diffem.posterior import Posterior, sample_chunks
 from diffem.posterior.gaussian import GaussianPosterior
+from diffem.posterior.posterior import chunk_count
 from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
 from diffem.runtime.progress import progress_bar
@@ -46,6 +46,7 @@ TIMES = (
     Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
     Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
 )
+HELDOUT = "held-out"  # the row of the final scores
 FILES = ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
 
 
@@ -104,10 +105,11 @@ class RunReport:
         k, measurements = round.number, round.measurements
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
         first = self.store.open(k).__getitems__(range(n)).x
-        measurement = measurements.measurement.select(slice(n))
-        with progress_bar(f"round {k}  evaluation", more, "samples") as advance:
-            drawn = self._samples(round.posterior, measurement, (k,), more, module.device, advance)
-        samples = torch.stack([first, *drawn])
+        samples = first[None]
+        if more:
+            part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
+            drawn = self._samples(round.posterior, part, (k,), more, module.device)
+            samples = torch.cat([samples, drawn])
         scores = self._score_store(k, measurements) | self._score_means(samples, measurements)
         scores[POSTERIOR_STD.name] = posterior_std(samples)
         scores |= round.costs
@@ -136,59 +138,98 @@ class RunReport:
             prior: Draws n samples from the prior, (n, *shape); None if there is none.
             device: Where to sample.
         """
-        heldout = self.heldout.under(channel)
-        n = min(self.evaluation.heldout, len(heldout))
-        measurement = heldout.measurement.select(slice(n))
-        with progress_bar("held-out  evaluation", self.evaluation.samples, "samples") as advance:
-            samples = torch.stack(
-                self._samples(
-                    posterior, measurement, ("heldout",), self.evaluation.samples, device, advance
-                )
-            )
-        self._panel(self.figures / "heldout.png", "held-out measurements", samples, heldout)
-        final = self._score_heldout(samples, heldout, device)
+        final, features = self._evaluate(posterior, channel, prior, device)
         final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
-        features = self._score_sets(final, samples[0], prior, device)
         save_curves(
             self.figures / "curves.png",
             self.rounds,
             self.evaluation.scores,
             {} if self.train.truth is None else diversity_metrics(self.train.truth),
         )
-        self._write(final)
-        print_closing(self.about, self.evaluation.scores, self.rounds, final)
+        self._write("summary", {"rounds": self.rounds, "final": final})
+        rows = [(str(row["round"]), row) for row in self.rounds]
+        print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
+        print_closing(self.rounds, final)
         print_features(features)
         for name in FILES:
-            Console().print(f"wrote {self.run_dir / name}", soft_wrap=True)
+            Console().print(f"wrote {self.run_dir / name}", soft_wrap=True, markup=False)
+
+    def evaluate_again(
+        self,
+        posterior: Posterior,
+        channel: Channel,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
+        *,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Evaluates a finished run under other settings, beside what it has already.
+
+        Writes evaluation_001.json, or the next number that is free, and figures of that name;
+        prints the held-out scores below those of the run's summary.
+
+        Arguments:
+            posterior: The posterior.
+            channel: The channel, as it was assumed or learned.
+            prior: Draws n samples from the prior, (n, *shape); None if there is none.
+            device: Where to sample.
+            about: What differs from the run's own evaluation, for the file.
+        """
+        taken = [int(f.stem[-3:]) for f in self.run_dir.glob("evaluation_[0-9][0-9][0-9].json")]
+        name = f"evaluation_{max(taken, default=0) + 1:03d}"
+        final, features = self._evaluate(posterior, channel, prior, device, f"{name}_")
+        self._write(name, {**about, "final": final})
+        summary = self.run_dir / "summary.json"
+        before = json.loads(summary.read_text())["final"] if summary.is_file() else {}
+        rows = [("the run", before), (name, final)]
+        print_table(self.about, self.evaluation.scores, rows, first="evaluation")
+        print_features(features)
+        Console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True, markup=False)
+        for figure in sorted(self.figures.glob(f"{name}_*")):
+            Console().print(f"wrote {figure}", soft_wrap=True, markup=False)
+
+    def _evaluate(
+        self,
+        posterior: Posterior,
+        channel: Channel,
+        prior: Callable[[int], Tensor] | None,
+        device: torch.device,
+        prefix: str = "",
+    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        """Returns the held-out scores and those in feature spaces; draws heldout and prior.png."""
+        heldout = self.heldout.under(channel)
+        n, count = min(self.evaluation.heldout, len(heldout)), self.evaluation.samples
+        part = MeasurementSet(heldout.select(slice(n)), channel)
+        samples = self._samples(posterior, part, ("heldout",), count, device)
+        figure = self.figures / f"{prefix}heldout.png"
+        self._panel(figure, "held-out measurements", samples, heldout)
+        final = self._score_heldout(samples, heldout, device)
+        path = self.figures / f"{prefix}prior.png"
+        return final, self._score_sets(final, samples[0], prior, device, path)
 
     def _samples(
         self,
         posterior: Posterior,
-        measurement: Measurement,
+        measurements: MeasurementSet,
         key: Sequence[int | str],
         count: int,
         device: torch.device,
-        advance: Callable[[], None],
-    ) -> list[Tensor]:
-        """Draws samples of each posterior, chunk by chunk, without affecting any other draw."""
-        # Chunks of equal size: the padding of a short one would be a waste.
-        n = len(measurement.y)
-        size = math.ceil(n / math.ceil(n / self.store.chunk_size))
+    ) -> Tensor:
+        """Draws samples of each posterior, (count, n, *shape), without affecting other draws."""
+        chunks = sample_chunks(
+            posterior, measurements, count,
+            chunk_size=self.store.chunk_size,
+            key=(self.about["seed"], "evaluation", *key),
+            device=device,
+        )  # fmt: skip
+        total = chunk_count(len(measurements), self.store.chunk_size)
+        name = "held-out" if key[0] == "heldout" else f"round {key[0]}"
         samples = []
-        for s in range(count):
-            chunks = [
-                reconstruct(
-                    posterior,
-                    measurement.select(slice(start, start + size)),
-                    size=size,
-                    key=(self.about["seed"], "evaluation", *key, s, start),
-                    device=device,
-                )
-                for start in range(0, n, size)
-            ]
-            samples.append(torch.cat(chunks))
-            advance()
-        return samples
+        with progress_bar(f"{name}  evaluation", total, "chunks") as advance:
+            for chunk in chunks:
+                samples.append(chunk)
+                advance()
+        return torch.cat(samples, dim=1)
 
     @property
     def _metrics(self) -> list[Metric]:
@@ -226,7 +267,7 @@ class RunReport:
         """Returns the scores of samples, (S, n, *shape), of the first n held-out posteriors."""
         first, rows = samples[0], slice(samples.shape[1])
         truth = None if heldout.truth is None else heldout.truth[rows]
-        measurement = heldout.measurement.select(rows)
+        measurement = heldout.select(rows)
         lpips = [] if self.evaluation.lpips is None else [self.evaluation.lpips]
         final: dict[str, Any] = {
             metric.score.name: mean_of(compute(metric, first, heldout, rows, device))
@@ -249,6 +290,7 @@ class RunReport:
         x: Tensor,
         prior: Callable[[int], Tensor] | None,
         device: torch.device,
+        figure: Path,
     ) -> dict[str, dict[str, float]]:
         """Adds the scores of held-out reconstructions and of the prior's samples as sets.
 
@@ -259,8 +301,7 @@ class RunReport:
         final["prior"] = None
         if prior is not None:
             sets["prior"] = prior(self.evaluation.prior)
-            path = self.figures / "prior.png"
-            save_samples(path, "samples of the prior", sets["prior"][:64])
+            save_samples(figure, "samples of the prior", sets["prior"][:64])
             final["prior"] = prior_scores(sets["prior"], train, heldout)
         if train is None or heldout is None:
             return {}
@@ -274,7 +315,7 @@ class RunReport:
         """Writes a round's row, in place of one that a killed process may have left."""
         truth = self.heldout.truth
         if isinstance(posterior := round.posterior, GaussianPosterior) and truth is not None:
-            heldout = self.heldout.under(round.measurements.channel).measurement
+            heldout = self.heldout.under(round.measurements.channel)
             mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
             score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
@@ -292,25 +333,24 @@ class RunReport:
     def _panel(
         self, path: Path, title: str, samples: Tensor, measurements: MeasurementSet
     ) -> None:
-        measurement = measurements.measurement.select(slice(SHOWN if samples.ndim > 3 else None))
+        measurement = measurements.select(slice(SHOWN if samples.ndim > 3 else None))
         lifted = measurements.channel.lift(measurement)[: samples.shape[1]]
         n = len(lifted)
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
         truth = [] if measurements.truth is None else [measurements.truth[:n]]
         save_panel(path, title, (*columns, *truth))
 
-    def _write(self, final: Mapping[str, Any]) -> None:
+    def _write(self, name: str, results: Mapping[str, Any]) -> None:
         versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
-        summary = {
+        content = {
             **self.about,
             "versions": versions,
             "wall_seconds": self.wall_seconds,
             "metrics": describe_scores(self.evaluation.scores),
-            "rounds": self.rounds,
-            "final": final,
+            **results,
         }
-        text = json.dumps(summary, indent=1) + "\n"
-        write_file(self.run_dir / "summary.json", lambda file: file.write(text.encode()))
+        text = json.dumps(content, indent=1) + "\n"
+        write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
 
 
 def compute(
@@ -330,7 +370,7 @@ def compute(
         device: Where a heavy metric is computed; any other is computed on the CPU.
     """
     target = torch.device(device if metric.heavy else "cpu")
-    measurement = measurements.measurement.select(rows)
+    measurement = measurements.select(rows)
     # A metric that needs the truth is left out of a run without it.
     truth = x if measurements.truth is None else measurements.truth[rows]
     return metric.compute(
@@ -343,28 +383,38 @@ def mean_of(values: Tensor) -> float:
     return float(values.double().nanmean())
 
 
-def print_closing(
+def print_table(
     about: Mapping[str, Any],
     scores: Sequence[Score],
-    rounds: Sequence[Mapping[str, Any]],
-    final: Mapping[str, Any],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    first: str = "round",
 ) -> None:
-    """Prints the table of rounds, and below it what is known of the channel and the prior.
+    """Prints a table of scores.
 
     Arguments:
         about: The head of the summary.
-        scores: The scores of the run; the table has those with a heading.
+        scores: The scores; the table has those with a heading.
+        rows: The name and the scores of each row.
+        first: The heading of the names.
+    """
+    columns = [score for score in scores if score.heading]
+    table = Table(title="{dataset} · {corruption} · {method} · seed {seed}".format_map(about))
+    for heading in (first, *(score.heading for score in columns)):
+        table.add_column(heading, justify="right")
+    for name, row in rows:
+        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
+    Console().print(table)
+
+
+def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> None:
+    """Prints what is known of the channel and the prior.
+
+    Arguments:
         rounds: The rows of the rounds.
         final: The held-out scores.
     """
     console = Console()
-    columns = [score for score in (*scores, *TIMES) if score.heading]
-    table = Table(title="{dataset} · {corruption} · {method} · seed {seed}".format_map(about))
-    for heading in ("round", *(score.heading for score in columns)):
-        table.add_column(heading, justify="right")
-    for name, row in [(str(r["round"]), r) for r in rounds] + [("held-out", final)]:
-        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
-    console.print(table)
     if final["gaussian_psnr_mean"] is not None:
         floor = final["gaussian_psnr_mean"]
         console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")

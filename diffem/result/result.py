@@ -15,7 +15,8 @@ from diffem.config.allow_list import check_targets
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
-from diffem.data.measurements import MeasurementSet, measurement_of
+from diffem.data.arrays import measurement_of
+from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
 from diffem.denoiser import Denoiser
 from diffem.posterior import Posterior, Prior, sample_chunks

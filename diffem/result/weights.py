@@ -93,7 +93,7 @@ def read_weights(path: Path) -> Weights:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a finished run") from error
     if "diffem" not in metadata:

@@ -1,0 +1,155 @@
+"""Evaluates a finished run under other settings: `diffem evaluate RUN [OVERRIDE …]`.
+
+    diffem evaluate runs/mine sampler=heun sampler.steps=25
+    diffem evaluate runs/mine --repeats 2 metric=classifier
+
+Writes evaluation_001.json (or the next number) beside the run's summary, and never over anything.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from diffem.cli.compose import check_config, compose_run, describe_run
+from diffem.cli.errors import report_user_errors
+from diffem.cli.launch import quiet
+from diffem.cli.train import build_data, sampling_config
+from diffem.config.build import build
+from diffem.corruption import Measurement
+from diffem.data import ImageDataset, MeasurementFiles
+from diffem.data.measurements import MeasurementSet, simulate_measurements
+from diffem.metric import Evaluation
+from diffem.report import RunReport
+from diffem.result import build_channel, read_weights, restore
+from diffem.result.result import POSTERIOR
+from diffem.runtime.errors import UserError, check_count
+from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.run_dir import resumed_arguments
+
+ALLOWED = ("dataset", "metric", "method.posterior", "sampler")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates a run.
+
+    Arguments:
+        arguments: The command's arguments; None for this process's.
+
+    Raises:
+        SystemExit: With code 1 and one sentence if the user made an error.
+    """
+    parser = argparse.ArgumentParser(
+        prog="diffem evaluate",
+        description="Evaluates a finished run under other settings, beside its own evaluation.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="measurements of each held-out image, default 1"
+    )
+    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    parser.add_argument(
+        "overrides", nargs="*", help=f"settings of {', '.join(ALLOWED)}, as for diffem train"
+    )
+    chosen = parser.parse_intermixed_args(arguments)
+    with report_user_errors(), quiet():
+        check_count("--repeats", chosen.repeats)
+        evaluate_run(chosen.run, chosen.overrides, repeats=chosen.repeats, device=chosen.device)
+
+
+def evaluate_run(
+    run_dir: Path, overrides: Sequence[str], *, repeats: int = 1, device: str | None = None
+) -> None:
+    """Evaluates a run under overrides, and writes the evaluation into its directory.
+
+    Arguments:
+        run_dir: The directory of a finished run.
+        overrides: Overrides of the run's settings, as on the command line of train.py.
+        repeats: How often each held-out image of a benchmark is measured.
+        device: Where to sample; None for the GPU if there is one.
+
+    Raises:
+        UserError: If the run is not finished, or an override has no effect on a finished run.
+    """
+    file = run_dir / "checkpoints" / POSTERIOR
+    if not file.is_file():
+        raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in ALLOWED):
+            raise UserError(
+                f"{override} has no effect on a finished run; evaluate takes settings of "
+                f"{', '.join(ALLOWED)}"
+            )
+    weights = read_weights(file)
+    # The run's own overrides, those given in place of them, and then its directory.
+    *arguments, _, _ = resumed_arguments([*overrides, f"resume={run_dir}"])
+    cfg = compose_run(arguments, run_dir.absolute())
+    if "range" in cfg.dataset and weights.about.format is not None:
+        cfg.dataset.range = list(weights.about.scale)  # what the network was trained in
+    check_config(cfg)
+    source = build(cfg.dataset, "dataset")
+    train, heldout = build_data(cfg, source)
+    if repeats > 1:
+        heldout = repeated(cfg, source, heldout, repeats)
+    evaluation: Evaluation = build(cfg.metric, "metric")
+    report = RunReport(
+        run_dir,
+        describe_run(cfg),
+        evaluation.fitting(train.channel, truth=train.truth is not None),
+        train,
+        heldout,
+        store=ReconstructionStore(
+            run_dir / "reconstructions",
+            size=weights.about.size,
+            chunk_size=cfg.em.chunk_size,
+            config_hash="",
+        ),
+    )
+    result = restore(run_dir, weights, config=sampling_config(cfg), device=device)
+    learned = bool(weights.about.estimates)
+    sampling = result.posterior.sampling
+    with torch.no_grad(), sampling.context():
+        report.evaluate_again(
+            result.posterior.posterior,
+            result.channel if learned else train.channel,
+            None if result.prior is None else result.prior.draw,
+            sampling.device,
+            about={"overrides": list(overrides), "repeats": repeats, "measurements": len(heldout)},
+        )
+
+
+def repeated(
+    cfg: DictConfig,
+    source: ImageDataset | MeasurementFiles,
+    heldout: MeasurementSet,
+    repeats: int,
+) -> MeasurementSet:
+    """Returns held-out images of a benchmark, each measured several times.
+
+    The first measurements are those of the run.
+
+    Raises:
+        UserError: If the measurements are the user's own, which were measured once.
+    """
+    if isinstance(source, MeasurementFiles):
+        raise UserError(
+            f"--repeats={repeats} needs a benchmark, whose measurements are simulated; these were "
+            "measured once, leave it out"
+        )
+    clean = heldout.known_truth("--repeats")
+    channel = build_channel(cfg.corruption, cfg.dataset.shape)
+    sets = [heldout] + [
+        simulate_measurements(
+            clean, channel, seed=cfg.seed, split=f"heldout {r}", assumed=heldout.channel
+        )
+        for r in range(1, repeats)
+    ]
+    parts = [part.select(slice(None)) for part in sets]
+    measurement = Measurement(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    return replace(
+        heldout, measurement=measurement, truth=clean.repeat(repeats, *(1,) * (clean.ndim - 1))
+    )
