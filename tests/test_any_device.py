@@ -28,7 +28,6 @@ from azula.linalg.solve import cg
 from azula.noise import VESchedule
 from azula.sample import DDPMSampler, HeunSampler
 from command import ROOT
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -39,6 +38,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffem.config.build import build
 from diffem.corruption import (
     Blur,
     Channel,
@@ -90,7 +90,7 @@ IMAGE, VECTOR = (3, 8, 8), (6,)
 SCHEDULE = VESchedule(0.02, 20.0)
 DDPM = partial(DDPMSampler, steps=4)
 SAMPLERS: dict[str, SamplerFactory] = {
-    path.stem: partial(instantiate(OmegaConf.load(path)), steps=4)
+    path.stem: partial(build(OmegaConf.load(path), "sampler"), steps=4)
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml"))
 }
 OPERATORS: dict[str, LinearOperator] = {

@@ -17,12 +17,12 @@ import pytest
 import torch
 from command import ROOT
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from diffem.cli.compose import build_channel, check_config
-from diffem.cli.train import build_module, build_posterior, unused_settings
+from diffem.cli.compose import check_config
+from diffem.cli.train import build_module, unused_settings
+from diffem.config.build import build
 from diffem.corruption import (
     Channel,
     Denoising,
@@ -35,6 +35,7 @@ from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em.init import Init
 from diffem.em.objective import Objective
+from diffem.result import build_channel, build_posterior, build_prior
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
@@ -203,7 +204,7 @@ class Problem:
         self.channel: Channel = build_channel(cfg.corruption, cfg.dataset.shape)
         self.x = torch.rand(N, *self.channel.shape, generator=generator("x")) * 2 - 1
         self.measurement = self.channel.draw(self.x, generator("y"))
-        self.objective: Objective = instantiate(cfg.method.objective, _convert_="all")
+        self.objective: Objective = build(cfg.method.objective, "method.objective")
         module = build_module(cfg, self.objective, self.channel, "m_step", steps=1)
         self.denoiser: Denoiser = module.denoiser.eval()
         with seeded("weights"), torch.no_grad():
@@ -213,14 +214,13 @@ class Problem:
     @torch.no_grad()
     def samples(self) -> Tensor:
         """Returns the posterior's samples, or the prior's where only that takes a sampler."""
-        make = build_posterior(self.cfg, self.denoiser, self.channel)
-        posterior = make(self.denoiser, self.channel)
+        posterior = build_posterior(self.cfg)(self.denoiser, self.channel)
         posterior.fit(self.x)
         with seeded("samples"):
             if posterior.samplers:
                 return posterior.draw(self.measurement)
-            sampler = instantiate(self.cfg.sampler)
-            return self.objective.prior(self.denoiser, self.channel, sampler=sampler).sample(N)
+            removed = self.objective.prior_removed(self.channel)
+            return build_prior(self.cfg, self.denoiser, removed=removed).sample(N)
 
     @torch.no_grad()
     def loss(self) -> Tensor:
@@ -331,7 +331,7 @@ def test_settings_change_round_0(init: str, key: str) -> None:
     measurements = simulate_measurements(x, channel, seed=0, split="train")
 
     def round_0(cfg: DictConfig) -> Tensor:
-        prepared: Init = instantiate(cfg.init)
+        prepared: Init = build(cfg.init, "init")
         module = SimpleNamespace(seed=0, device=torch.device("cpu"))
         data = SimpleNamespace(measurements=measurements)
         posterior = prepared.prepare(cast(Any, module), cast(Any, data), cast(Any, None))
@@ -349,7 +349,7 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     diffem, rival = composed(), composed("method=em_mmps", "prior=null")
 
     def unused(cfg: DictConfig, *, learn: tuple[str, ...] = ()) -> set[str]:
-        objective = instantiate(cfg.method.objective, _convert_="all")
+        objective = build(cfg.method.objective, "method.objective")
         channel = make_channel(Denoising((1, 8, 8)), GaussianNoise(0.1), learn=learn)
         return {key for key, _ in unused_settings(cfg, objective, channel)}
 

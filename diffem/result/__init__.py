@@ -1,6 +1,6 @@
 """The result of a run as an object: samplers of p(x | y) and p(x) in the data's own units."""
 
-from diffem.result.parts import build_channel, build_denoiser, build_posterior
+from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
 from diffem.result.result import PosteriorSampler, PriorSampler, Result, load, restore
 from diffem.result.weights import Description, Weights, read_weights, write_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "build_channel",
     "build_denoiser",
     "build_posterior",
+    "build_prior",
     "load",
     "read_weights",
     "restore",

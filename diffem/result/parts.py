@@ -7,7 +7,8 @@ from typing import Any
 from diffem.config.build import build
 from diffem.corruption import Channel, make_channel
 from diffem.denoiser import Denoiser
-from diffem.posterior import DenoiserPosterior
+from diffem.posterior import DenoiserPosterior, Prior
+from diffem.posterior.ambient import AmbientPrior
 from diffem.posterior.posterior import check_sampler
 
 Node = Mapping[Any, Any]
@@ -61,3 +62,17 @@ def build_posterior(cfg: Node) -> partial[DenoiserPosterior]:
     sampler = build(cfg["sampler"], "sampler")
     check_sampler(posterior, sampler)
     return partial(make, sampler=sampler)
+
+
+def build_prior(cfg: Node, denoiser: Denoiser, *, removed: float | None = None) -> Prior:
+    """Returns the prior that a denoiser defines.
+
+    Arguments:
+        cfg: The configuration: its `sampler` and `dataset.shape`.
+        denoiser: A denoiser that takes no condition.
+        removed: Of Ambient Diffusion's denoiser: the probability that a pixel is masked.
+    """
+    shape, sampler = list(cfg["dataset"]["shape"]), build(cfg["sampler"], "sampler")
+    if removed is None:
+        return Prior(denoiser, shape, sampler=sampler)
+    return AmbientPrior(denoiser, shape, sampler=sampler, removed=removed)

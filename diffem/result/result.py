@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from diffem.config.allow_list import check_targets
-from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.arrays import measurement_of
@@ -20,8 +19,7 @@ from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
 from diffem.denoiser import Denoiser
 from diffem.posterior import Posterior, Prior, sample_chunks
-from diffem.posterior.ambient import AmbientPrior
-from diffem.result.parts import build_channel, build_denoiser, build_posterior
+from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
 from diffem.result.weights import Description, Weights, read_weights
 from diffem.runtime.errors import UserError, check_count
 from diffem.runtime.rng import Key, seeded
@@ -314,13 +312,7 @@ def restore_prior(
         return None
     weights = read_weights(file)
     denoiser = restore_denoiser(weights, config, file).to(sampling.device)
-    shape, sampler = config["dataset"]["shape"], build(config["sampler"], "sampler")
-    removed = weights.about.removed
-    prior = (
-        Prior(denoiser, shape, sampler=sampler)
-        if removed is None
-        else AmbientPrior(denoiser, shape, sampler=sampler, removed=removed)
-    )
+    prior = build_prior(config, denoiser, removed=weights.about.removed)
     return PriorSampler(prior, scale, sampling)
 
 

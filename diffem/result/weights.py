@@ -7,7 +7,7 @@ scale and format, and what was learned of the channel.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from diffem.runtime.errors import UserError
 from diffem.storage.atomic import write_file
 from diffem.storage.run_dir import check_same_version
 
+METADATA = "diffem"  # the entry of the file's metadata
 RECORDED = "recorded_operator"  # the tensor of φ, beside the weights
 RECORDED_NUMBERS = 2**24  # numbers of recorded φ that are kept, at most: 64 MiB
 
@@ -79,8 +80,9 @@ def write_weights(
         size = max(1, operator.recorded[torch.zeros(1, dtype=torch.int64)].numel())
         rows = torch.arange(max(1, min(len(operator.recorded), RECORDED_NUMBERS // size)))
         tensors[RECORDED] = operator.recorded[rows].contiguous()
-    metadata = {name: json.dumps(value) for name, value in asdict(about).items()}
-    content = safetensors.torch.save(tensors, {"diffem": __version__, **metadata})
+    # One entry: the order of several would differ from process to process.
+    description = json.dumps({"version": __version__, **asdict(about)})
+    content = safetensors.torch.save(tensors, {METADATA: description})
     write_file(path, lambda file: file.write(content))
 
 
@@ -96,14 +98,17 @@ def read_weights(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a finished run") from error
-    if "diffem" not in metadata:
+    if METADATA not in metadata:
         raise UserError(
             f"{path} carries no description of the run, as weights of diffem 0.1 do not; resume "
             "its run with a larger em.rounds by this version, or train it again"
         )
-    check_same_version(str(path), metadata["diffem"])
     try:
-        about = Description(**{f.name: json.loads(metadata[f.name]) for f in fields(Description)})
-    except (KeyError, ValueError, RecursionError) as error:
+        held = json.loads(metadata[METADATA])
+        check_same_version(str(path), held.pop("version"))
+        about = Description(**held)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description is damaged ({error!r})") from error
     return Weights(tensors, about, tensors.pop(RECORDED, None))
