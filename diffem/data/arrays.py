@@ -163,7 +163,9 @@ def _mask(y: Tensor, own: Mask, operator: Array | None, source: str) -> Tensor:
         mask = mask.unsqueeze(1)
     if mask.shape != shape:
         raise UserError(
-            f"{source}: the masks have shape {list(mask.shape)}; {list(shape)} is needed"
+            f"{source}: a mask in operator has shape {list(mask.shape[1:])}, and "
+            f"{list(own.mask_shape)} is needed for {len(y)} images of shape {list(own.shape)}; "
+            "correct it"
         )
     return ((mask != 0) & measured).to(y.dtype)
 

@@ -1,6 +1,7 @@
 """Measurement sets: what a run learns from, and how a benchmark simulates one."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +14,25 @@ from diffem.runtime.rng import generator
 CHUNK = 1024  # draws depend on it: changing it changes the measurements of a seed
 
 
+class MeasurementSource(Protocol):
+    """Measurements that are read when they are asked for: they need not fit in memory."""
+
+    def __len__(self) -> int:
+        """Returns the number of measurements."""
+        ...
+
+    def select(self, index: slice | Tensor) -> Measurement:
+        """Returns the measurements at an index, on the CPU."""
+        ...
+
+
 @dataclass(frozen=True)
 class MeasurementSet:
     """Measurements, the channel they are assumed to come from and, if it is known, the truth."""
 
-    measurement: Measurement
-    """The measurements y_i, (N, …), with the parameters that the channel takes for known."""
+    source: Measurement | MeasurementSource
+    """The measurements y_i, (N, …), as they were drawn or recorded: in memory, or read when they
+    are asked for."""
     channel: Channel
     """The channel that they are assumed to have gone through."""
     truth: Tensor | None = None
@@ -27,11 +41,18 @@ class MeasurementSet:
     """The data's own units."""
 
     def __len__(self) -> int:
-        return len(self.measurement.y)
+        # The length of a named tuple is that of its fields.
+        return len(self.source.y if isinstance(self.source, Measurement) else self.source)
 
     def select(self, index: slice | Tensor) -> Measurement:
-        """Returns the measurements at an index."""
-        return self.measurement.select(index)
+        """Returns the measurements at an index, on the CPU.
+
+        They carry the parameters that the channel takes for known.
+
+        Arguments:
+            index: Rows among the N: a slice, or their numbers, (n,).
+        """
+        return self.channel.assume(self.source.select(index))
 
     def known_truth(self, part: str) -> Tensor:
         """Returns the clean images, (N, *shape), for a part of a run that needs them.
@@ -48,7 +69,7 @@ class MeasurementSet:
 
     def under(self, channel: Channel) -> "MeasurementSet":
         """Returns the same measurements under another channel, such as a learned one."""
-        return replace(self, measurement=channel.assume(self.measurement), channel=channel)
+        return replace(self, channel=channel)
 
 
 def simulate_measurements(
@@ -68,4 +89,4 @@ def simulate_measurements(
         for c, part in enumerate(x.split(CHUNK))
     ]
     drawn = Measurement(*(torch.cat(field) for field in zip(*draws, strict=True)))
-    return MeasurementSet(drawn, channel, x).under(assumed or channel)
+    return MeasurementSet(drawn, assumed or channel, x)

@@ -93,3 +93,20 @@ def inside(file: Path, *folders: Path) -> Path:
             f"dataset.path: {file} leads out of {folders[0]}, to {real}; put the file itself there"
         )
     return file
+
+
+def unreadable(name: str, error: Exception) -> UserError:
+    """Returns the error that says, in one sentence, why a file cannot be read and what to do.
+
+    Arguments:
+        name: What the sentence calls the file.
+        error: What reading it raised.
+    """
+    advice = "repair it, or get it again"
+    if isinstance(error, FileNotFoundError):
+        advice = "put it back"
+    elif isinstance(error, PermissionError):
+        advice = "allow this user to read it"
+    # The text of an OSError repeats the file's name.
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return UserError(f"{name} cannot be read ({reason or type(error).__name__}); {advice}")

@@ -89,7 +89,7 @@ class Blind:
         """
         channel = measurements.channel
         assert isinstance(channel, LinearGaussianChannel)
-        measurement = measurements.measurement.select(slice(self.samples))
+        measurement = measurements.select(slice(self.samples))
         path: list[Estimates] = []
         with progress_bar("channel", self.iterations, "iterations") as advance:
             for i in range(self.iterations):

@@ -73,7 +73,7 @@ class Gaussian:
         channel = data.measurements.channel
         if not isinstance(channel, LinearChannel):
             return UninformedGaussian(channel.shape, self.variance or 1 / 3)
-        measurement = data.measurements.measurement.select(slice(self.samples))
+        measurement = data.measurements.select(slice(self.samples))
         with (
             progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),

@@ -72,7 +72,7 @@ def e_step(
     k = state.round + 1
     with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
         for chunk in assign_chunks(store, k, attempt, rank=rank):
-            y = measurements.measurement.select(store.rows(chunk))
+            y = measurements.select(store.rows(chunk))
             key = (seed, "e-step", k, chunk)
             x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
             store.write(k, chunk, x)

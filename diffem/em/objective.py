@@ -182,7 +182,7 @@ class Ambient(Objective):
         key: tuple[Key, ...],
     ) -> Tensor:
         """Returns the loss on what the measurements of the batch's rows measure."""
-        y, mask, _ = measurements.measurement.select(batch.rows).to(batch.x.device)
+        y, mask, _ = measurements.select(batch.rows).to(batch.x.device)
         further = mask * (torch.rand_like(mask) >= self.delta)
         return denoiser.loss(y, t, embedding_only(further), seen=further, weight=mask)
 

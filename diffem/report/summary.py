@@ -333,9 +333,8 @@ class RunReport:
     def _panel(
         self, path: Path, title: str, samples: Tensor, measurements: MeasurementSet
     ) -> None:
-        measurement = measurements.select(slice(SHOWN if samples.ndim > 3 else None))
-        lifted = measurements.channel.lift(measurement)[: samples.shape[1]]
-        n = len(lifted)
+        n = min(samples.shape[1], SHOWN) if samples.ndim > 3 else samples.shape[1]
+        lifted = measurements.channel.lift(measurements.select(slice(n)))
         columns = (lifted, samples[0, :n], samples[:, :n].mean(0), samples[:, :n].std(0))
         truth = [] if measurements.truth is None else [measurements.truth[:n]]
         save_panel(path, title, (*columns, *truth))

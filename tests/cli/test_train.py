@@ -91,7 +91,7 @@ def test_round_0_is_scored_from_the_store(run_dir: Path) -> None:
     measurements = simulate_measurements(
         truth, make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05)), seed=0, split="train"
     )
-    y, mask = measurements.measurement.y.numpy(), measurements.measurement.operator.numpy()
+    y, mask, _ = (field.numpy() for field in measurements.select(slice(None)))
     chi2 = ((mask * (x - y) / 0.05) ** 2).sum(axis=(1, 2, 3)) / mask.sum(axis=(1, 2, 3))
     assert row["residual_chi2"] == pytest.approx(float(chi2.mean()), rel=1e-4)
     flat = x.reshape(len(x), -1).astype(np.float64)

@@ -147,7 +147,7 @@ RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNois
         (X * 1e40, denoising(), {}, "too large for dataset.range=[0,4000]"),
         (HOLES, denoising(), {}, "choose corruption=mask"),
         (HOLES, Saturated(SHAPE), {}, "Saturated does not say what was not measured"),
-        (X, mask(), {"operator": np.ones((N, 2, 2))}, "masks have shape [6, 2, 2]; [6, 1, 4, 3]"),
+        (X, mask(), {"operator": np.ones((N, 2, 2))}, "has shape [2, 2], and [1, 4, 3]"),
         (X, mask(), {"operator": np.full((N, 4, 3), np.nan)}, "operator holds NaN; correct it"),
         (X, RANGED, {}, "has no `operator`, and Blur with GaussianNoise draws its own"),
         (X, RANGED, {"operator": np.ones((N, 2))}, "operator must have the shape [6, 1]"),

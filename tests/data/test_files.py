@@ -13,11 +13,14 @@ from diffem.corruption import (
     Denoising,
     GaussianNoise,
     Mask,
+    Measurement,
     PoissonNoise,
     Projection,
     make_channel,
 )
-from diffem.data.files import MeasurementFiles, read_image
+from diffem.data.files import MeasurementFiles
+from diffem.data.images import read_image
+from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 
@@ -38,6 +41,10 @@ def folder(path: Path, images: np.ndarray, suffix: str) -> Path:
     return path
 
 
+def every(measurements: MeasurementSet) -> Measurement:
+    return measurements.select(slice(None))
+
+
 def denoising(shape: tuple[int, ...], std: float = 10.0) -> Channel:
     return make_channel(Denoising(shape), GaussianNoise(std))
 
@@ -50,11 +57,11 @@ def test_images_come_back_as_they_were(name: str, suffix: str, tmp_path: Path) -
     images = IMAGES[name]
     source = MeasurementFiles(str(folder(tmp_path / "é = (1)", images, suffix)))
     expected = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
-    np.testing.assert_array_equal(source.held.y, expected.astype(np.float32))
+    np.testing.assert_array_equal(source.held.y[np.arange(N)], expected)
     train, heldout = source.measurement_sets(denoising(source.shape))
     assert (len(train), len(heldout)) == (18, 2) and train.truth is None
     # Back in the data's units, to float32's precision.
-    y = source.scale.denormalise(torch.cat([train.measurement.y, heldout.measurement.y]))
+    y = source.scale.denormalise(torch.cat([every(train).y, every(heldout).y]))
     size = float(np.abs(expected.astype(np.float64)).max())
     torch.testing.assert_close(
         y.flatten(1).sum(dim=1).sort().values,
@@ -69,7 +76,7 @@ def test_the_noise_is_in_the_data_s_units(tmp_path: Path) -> None:
     source = MeasurementFiles(str(tmp_path / "y.npy"), range=[0, 2000])
     train, _ = source.measurement_sets(denoising(source.shape, 50.0))
     assert train.scale == Scale(0, 2000)
-    assert (train.measurement.noise == 50.0 * 2 / 2000).all()
+    assert (every(train).noise == 50.0 * 2 / 2000).all()
     drawn = train.channel.draw(torch.zeros(500, 1, 6, 5), torch.Generator().manual_seed(0)).y
     # Monte Carlo: 15,000 normal values.
     assert abs(float(drawn.std()) / 0.05 - 1) < 4.5 / (2 * 15000) ** 0.5
@@ -83,8 +90,8 @@ def test_nan_is_not_measured_and_masks_are_drawn_from_the_data(tmp_path: Path) -
     source = MeasurementFiles(str(tmp_path / "y.npz"))
     channel = make_channel(Mask(source.shape, rho=0.5), GaussianNoise(10.0))
     train, _ = source.measurement_sets(channel)
-    mask = train.measurement.operator
-    assert (train.measurement.y[mask == 0] == 0).all() and train.measurement.y.isfinite().all()
+    mask = every(train).operator
+    assert (every(train).y[mask == 0] == 0).all() and every(train).y.isfinite().all()
     drawn = train.channel.draw(torch.zeros(200, 1, 6, 5), torch.Generator().manual_seed(0))
     assert (drawn.operator[..., 1::2] == 0).all()
     assert set(drawn.operator.flatten(1).sum(dim=1).tolist()) == {15.0, 18.0}
@@ -95,7 +102,7 @@ def test_a_missing_entry_of_a_vector_leaves_the_others(tmp_path: Path) -> None:
     y[:, 2] = np.nan
     source = MeasurementFiles(save(tmp_path, y=y))
     train, _ = source.measurement_sets(make_channel(Mask((6,), rho=0.5), GaussianNoise(0.1)))
-    assert train.measurement.operator.mean(dim=0).tolist() == [1, 1, 0, 1, 1, 1]
+    assert every(train).operator.mean(dim=0).tolist() == [1, 1, 0, 1, 1, 1]
 
 
 def test_a_mask_a_noise_of_each_and_the_truth_from_one_file(tmp_path: Path) -> None:
@@ -107,8 +114,8 @@ def test_a_mask_a_noise_of_each_and_the_truth_from_one_file(tmp_path: Path) -> N
     channel = make_channel(Mask(source.shape, rho=0.5), GaussianNoise((5.0, 50.0)))
     train, heldout = source.measurement_sets(channel)
     assert len(heldout) == 5 and train.truth is not None
-    rows = [int((std * 1e-3 - float(s)).__abs__().argmin()) for s in train.measurement.noise[:, 0]]
-    np.testing.assert_array_equal(train.measurement.operator[:, 0].numpy(), mask[rows])
+    rows = [int((std * 1e-3 - float(s)).__abs__().argmin()) for s in every(train).noise[:, 0]]
+    np.testing.assert_array_equal(every(train).operator[:, 0].numpy(), mask[rows])
     np.testing.assert_allclose(train.truth[:, 0], truth[rows] / 1000 - 1, atol=1e-5)
 
 
@@ -117,14 +124,14 @@ def test_a_blur_of_known_width_needs_no_operator(tmp_path: Path) -> None:
     source = MeasurementFiles(str(tmp_path / "y.npy"))
     blur = make_channel(Blur(source.shape, sigma=1.0, kernel_size=3), GaussianNoise(10.0))
     train, _ = source.measurement_sets(blur)
-    assert (train.measurement.operator == 1.0).all()
+    assert (every(train).operator == 1.0).all()
 
 
 def test_photons_are_counted_in_no_unit(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", IMAGES["float"])
     source = MeasurementFiles(str(tmp_path / "y.npy"))
     channel = make_channel(Denoising(source.shape), PoissonNoise(100.0))
-    assert (source.measurement_sets(channel)[0].measurement.noise == 100.0).all()
+    assert (every(source.measurement_sets(channel)[0]).noise == 100.0).all()
 
 
 def save(path: Path, **arrays: np.ndarray) -> str:
@@ -142,7 +149,8 @@ RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), Gaussian
         ({"x": Y}, None, "must hold y, and may hold operator, std and truth; it holds x"),
         ({"y": Y, "labels": Y}, None, "it holds labels, y"),
         ({"y": Y.astype(complex)}, None, "y must be real numbers, (N, …), got complex128"),
-        ({"y": np.where(Y > 900, np.inf, Y)}, None, "y holds infinity; mark it by NaN"),
+        ({"y": np.where(Y > 900, np.inf, Y)}, None,
+         "of y holds infinity, or a number that is too large; mark it by NaN"),
         ({"y": Y[:3]}, None, "holds 3 measurements; at least 4 are needed"),
         ({"y": Y, "std": np.ones(3)}, None, "std must have a row for each of the 20"),
         ({"y": Y, "std": -np.ones(N)}, None, "std must be positive numbers"),
@@ -154,7 +162,7 @@ RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), Gaussian
         ({"y": Y}, make_channel(Denoising((1, 6, 5)), GaussianNoise((1.0, 2.0))),
          "corruption.noise.std is a range"),
         ({"y": Y, "operator": np.ones((N, 2, 2))},
-         make_channel(Mask((1, 6, 5), rho=0.5), GaussianNoise(1.0)), "the masks in"),
+         make_channel(Mask((1, 6, 5), rho=0.5), GaussianNoise(1.0)), "has shape [2, 2], and [1, 6, 5]"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -172,7 +180,7 @@ def test_a_truth_of_another_shape_and_a_split_without_training_data(tmp_path: Pa
     for truth in (Y[:, :4], np.where(Y > 900, np.nan, Y)):
         source = MeasurementFiles(save(tmp_path, y=Y, truth=truth))
         with pytest.raises(
-            UserError, match=r"truth in .* must be finite images of shape \[1, 6, 5\]"
+            UserError, match=r"y\.npz: truth must be finite images of shape \[1, 6, 5\]"
         ):
             source.measurement_sets(denoising(source.shape))
     source = MeasurementFiles(save(tmp_path, y=Y), heldout=0.95)
@@ -188,10 +196,10 @@ def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
     grey.convert("P").save(palette)
     for file in (alpha, pages, palette):
         with pytest.raises(UserError, match="would lose values"):
-            read_image(file)
+            read_image(file, "dataset.path")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="cannot be read"):
-        read_image(tmp_path / "text.png")
+        read_image(tmp_path / "text.png", "dataset.path")
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
@@ -211,6 +219,6 @@ def test_values_outside_a_given_range_are_kept(
 ) -> None:
     np.save(tmp_path / "y.npy", IMAGES["float"])
     source = MeasurementFiles(str(tmp_path / "y.npy"), range=[900, 1100])
-    assert "of the measured values are outside dataset.range=[900,1100]" in capsys.readouterr().err
     train, _ = source.measurement_sets(denoising(source.shape))
-    assert float(train.measurement.y.abs().max()) > 2
+    assert "of the measured values are outside dataset.range=[900,1100]" in capsys.readouterr().err
+    assert float(every(train).y.abs().max()) > 2

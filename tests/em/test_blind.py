@@ -95,7 +95,7 @@ def test_a_run_learns_writes_and_tells(tmp_path: Path) -> None:
     assert run.rounds[0].path == [] and run.rounds[2].path == paths[2]
     assert run.rounds[2].estimate()["estimate"] == paths[2][-1]
     learned = torch.tensor(paths[2][-1]["noise"])
-    assert (run.data.measurements.measurement.noise == learned).all() and learned < 0.2
+    assert (run.data.measurements.select(slice(None)).noise == learned).all() and learned < 0.2
 
 
 def test_mistakes() -> None:
@@ -110,7 +110,7 @@ def test_a_learned_channel_replaces_the_one_before(tmp_path: Path) -> None:
     assumed = make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.2), learn=("noise",))
     run = SmallRun(tmp_path, assumed=assumed).fit()
     assert assumed.known("noise") == 0.2 and assumed.parameters["noise"].bounds == (0.2, 0.2)
-    assert (run.data.given.measurement.noise == torch.tensor(0.2)).all()
+    assert (run.data.given.select(slice(None)).noise == torch.tensor(0.2)).all()
     learned = [r.measurements.channel for r in run.rounds]
     assert all(isinstance(c, LinearGaussianChannel) for c in learned)
     assert len({c.known("noise") for c in learned if isinstance(c, LinearGaussianChannel)}) == 3

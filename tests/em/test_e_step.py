@@ -35,7 +35,7 @@ def test_an_e_step_commits_a_round_of_exact_posterior_samples(tmp_path: Path) ->
     e_step(posterior, measurements, store, state, seed=0)
     assert (state.round, state.e_step_pending) == (0, False) and store.committed(0)
     x = store.open(0).__getitems__(range(N)).x.flatten(1)
-    y, mask, _ = (field.flatten(1) for field in measurements.measurement)
+    y, mask, _ = (field.flatten(1) for field in measurements.select(slice(None)))
     z = (x - mask * y / (1 + STD**2)) / (1 - mask / (1 + STD**2)).sqrt()
     # Monte Carlo: 4.5 standard errors of means and covariances of N normal vectors.
     assert z.mean(dim=0).abs().max() < 4.5 / N**0.5

@@ -55,7 +55,7 @@ def test_law_3_chunks_depend_on_seed_round_and_weights_alone(tmp_path: Path) -> 
         torch.manual_seed(99)  # nothing outside the key matters
         x = reconstruct(
             draw,
-            run.measurements.measurement.select(rows),
+            run.measurements.select(rows),
             size=CHUNK,
             key=(0, "e-step", ROUNDS, 3),
             device="cpu",
@@ -125,7 +125,7 @@ def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
         run.rounds.append(round)
         with run.module.averaged() as denoiser:
             draw = run.posterior(denoiser, run.measurements.channel).uncounted()
-            draw.sample(run.measurements.measurement.select(slice(3)))
+            draw.sample(run.measurements.select(slice(3)))
 
     run.record = evaluate  # type: ignore[method-assign]
     run.fit()
@@ -165,9 +165,8 @@ def test_each_round_starts_from_the_average_with_a_fresh_optimiser(small_run: Sm
 
 def test_init_from_the_observation(small_run: SmallRun) -> None:
     small_run.fit(FromMeasurement())
-    assert torch.equal(
-        small_run.store.open(0).__getitems__(range(SIZE)).x, small_run.measurements.measurement.y
-    )
+    y = small_run.measurements.select(slice(None)).y
+    assert torch.equal(small_run.store.open(0).__getitems__(range(SIZE)).x, y)
 
 
 def test_init_from_few_clean_images(small_run: SmallRun) -> None:

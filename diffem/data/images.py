@@ -1,0 +1,164 @@
+"""Folders of PNG or TIFF images, read without loss when they are asked for."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffem.data.source import inside, unreadable
+from diffem.runtime.errors import UserError
+
+SUFFIXES = (".png", ".tif", ".tiff")
+DTYPES = {  # of Pillow's modes that lose nothing
+    "L": np.uint8,
+    "RGB": np.uint8,
+    "I;16": np.uint16,
+    "I;16B": np.uint16,
+    "I;16L": np.uint16,
+    "I": np.int32,
+    "F": np.float32,
+}
+BITS, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of TIFF and a value (TIFF 6.0, pages 29 and 80)
+
+
+class ImageFolder:
+    """The images of a folder in the order of their names; each is decoded when it is asked for.
+
+    Arguments:
+        folder: The folder.
+        limit: The largest number of images to use; None for all.
+        key: The setting that names the folder, as the sentences begin.
+
+    Raises:
+        UserError: If there are no images, or one cannot be read without loss, or is of another
+            shape or type than the first, or has the name of another but for its suffix.
+    """
+
+    def __init__(self, folder: Path, *, limit: int | None, key: str) -> None:
+        self.key = key
+        try:
+            found = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            raise unreadable(f"{key}: {folder}", error) from error
+        if not found:
+            raise UserError(
+                f"{key}: {folder} has no {', '.join(SUFFIXES)} files; put the images there"
+            )
+        self.files = [inside(file, folder) for file in found[:limit]]
+        self._shape, self.dtype = read_header(self.files[0], key)
+        names: dict[str, Path] = {}
+        for file in self.files:
+            self._check(file, *read_header(file, key))
+            if (other := names.setdefault(file.stem, file)) is not file:
+                raise UserError(
+                    f"{key}: {file} and {other.name} differ in nothing but the suffix; rename one"
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, (N, C, H, W)."""
+        return len(self.files), *self._shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns images, (n, C, H, W), in their own dtype.
+
+        Raises:
+            UserError: If one is gone, damaged, or is no longer of the shape and type that it was.
+        """
+        images = np.empty((len(rows), *self._shape), self.dtype)
+        for i, row in enumerate(rows):
+            image = read_image(self.files[row], self.key)
+            self._check(self.files[row], image.shape, image.dtype)
+            images[i] = image
+        return images
+
+    def _check(self, file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape != self._shape or dtype != self.dtype:
+            raise UserError(
+                f"{self.key}: {file} is {dtype} of shape {list(shape)}, but "
+                f"{self.files[0].name} is {self.dtype} of shape {list(self._shape)}; all "
+                "measurements must be alike"
+            )
+
+
+def read_header(file: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns an image's shape, (C, H, W), and dtype; it is not decoded.
+
+    Arguments:
+        file: The file.
+        key: As the sentences begin.
+
+    Raises:
+        UserError: If it is no image, or cannot be read without loss (alpha, a palette, several
+            pages).
+    """
+    with _opened(file, key) as image:
+        channels = len(image.getbands())
+        return (channels, image.height, image.width), np.dtype(DTYPES[image.mode])
+
+
+def read_image(file: Path, key: str) -> np.ndarray:
+    """Returns an image, (C, H, W), with its own numbers and dtype.
+
+    Arguments:
+        file: The file.
+        key: As the sentences begin.
+
+    Raises:
+        UserError: If it is no image, is damaged, or cannot be read without loss.
+    """
+    with _opened(file, key) as image:
+        array = np.asarray(image)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+@contextmanager
+def _opened(file: Path, key: str) -> Iterator[Image.Image]:
+    """Opens an image that loses nothing; every error in the scope is one sentence."""
+    try:
+        with warnings.catch_warnings(), Image.open(file, formats=("PNG", "TIFF")) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if lossy := _loss(image, file):
+                raise UserError(
+                    f"{key}: {file} ({lossy}) would lose values: only single-page grey (8-bit, "
+                    "16-bit, 32-bit, float) or 8-bit RGB images without alpha are read; convert "
+                    "it, or give a .npz file"
+                )
+            yield image
+    except UserError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{key}: {file} is too large ({error}); crop it") from error
+    except Exception as error:  # decoders raise many types
+        raise unreadable(f"{key}: {file}", error) from error
+
+
+def _loss(image: Image.Image, file: Path) -> str | None:
+    """Returns what would be lost of an image; None if nothing would be."""
+    if (pages := getattr(image, "n_frames", 1)) != 1:
+        return f"{image.mode}, {pages} pages"
+    if image.mode not in DTYPES:
+        return image.mode
+    if "transparency" in image.info:
+        return f"{image.mode} with transparency"
+    if image.format == "PNG":
+        return "16-bit RGB" if image.mode == "RGB" and _png_bits(file) == 16 else None
+    tags = getattr(image, "tag_v2", {})
+    depths = tags.get(BITS, (1,))
+    if ((bits := max(depths)) > 8 and image.mode == "RGB") or len(depths) > len(image.getbands()):
+        return f"{len(depths)} channels of {bits} bits"
+    unsigned = tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED
+    return "32-bit unsigned" if image.mode == "I" and bits == 32 and unsigned else None
+
+
+def _png_bits(file: Path) -> int:
+    """Returns the bits of a channel of a PNG file (its header's 25th byte)."""
+    with file.open("rb") as content:
+        return content.read(25)[24]
