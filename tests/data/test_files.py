@@ -162,7 +162,8 @@ RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), Gaussian
         ({"y": Y}, make_channel(Denoising((1, 6, 5)), GaussianNoise((1.0, 2.0))),
          "corruption.noise.std is a range"),
         ({"y": Y, "operator": np.ones((N, 2, 2))},
-         make_channel(Mask((1, 6, 5), rho=0.5), GaussianNoise(1.0)), "has shape [2, 2], and [1, 6, 5]"),
+         make_channel(Mask((1, 6, 5), rho=0.5), GaussianNoise(1.0)),
+         "has shape [2, 2], and [1, 6, 5]"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
