@@ -55,7 +55,8 @@ class FileRows:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""
-        return self.select(index).operator
+        step = rows_at_once(self.held.y)  # many rows of φ need not come with as many of y
+        return torch.cat([self.select(part).operator for part in index.split(step)])
 
 
 @dataclass(frozen=True)
@@ -275,9 +276,14 @@ def _storable(values: np.ndarray) -> np.ndarray:
     return np.isnan(values) | (np.abs(values) <= np.finfo(np.float32).max)
 
 
+def rows_at_once(array: Rows) -> int:
+    """Returns how many rows of an array are read together."""
+    return max(1, CHUNK // max(1, math.prod(array.shape[1:])))
+
+
 def _chunks(array: Rows, count: int) -> Iterator[np.ndarray]:
     """Yields the numbers of the first rows of an array, in chunks that are read at once."""
-    step = max(1, CHUNK // max(1, math.prod(array.shape[1:])))
+    step = rows_at_once(array)
     for start in range(0, count, step):
         yield np.arange(start, min(count, start + step))
 
