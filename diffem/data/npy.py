@@ -79,7 +79,7 @@ class ArrayFile:
             UserError: If the file is gone, or shorter than it was.
         """
         try:
-            if self.fortran:  # a row's numbers are far apart: map the file for this one call
+            if self.fortran:  # a row's numbers are far apart: map the file, for this call alone
                 held = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
                 return held[rows]
             with self.path.open("rb") as file:
