@@ -60,6 +60,42 @@ def measurement_of(
     return channel.assume(single)
 
 
+def operator_of(
+    n: int,
+    channel: LinearChannel,
+    *,
+    y: Array | None = None,
+    operator: Array | None = None,
+    source: str = "y",
+) -> Tensor:
+    """Returns the operator's parameters φ of measurements alone, (N, *P), float32.
+
+    Arguments:
+        n: The number N of measurements.
+        channel: As for `measurement_of`.
+        y: The measurements; of a mask alone, and only if some hold NaN.
+        operator: As for `measurement_of`.
+        source: As for `measurement_of`.
+
+    Raises:
+        UserError: As `measurement_of`.
+    """
+    own = own_operator(channel)
+    if not isinstance(own, Mask):
+        return _operator(n, own, operator, channel, source).float()
+    measured = torch.ones(n, *own.shape, dtype=torch.bool)
+    if y is not None:
+        found = torch.from_numpy(~np.isnan(np.asarray(y)))
+        measured = _with_channels(found, own.shape, channel, source)
+    return _mask(measured, own, operator, source).float()
+
+
+def own_operator(channel: LinearChannel) -> LinearOperator:
+    """Returns the operator A of a channel, behind the records that it may draw φ from."""
+    operator = channel.forward_operator
+    return operator.operator if isinstance(operator, Recorded) else operator
+
+
 def numbers(values: Array, name: str, *, nan: bool = False) -> Tensor:
     """Returns real numbers as a float64 tensor on the CPU.
 
@@ -98,11 +134,10 @@ def _linear(
     source: str,
 ) -> Measurement:
     """Returns the measurements of a linear channel, float64."""
-    forward = channel.forward_operator
-    own = forward.operator if isinstance(forward, Recorded) else forward
+    own = own_operator(channel)
     if isinstance(own, Mask):
         y = _with_channels(y, own.shape, channel, source)
-        phi = _mask(y, own, operator, source)
+        phi = _mask(~y.isnan(), own, operator, source)
     elif y.isnan().any():
         raise UserError(
             f"{source} holds NaN, which says that a pixel was not measured; choose corruption=mask"
@@ -150,24 +185,30 @@ def _with_channels(y: Tensor, expected: Sequence[int], channel: Channel, source:
     )
 
 
-def _mask(y: Tensor, own: Mask, operator: Array | None, source: str) -> Tensor:
-    """Returns the mask of each measurement: 1 where a number was measured in every channel."""
-    shape = (len(y), *own.mask_shape)
-    measured = ~y.isnan()
+def _mask(measured: Tensor, own: Mask, operator: Array | None, source: str) -> Tensor:
+    """Returns the mask of each measurement, float64: 1 where all channels were measured.
+
+    Arguments:
+        measured: Where y is not NaN, (N, *shape).
+        own: The operator.
+        operator: The masks that were given, if any.
+        source: What the sentences call the measurements.
+    """
+    shape = (len(measured), *own.mask_shape)
     if len(own.shape) > 1:  # a pixel is measured in all of its channels, or not
         measured = measured.all(dim=1, keepdim=True)
     if operator is None:
-        return measured.to(y.dtype)
+        return measured.double()
     mask = numbers(operator, f"{source}: operator")
     if mask.shape != shape and mask.unsqueeze(1).shape == shape:
         mask = mask.unsqueeze(1)
     if mask.shape != shape:
         raise UserError(
             f"{source}: a mask in operator has shape {list(mask.shape[1:])}, and "
-            f"{list(own.mask_shape)} is needed for {len(y)} images of shape {list(own.shape)}; "
+            f"{list(own.mask_shape)} is needed for each of the {len(measured)} measurements; "
             "correct it"
         )
-    return ((mask != 0) & measured).to(y.dtype)
+    return ((mask != 0) & measured).double()
 
 
 def _operator(

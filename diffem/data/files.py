@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffem.corruption import Channel, LinearChannel, Mask, Measurement
 from diffem.corruption.recorded import Recorded
-from diffem.data.arrays import numbers
+from diffem.data.arrays import numbers, operator_of
 from diffem.data.format import Format
 from diffem.data.held import Held, open_measurements
 from diffem.data.images import ImageFolder
@@ -39,12 +39,14 @@ class FileRows:
         rows: The numbers of the rows, (N,).
         channel: The channel, on the scale of [-1, 1].
         scale: The data's units.
+        missing: Whether some of them hold NaN.
     """
 
     held: Held
     rows: Tensor
     channel: Channel
     scale: Scale
+    missing: bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,8 +57,20 @@ class FileRows:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""
-        step = rows_at_once(self.held.y)  # many rows of φ need not come with as many of y
-        return torch.cat([self.select(part).operator for part in index.split(step)])
+        assert isinstance(self.channel, LinearChannel)
+        masks = self.missing and isinstance(self.channel.forward_operator, Mask)
+        found = []
+        for part in index.split(rows_at_once(self.held.y)):  # many rows of φ, a few of y at once
+            rows = self.rows[part].numpy()
+            phi = operator_of(
+                len(rows),
+                self.channel,
+                y=self.held.y[rows] if masks else None,
+                operator=None if self.held.operator is None else self.held.operator[rows],
+                source=self.held.name,
+            )
+            found.append(phi)
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -155,12 +169,13 @@ class MeasurementFiles:
         if isinstance(channel, LinearChannel):
             self._report_range()
             channel = channel.scaled(self.scale.factor)
-        elif missing := [key for key, given in self.given.items() if not given]:
+        elif unset := [key for key, given in self.given.items() if not given]:
             raise UserError(
-                f"dataset.{missing[0]} must be given with {channel}, which is not linear: what "
+                f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
                 f"the clean images are cannot be learned from {self.held.name}"
             )
-        every = FileRows(self.held, torch.arange(self.count), channel, self.scale)
+        missing = self.survey.missing is not None
+        every = FileRows(self.held, torch.arange(self.count), channel, self.scale, missing)
         # One row shows whether all fit; another one, whether NaN does.
         for row in sorted({0, self.survey.missing or 0}):
             every.select(slice(row, row + 1))
@@ -169,8 +184,7 @@ class MeasurementFiles:
             own = channel.forward_operator
             if isinstance(own, Mask) or self.held.operator is not None:
                 assumed = channel.with_operator(Recorded(own, every))
-            marked = self.held.operator is not None or self.survey.missing is not None
-            if isinstance(own, Mask) and not marked:
+            if isinstance(own, Mask) and self.held.operator is None and not missing:
                 warn(
                     f"{self.held.name} says nowhere that a pixel was not measured (by NaN in y, "
                     "or 0 in operator), and corruption=mask takes all of them for measured"
@@ -185,7 +199,7 @@ class MeasurementFiles:
             )
         sets = []
         for rows in (order[heldout:].sort().values, order[:heldout].sort().values):
-            source = FileRows(self.held, rows, channel, self.scale)
+            source = replace(every, rows=rows)
             true = None if truth is None else truth[rows]
             sets.append(MeasurementSet(source, assumed, true, self.scale))
         return sets[0], sets[1]

@@ -18,7 +18,7 @@ from diffem.corruption import (
     Projection,
     make_channel,
 )
-from diffem.data.arrays import measurement_of
+from diffem.data.arrays import measurement_of, operator_of
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 
@@ -168,3 +168,16 @@ def test_what_is_refused(
         measurement_of(y, channel, SCALE, **given, source="y.npz")
     assert sentence in str(error.value) and "\n" not in str(error.value)
     assert "y.npz" in str(error.value)
+
+
+def test_parameters_of_the_operator_alone() -> None:
+    y, given = X.copy(), RNG.integers(0, 2, (N, 4, 3))
+    y[:, :, 1] = np.nan
+    channel = make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.1))
+    for masks in (given, None):
+        for values in (y, None):
+            whole = measurement_of(X if values is None else y, channel, SCALE, operator=masks)
+            assert torch.equal(operator_of(N, channel, y=values, operator=masks), whole.operator)
+    widths = RNG.uniform(0.5, 2, N)
+    whole = measurement_of(X, RANGED, SCALE, operator=widths)
+    assert torch.equal(operator_of(N, RANGED, operator=widths), whole.operator)
