@@ -21,7 +21,7 @@ from diffem.config.build import build
 from diffem.data import ImageDataset, LabelledDataset
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
 from diffem.runtime.errors import UserError, check_count
-from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.rng import generator, seeded
 
 BATCH_SIZE = 128
@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report_user_errors():
         training = Training(check_count("--epochs", chosen.epochs), chosen.seed)
         accuracy = classify(chosen.dataset, chosen.out, training, chosen.overrides)
-        console.print(
-            f"wrote {chosen.out}, held-out accuracy {100 * accuracy:.1f} %", soft_wrap=True
-        )
+        say(f"wrote {chosen.out}, held-out accuracy {100 * accuracy:.1f} %")
 
 
 def classify(name: str, out: Path, training: Training, overrides: Sequence[str] = ()) -> float:

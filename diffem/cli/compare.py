@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     chosen = build_parser().parse_args(arguments)
     with report_user_errors():
-        study = methods_study(chosen.methods) if chosen.methods else read_study(chosen.study)
+        study = (
+            methods_study(chosen.methods, chosen.overrides)
+            if chosen.methods
+            else read_study(chosen.study)
+        )
         study = replace(
             study,
             common=tuple(move_secrets_to_env((*study.common, *chosen.overrides))),

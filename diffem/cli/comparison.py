@@ -42,7 +42,7 @@ def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Job]:
 
     title = " ".join((*([study.name] if study.name else []), *study.common))
     for path in write_comparison(out, _summaries(record, out), title):
-        console.print(f"wrote {path}", soft_wrap=True)
+        say(f"wrote {path}")
     return failed
 
 

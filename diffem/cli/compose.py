@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from omegaconf.errors import ConfigKeyError
 from diffem.config.allow_list import check_hydra, check_targets
 from diffem.config.build import build
 from diffem.config.extras import check_extras, check_plugins
+from diffem.config.paths import quote_paths
 from diffem.config.secrets import redact_config
 from diffem.config.trainer import check_strategy, check_trainer, external_processes
+from diffem.config.trust import SEARCH_PATH, package_folders, trusted_packages, with_search_path
 from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
 
@@ -29,6 +31,32 @@ SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
 HELP = ("-h", "--help", "--hydra-help", "--version")
 FLAGS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-i", "--info")
+
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """Returns a command's arguments, and the search path of the packages that they trust.
+
+    Raises:
+        UserError: If a trusted package is not found, or has a choice of a name that diffem has.
+    """
+    return with_search_path(arguments, conf_folders(arguments)[1:])
+
+
+def conf_folders(arguments: Iterable[str]) -> list[Path]:
+    """Returns the folders of choices: conf/ of diffem and of the packages that are trusted.
+
+    Raises:
+        UserError: If a trusted package is not found, or has a choice of a name that is taken.
+    """
+    folders = [CONF]
+    for package in package_folders(trusted_packages(arguments)):
+        folder = package / "conf"
+        for file in folder.rglob("*.yaml"):
+            name = file.relative_to(folder)
+            if taken := [other for other in folders if (other / name).exists()]:
+                raise UserError(f"{file} has the name of {taken[0] / name}; give it another name")
+        folders += [folder] if folder.is_dir() else []
+    return folders
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -55,6 +83,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         else:
             overrides.append(argument)
     check_plugins(overrides)
+    trust = trusted_packages(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for chosen in _without_sweeps(overrides):
             groups = list(_groups(chosen))
@@ -65,9 +94,14 @@ def check_arguments(arguments: Sequence[str]) -> None:
             given = OmegaConf.to_container(cfg, resolve=False)
             files = OmegaConf.to_container(compose(NAME, groups), resolve=False)
             assert isinstance(given, dict) and isinstance(files, dict)
+            if given["trust"] != trust:
+                raise UserError(
+                    f"trust={given['trust']} is in a file, and taken from the command line alone; "
+                    "remove it from the file"
+                )
             if isinstance(trainer := given.get("trainer"), dict) and "strategy" in trainer:
                 check_strategy(trainer["strategy"])  # says more than the list of allowed targets
-            check_targets(given)
+            check_targets(given, trust=trust)
             check_extras(given)
             check_types(given, files)
 
@@ -82,9 +116,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: If it is refused.
         HydraException: If the overrides do not compose.
     """
-    check_arguments(overrides)
+    arguments = complete(quote_paths(overrides))
+    check_arguments(arguments)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(NAME, list(overrides))
+        return compose(NAME, arguments)
 
 
 def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
@@ -93,16 +128,17 @@ def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
     `HydraConfig` has the choices and the overrides of this run afterwards.
 
     Arguments:
-        overrides: As on the command line of train.py, without `run_dir`.
+        overrides: As on the command line of `diffem train`, without `run_dir`.
         run_dir: The run directory.
 
     Raises:
         UserError: If the configuration is refused.
         HydraException: If the overrides do not compose.
     """
-    check_arguments(overrides)
+    arguments = complete(quote_paths(overrides))
+    check_arguments(arguments)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(NAME, list(overrides), return_hydra_config=True)
+        cfg = compose(NAME, arguments, return_hydra_config=True)
     cfg.run_dir = str(run_dir)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(run_dir)
@@ -248,9 +284,11 @@ def public_config(cfg: DictConfig) -> dict[str, Any]:
 
 def sibling_keys(key: str) -> str:
     """Returns the keys beside a key, under the choices on the command line, as one text."""
-    choices = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    given = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    choices = [choice for choice in given if (CONF / choice.partition("=")[0]).is_dir()]
+    searched = [arg for arg in sys.argv[1:] if arg.startswith(f"{SEARCH_PATH}=")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(NAME, overrides=[c for c in choices if (CONF / c.split("=")[0]).is_dir()])
+        cfg = compose(NAME, overrides=[*choices, *searched])
     parent = key.rpartition(".")[0]
     while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
         parent = parent.rpartition(".")[0]

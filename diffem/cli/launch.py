@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffem.cli.compose import CONF, NAME, SWEEP, check_arguments, check_config
+from diffem.cli.compose import CONF, NAME, SWEEP, check_arguments, check_config, complete
 from diffem.cli.errors import report_user_errors
 from diffem.cli.sweep import SubprocessJobs, print_sweep_summary
+from diffem.config.paths import path_override, quote_paths
 from diffem.config.secrets import move_secrets_to_env
 from diffem.config.trainer import external_processes
 from diffem.runtime.errors import UserError
-from diffem.runtime.signals import exit_with_parent, install_signal_handlers, watch_signals
+from diffem.runtime.signals import (
+    exit_with_parent,
+    global_rank,
+    install_signal_handlers,
+    watch_signals,
+)
 from diffem.storage.run_dir import check_version, resumed_arguments
 
 WARNINGS = (  # that say nothing about this run
@@ -71,9 +77,10 @@ def main() -> None:
     install_signal_handlers()
     watch_signals()
     with exit_with_parent(), report_user_errors():
-        arguments = move_secrets_to_env(resumed_arguments(sys.argv[1:]))
+        arguments = quote_paths(_from_lightning(sys.argv[1:]), sweep=_is_sweep(sys.argv))
+        arguments = complete(move_secrets_to_env(resumed_arguments(arguments)))
         sys.argv[1:] = sorted(arguments, key=lambda a: a not in SWEEP)  # Hydra wants it first
-        if not set(SWEEP).isdisjoint(arguments) and (external_processes() or 1) > 1:
+        if _is_sweep(arguments) and (external_processes() or 1) > 1:
             raise UserError(
                 "-m is started as one process, and its jobs start theirs; leave out torchrun and "
                 "srun (docs/cluster.md has sweeps under SLURM)"
@@ -81,3 +88,21 @@ def main() -> None:
         check_arguments(sys.argv[1:])
         with print_sweep_summary():
             hydra_main()
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return not set(SWEEP).isdisjoint(arguments)
+
+
+def _from_lightning(arguments: Sequence[str]) -> list[str]:
+    """Returns arguments in which the run directory that Lightning gives its ranks is quoted.
+
+    It puts the path between double quotes as it is, whatever is in it.
+    """
+    key = "hydra.run.dir"
+    return [
+        path_override(key, argument[len(key) + 2 : -1])
+        if global_rank() and argument.startswith(f'{key}="')
+        else argument
+        for argument in arguments
+    ]

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffem.cli.compose import CONF
+from diffem.cli.compose import CONF, conf_folders
 from diffem.runtime.errors import UserError
 from diffem.runtime.process import Job
 
@@ -81,13 +81,18 @@ def job_of(out: Path, row: str, seed: int, overrides: tuple[str, ...] = ()) -> J
     return Job(f"{row}, seed {seed}", run_dir, (*overrides, f"seed={seed}"))
 
 
-def methods_study(methods: Sequence[str]) -> Study:
+def methods_study(methods: Sequence[str], overrides: Sequence[str] = ()) -> Study:
     """Returns the study with a row for each method.
+
+    Arguments:
+        methods: The methods.
+        overrides: What all runs are given. It may trust packages, which may have methods.
 
     Raises:
         UserError: If a method is unknown.
     """
-    known = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+    folders = [folder / "method" for folder in conf_folders(overrides)]
+    known = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
     if unknown := [m for m in methods if m not in known]:
         raise UserError(f"--methods can be {', '.join(known)}; got {', '.join(unknown)}")
     return Study({method: (f"method={method}",) for method in methods})
@@ -127,4 +132,8 @@ def read_study(name: str) -> Study:
 def _overrides(value: Any, where: str) -> tuple[str, ...]:  # noqa: ANN401 - from YAML
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UserError(f"{where} must be a list of KEY=VALUE, got {value!r}")
+    if any(item.lstrip("+~").startswith("trust=") for item in value):
+        raise UserError(
+            f"{where} has trust, which is taken from the command line alone; give it after --"
+        )
     return tuple(value)

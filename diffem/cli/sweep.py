@@ -23,8 +23,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from diffem.config.trust import SEARCH_PATH
 from diffem.runtime.process import Job, end_jobs
 from diffem.runtime.progress import console, say
 from diffem.runtime.signals import PARENT, RESUME_HINT, exit_now, set_parent_death_signal
@@ -123,7 +125,7 @@ def run_job(objective: str) -> float | None:
     own = [o for o in overrides if o not in shared]
     record = Record(hydra.job.num, own, hydra.runtime.output_dir)
     record.write(records)
-    search = [o for o in hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
+    search = [o for o in hydra.overrides.hydra if o.startswith(f"{SEARCH_PATH}=")]
     job = Job(str(record), Path(record.run_dir), (*overrides, *search, "resume=auto"))
     job.start(cwd=hydra.runtime.cwd)
     try:
@@ -176,7 +178,7 @@ def print_records(folder: Path) -> list[Record]:
 
     files = sorted((folder / RECORDS).glob("[0-9]*.json"))
     records = [Record(**json.loads(file.read_text())) for file in files]
-    table = Table(title=f"{len(records)} jobs in {folder}")
+    table = Table(title=escape(f"{len(records)} jobs in {folder}"))
     jobs = [Job(str(record), Path(record.run_dir)) for record in records]
     summaries = [
         (job.summary() or {}) if record.ended == FINISHED else {}
@@ -192,7 +194,7 @@ def print_records(folder: Path) -> list[Record]:
         rows.append({**record._asdict(), "final": final})
         figures = (score.text(final.get(score.name)) for score in scores)
         ended = FINISHED if record.ended == FINISHED else "FAILED"
-        table.add_row(str(record.number), "\n".join(record.overrides), *figures, ended)
+        table.add_row(str(record.number), escape("\n".join(record.overrides)), *figures, ended)
     content = json.dumps(rows, indent=1).encode()
     write_file(folder / "sweep.json", lambda file: file.write(content))
     Console().print(table)
@@ -213,9 +215,9 @@ def _wait(job: Job, *, live: bool) -> None:
         say(f"{job.name}: log in {job.log}")
         job.wait()
         return
-    with console.status(job.name) as status:
+    with console.status(escape(job.name)) as status:
         while job.is_running():
-            status.update(f"{job.name}: {job.last_line()}"[: console.width - 4])
+            status.update(escape(f"{job.name}: {job.last_line()}"[: console.width - 4]))
             time.sleep(POLL_SECONDS)
 
 

@@ -5,9 +5,11 @@ from elsewhere, and its own block list is no boundary. Here every `_target_` is 
 list of full names before anything is imported.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from diffem.config.trust import find_package
 from diffem.runtime.errors import UserError
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configuration
@@ -134,15 +136,16 @@ ALLOWED_HYDRA = (  # in Hydra's own node
 COMMAND_LINE_ONLY = ("hydra.launcher.setup", "hydra.job.env_set")
 
 
-def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain types
+def check_targets(config: Any, *, trust: Sequence[str] = ()) -> None:  # noqa: ANN401
     """Checks every `_target_` in a configuration.
 
     Arguments:
         config: The configuration without Hydra's node, in plain types.
+        trust: Packages from which everything may be built where something is built.
 
     Raises:
-        UserError: If a `_target_` is not in the list of its top-level key, or a `_partial_` is not
-            a truth value.
+        UserError: If a `_target_` is neither in the list of its top-level key nor of a trusted
+            package, or a `_partial_` is not a truth value.
     """
     for where, flag in _found(config, "_partial_"):
         if not isinstance(flag, bool):
@@ -150,7 +153,10 @@ def check_targets(config: Any) -> None:  # noqa: ANN401 - a container of plain t
     for where, target in targets(config):
         key = where.partition(".")[0]
         # `assumed` holds keys of the corruption.
-        _check_target(where, target, ALLOWED.get("corruption" if key == "assumed" else key, ()))
+        allowed = ALLOWED.get("corruption" if key == "assumed" else key, ())
+        root, dot, _ = str(target).partition(".")
+        if not (allowed and dot and root in trust):
+            _check_target(where, target, allowed, advice=bool(allowed))
 
 
 def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
@@ -179,10 +185,24 @@ def targets(config: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     yield from _found(config, "_target_")
 
 
-def _check_target(where: str, target: object, allowed: Sequence[str]) -> None:
+def _check_target(
+    where: str, target: object, allowed: Sequence[str], *, advice: bool = False
+) -> None:
     if target not in allowed:
         known = ", ".join(allowed) or "nothing is built there"
-        raise UserError(f"{where}={target} is not allowed; allowed: {known}")
+        root = str(target).partition(".")[0]
+        own = advice and _is_of_a_user(root)
+        trust = f"; if {root} is a package that you trust, add trust=[{root}]" if own else ""
+        raise UserError(f"{where}={target} is not allowed; allowed: {known}{trust}")
+
+
+def _is_of_a_user(package: str) -> bool:
+    """Returns whether there is a package that is neither Python's nor one of the lists here."""
+    listed = {name.partition(".")[0] for names in ALLOWED.values() for name in names}
+    others = {*listed, *(name.partition(".")[0] for name in ALLOWED_HYDRA)}
+    if not package.isidentifier() or package in {*others, *sys.stdlib_module_names}:
+        return False
+    return find_package(package) is not None
 
 
 def _found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:

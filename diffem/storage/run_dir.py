@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffem import __version__
+from diffem.config.paths import path_override, unquoted
 from diffem.config.secrets import redact_config
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import say
@@ -33,6 +34,7 @@ from diffem.storage.checkpoint import remove_checkpoint
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
     "resume",
+    "trust",
     "logger",
     "trainer.accelerator",
     "trainer.devices",
@@ -171,12 +173,13 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: The command's arguments; the others replace overrides of the same key.
 
     Raises:
-        UserError: If DIR holds no run, or one of another version.
+        UserError: If DIR holds no run or one of another version, or if it trusted packages that
+            are not given again.
     """
     given = [a for a in arguments if a.startswith("resume=") and a not in NOT_A_DIRECTORY]
     if not given:
         return list(arguments)
-    run_dir = Path(given[-1].removeprefix("resume="))
+    run_dir = Path(unquoted(given[-1].removeprefix("resume=")))
     file = run_dir / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UserError(f"resume={run_dir}: no run is there; give a run directory, or auto")
@@ -186,7 +189,12 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     # Not resolved: an interpolation in an override is of the configuration it goes into.
     saved = OmegaConf.to_container(_load(file, ListConfig), resolve=False)
     before = [str(o) for o in saved or () if _key(str(o)) not in replaced]
-    return [*before, *others, f"run_dir={run_dir}", "resume=auto"]
+    if trust := [o for o in before if _key(o) == "trust"]:
+        raise UserError(
+            f"resume={run_dir}: the run was started with {trust[-1]}, which is taken from the "
+            "command line alone; give it again if you trust what the directory holds"
+        )
+    return [*before, *others, path_override("run_dir", run_dir), "resume=auto"]
 
 
 def config_hash(cfg: DictConfig) -> str:

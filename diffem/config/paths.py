@@ -1,0 +1,81 @@
+"""Paths on a command line, with any character, in the grammar of Hydra's overrides.
+
+Hydra reads KEY=VALUE by a grammar in which `é`, `#`, `=`, brackets, commas, spaces and more mean
+something else, or nothing, unless the value is quoted. Here the values of keys that hold paths are
+quoted before Hydra reads them, so that a user need not.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+NAMES = ("run_dir", "resume", "path", "weights", "save_dir", "dir")
+"""The last words of the keys whose values are paths."""
+NEVER_SWEPT = re.compile(r"run_dir|resume|hydra\..*")
+_OVERRIDE = re.compile(r"(\+{0,2}([^=+~]+))=(.+)", re.DOTALL)
+_PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+@-]*")  # read by Hydra as it stands
+_OTHER = re.compile(r"null|true|false|inf|nan", re.IGNORECASE)  # read as another type
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_SWEEP = re.compile(r"(choice|shuffle|sort|tag|glob)\(.*\)", re.DOTALL)
+_ITEM = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
+
+
+def quote_paths(arguments: Iterable[str], *, sweep: bool = False) -> list[str]:
+    """Quotes the paths among a command's arguments, where Hydra would not read them as they are.
+
+    Values that are quoted already, and null, stay; a leading ~ is the home directory.
+    Interpolations are resolved in quoted values too.
+
+    Arguments:
+        arguments: The arguments; those that are no KEY=PATH stay.
+        sweep: Whether commas separate the values of a sweep. They do not in `run_dir` and
+            `resume`, nor in the name of a file or folder that exists.
+    """
+    return [_quote_argument(argument, sweep) for argument in arguments]
+
+
+def path_override(key: str, path: Path | str) -> str:
+    """Returns the override that sets a key to a path."""
+    return f"{key}={quoted(str(path))}"
+
+
+def unquoted(value: str) -> str:
+    """Returns the text of a value that may be quoted."""
+    if not _QUOTED.fullmatch(value):
+        return value
+    # Backslashes are doubled before a quote alone, so half of them, rounded down, are the text's.
+    return re.sub(rf"(\\+)(?={value[0]})", lambda run: run[0][: len(run[0]) // 2], value[1:])[:-1]
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a value that Hydra reads as this text, quoted if it must be."""
+    if _PLAIN.fullmatch(text) and not _OTHER.fullmatch(text):
+        return text
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text)
+    return "'" + doubled.replace("'", r"\'") + "'"
+
+
+def _quote_argument(argument: str, sweep: bool) -> str:
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None or match[2].rpartition(".")[2] not in NAMES:
+        return argument
+    value, one = match[3], not sweep or NEVER_SWEPT.fullmatch(match[2]) or _exists(match[3])
+    if not one and _SWEEP.fullmatch(value):
+        return argument
+    values = [value] if one else _ITEM.findall(value)
+    return f"{match[1]}={','.join(_quote_value(v) for v in values)}"
+
+
+def _quote_value(value: str) -> str:
+    if value.lower() == "null" or _QUOTED.fullmatch(value):
+        return value
+    if re.match(r"~(/|$)", value):
+        value = str(Path(value).expanduser())
+    return quoted(value)
+
+
+def _exists(value: str) -> bool:
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False
