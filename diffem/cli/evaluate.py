@@ -42,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1 and one sentence if the user made an error.
     """
+    chosen = build_parser().parse_intermixed_args(arguments)
+    with report_user_errors(), quiet():
+        check_count("--repeats", chosen.repeats)
+        evaluate_run(chosen.run, chosen.overrides, repeats=chosen.repeats, device=chosen.device)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the command's parser."""
     parser = argparse.ArgumentParser(
         prog="diffem evaluate",
         description="Evaluates a finished run under other settings, beside its own evaluation.",
@@ -54,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", help=f"settings of {', '.join(ALLOWED)}, as for diffem train"
     )
-    chosen = parser.parse_intermixed_args(arguments)
-    with report_user_errors(), quiet():
-        check_count("--repeats", chosen.repeats)
-        evaluate_run(chosen.run, chosen.overrides, repeats=chosen.repeats, device=chosen.device)
+    return parser
 
 
 def evaluate_run(

@@ -135,21 +135,29 @@ class PriorSampler:
         prior: The prior, on the scale of [-1, 1]; its network is on the sampling's device.
         scale: The data's units.
         sampling: How samples are drawn.
+        channel_axis: Whether the measurements had an axis of channels.
     """
 
-    def __init__(self, prior: Prior, scale: Scale, sampling: Sampling) -> None:
+    def __init__(
+        self, prior: Prior, scale: Scale, sampling: Sampling, *, channel_axis: bool = True
+    ) -> None:
         self.prior = prior
         self.scale = scale
         self.sampling = sampling
+        self.channel_axis = channel_axis
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Draws n samples in the data's units, (n, *shape), float32, on the CPU.
+        """Draws n samples in the data's units, float32, on the CPU.
 
         Arguments:
             n: The number of samples, which are drawn together.
             seed: The seed; None for the run's.
+
+        Returns:
+            Samples, (n, *shape); grey ones without their channel if the measurements had none.
         """
-        return self.scale.denormalise(self.draw(check_count("n", n), seed=seed))
+        x = self.scale.denormalise(self.draw(check_count("n", n), seed=seed))
+        return x if self.channel_axis else x.squeeze(1)
 
     def draw(self, n: int, *key: Key, seed: int | None = None) -> Tensor:
         """Draws n samples on the scale of [-1, 1], (n, *shape), float32, on the CPU.
@@ -312,8 +320,10 @@ def restore_prior(
         return None
     weights = read_weights(file)
     denoiser = restore_denoiser(weights, config, file).to(sampling.device)
-    prior = build_prior(config, denoiser, removed=weights.about.removed)
-    return PriorSampler(prior, scale, sampling)
+    about = weights.about
+    prior = build_prior(config, denoiser, removed=about.removed)
+    grey = about.format is not None and not about.format["channel_axis"] and len(prior.shape) == 3
+    return PriorSampler(prior, scale, sampling, channel_axis=not grey)
 
 
 def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:

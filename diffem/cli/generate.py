@@ -1,0 +1,71 @@
+"""Draws images from the prior of a finished run: `diffem generate RUN --count … --out …`.
+
+    diffem generate runs/mine --count 64 --out generated
+
+Writes them into a new folder, in the format, dtype and units of the measurements that the run
+learned from; those of a benchmark as a float32 .npy file, in [-1, 1].
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from diffem.cli.errors import report_user_errors
+from diffem.cli.sample import add_sampling
+from diffem.data.format import write_generated
+from diffem.result import PriorSampler, load
+from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.progress import console, progress_bar
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws images and writes them.
+
+    Arguments:
+        arguments: The command's arguments; None for this process's.
+
+    Raises:
+        SystemExit: With code 1 and one sentence if the user made an error.
+    """
+    chosen = build_parser().parse_args(arguments)
+    with report_user_errors():
+        count = check_count("--count", chosen.count)
+        result = load(chosen.run, device=chosen.device, trust=chosen.trust)
+        if result.prior is None:
+            raise UserError(
+                f"{chosen.run} has no prior, as it was trained with prior=null; train one with it"
+            )
+        write_generated(
+            chosen.out,
+            result.format,
+            result.channel.shape,
+            shown(result.prior, count, seed=chosen.seed),
+            count=count,
+        )
+        console.print(f"wrote {chosen.out}: {count} images", soft_wrap=True, markup=False)
+
+
+def shown(prior: PriorSampler, count: int, *, seed: int | None) -> Iterator[Tensor]:
+    """Yields samples chunk by chunk, (b, *shape), under a progress bar."""
+    total = math.ceil(count / prior.sampling.chunk_size)
+    with progress_bar("images", total, "chunks") as advance:
+        for chunk in prior.chunks(count, seed=seed):
+            yield chunk
+            advance()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="diffem generate", description="Draws images from the prior of a finished run."
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--count", type=int, default=64, help="the number of images, default %(default)s"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add_sampling(parser)
+    return parser

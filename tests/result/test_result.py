@@ -1,0 +1,254 @@
+"""The result as an object: what `diffem.load` and `diffem.fit` give is what the run learned."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+import diffem
+from diffem import UserError
+from diffem.report import RunReport
+from diffem.runtime.rng import generator
+
+TINY = (
+    *("em.steps_per_round=4", "em.chunk_size=16", "network.channels=[16]", "network.blocks=[1]"),
+    *("sampler.steps=4", "prior.steps=3", "metric.prior=8", "metric.samples=2"),
+)
+LOW, HIGH = 100.0, 1000.0  # the range of the test's units
+
+
+def digits(n: int) -> np.ndarray:
+    """Returns clean digits in units of their own, (n, 8, 8)."""
+    return load_digits(return_X_y=True)[0].reshape(-1, 8, 8)[:n] / 16 * (HIGH - LOW) + LOW
+
+
+def masked(n: int, *, std: float = 20.0) -> np.ndarray:
+    """Returns noisy digits of which 40 % of the pixels are NaN, (n, 8, 8)."""
+    rng = np.random.default_rng(0)
+    y = digits(n) + std * rng.standard_normal((n, 8, 8))
+    y[rng.random(y.shape) < 0.4] = np.nan
+    return y
+
+
+def fit(y: np.ndarray, run_dir: Path, *overrides: str, **given: str) -> diffem.Result:
+    return diffem.fit(
+        y,
+        corruption=given.get("corruption", "mask"),
+        noise=20.0,
+        rounds=1,
+        run_dir=run_dir,
+        overrides=[*TINY, f"dataset.range=[{LOW},{HIGH}]", *overrides],
+    )
+
+
+Run = tuple[diffem.Result, Tensor]
+
+
+def recorded_fit(y: np.ndarray, run_dir: Path, *overrides: str) -> Run:
+    """Returns a run's result, and the held-out samples that its report had."""
+    seen: list[Tensor] = []
+    score = RunReport._score_heldout
+
+    def record(self: RunReport, samples: Tensor, *rest: Any) -> dict[str, Any]:
+        seen.append(samples)
+        return score(self, samples, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunReport, "_score_heldout", record)
+        return fit(y, run_dir, *overrides), seen[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of one round on masked digits."""
+    return recorded_fit(masked(60), tmp_path_factory.mktemp("runs") / "mine")
+
+
+def heldout(n: int = 60) -> np.ndarray:
+    """Returns the rows that are held out of n measurements."""
+    order = torch.randperm(n, generator=generator("held-out", n))
+    return order[: max(2, round(0.1 * n))].sort().values.numpy()
+
+
+def test_load_draws_the_bytes_of_the_runs_own_evaluation(
+    run: Run,
+) -> None:
+    result, seen = run
+    loaded = diffem.load(result.path, device="cpu")
+    samples = loaded.posterior.sample(masked(60)[heldout()], n=2)
+    assert samples.shape == (2, 6, 8, 8)
+    assert torch.equal(samples, loaded.scale.denormalise(seen).squeeze(2))
+    assert loaded.summary is not None and "residual_chi2" in loaded.summary["final"]
+    other = loaded.posterior.sample(masked(60)[heldout()], n=2, seed=1)
+    assert not torch.equal(samples, other)
+
+
+def test_samples_are_in_the_data_s_units(run: Run) -> None:
+    """Measured pixels come back near what was measured: a wrong scale misses by hundreds."""
+    result, _ = run
+    y = masked(60)[:8]
+    error = (result.posterior.sample(y, n=4).mean(dim=0).numpy() - y)[~np.isnan(y)]
+    assert np.abs(error).mean() < 60  # 3 σ_y; the range is 900
+    assert result.prior is not None
+    assert LOW - 900 < float(result.prior.sample(4).mean()) < HIGH + 900
+    assert (result.scale.low, result.scale.high) == (LOW, HIGH)
+    with_channel = result.posterior.sample(y[:, None], n=1)
+    assert with_channel.shape == (1, 8, 1, 8, 8)
+
+
+def test_a_run_directory_that_was_copied_has_all_that_it_needs(run: Run, tmp_path: Path) -> None:
+    result, _ = run
+    copy = tmp_path / "copy é = (1)"
+    shutil.copytree(result.path, copy)
+    shutil.rmtree(copy / ".hydra")
+    y = masked(4)
+    assert torch.equal(diffem.load(copy).posterior.sample(y), result.posterior.sample(y))
+    alone = tmp_path / "posterior.safetensors"
+    shutil.copy(copy / "checkpoints" / alone.name, alone)
+    loaded = diffem.load(alone)
+    assert torch.equal(loaded.posterior.sample(y), result.posterior.sample(y))
+    assert loaded.prior is None and loaded.summary is None
+
+
+def test_the_channel_draws_masks_like_those_of_the_measurements(
+    run: Run,
+) -> None:
+    result, _ = run
+    drawn = result.channel.draw(torch.zeros(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    recorded = ~np.isnan(masked(60))
+    assert all(
+        (recorded == mask.bool().numpy()[0]).all(axis=(1, 2)).any() for mask in drawn.operator
+    )
+    # The noise on the scale of [-1, 1].
+    assert torch.allclose(drawn.noise, torch.full((64, 1), 20.0 * 2 / (HIGH - LOW)))
+
+
+def test_the_same_call_gives_the_same_result_and_other_measurements_are_refused(
+    run: Run,
+) -> None:
+    result, _ = run
+    y = masked(60)
+    again = fit(y, result.path)
+    assert torch.equal(again.posterior.sample(y[:3]), result.posterior.sample(y[:3]))
+    with pytest.raises(UserError, match="holds a run on other measurements"):
+        fit(y[:50], result.path)
+    with pytest.raises(UserError, match=r"another config: sampler\.steps was 4"):
+        fit(y, result.path, "sampler.steps=5")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=em_mmps", "method.posterior.iterations=1"),
+        ("method=em_mmps_cov_x", "method.posterior.covariance.rank=4"),  # fits moments
+        ("method=ambient",),  # its prior is drawn under a mask
+        ("method.objective.p_uncond=0.2",),  # one network
+        ("corruption.learn=[noise]", "blind.iterations=2", "blind.samples=16"),
+    ],
+)
+def test_every_method_is_restored(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    result, seen = recorded_fit(masked(40), tmp_path / "run", *overrides)
+    samples = result.posterior.sample(masked(40)[heldout(40)], n=2)
+    assert torch.equal(samples, result.scale.denormalise(seen).squeeze(2))
+    assert result.prior is not None and result.prior.sample(3).isfinite().all()
+
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("unfinished", lambda f: f.unlink(), "is not finished: .*posterior.safetensors is missing"),
+    ("truncated", lambda f: f.write_bytes(f.read_bytes()[:1000]), "cannot be read"),
+    ("empty", lambda f: f.write_bytes(b""), "cannot be read"),
+    ("no description", lambda f: save_file(load_file(f), f), "carries no description of the run"),
+    ("another version", lambda f: rewrite(f, version="0.3.1"), "was written by diffem 0.3.1"),
+    ("no version", lambda f: rewrite(f, version=3), "description is damaged"),
+    ("missing field", lambda f: rewrite(f, config=None), "description is damaged"),
+    (
+        "hostile",
+        lambda f: rewrite(f, network={"_target_": "os.system", "command": "touch hostile"}),
+        "network._target_=os.system is not allowed",
+    ),
+    (
+        "another network",
+        lambda f: rewrite(f, network={"_target_": "diffem.network.MLP", "width": 4}),
+        "network cannot be built|weights are of another network",
+    ),
+]
+
+
+def rewrite(file: Path, *, version: object = None, **config: object) -> None:
+    """Changes the description that a file of weights carries."""
+    with safetensors.safe_open(file, "pt") as held:
+        about = json.loads(held.metadata()["diffem"])
+    about["version"] = version or about["version"]
+    if config.get("config", 0) is None:
+        del about["config"]
+    else:
+        about["config"] |= config
+    save_file(load_file(file), file, {"diffem": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [case[1:] for case in BROKEN], ids=[c[0] for c in BROKEN]
+)
+def test_a_broken_file_is_refused_in_one_sentence(
+    run: Run,
+    tmp_path: Path,
+    change: Callable[[Path], object],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run[0].path, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    change(tmp_path / "run" / "checkpoints" / "posterior.safetensors")
+    with pytest.raises(UserError, match=sentence):
+        diffem.load(tmp_path / "run")
+    assert not (tmp_path / "hostile").exists()
+
+
+def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
+    result, _ = run
+    for y, sentence in (
+        (np.zeros((2, 9, 9)), "have shape"),
+        (np.full((2, 8, 8), np.inf), "infinity"),
+        (np.zeros((2, 8, 8), complex), "real numbers"),
+        (np.zeros((0, 8, 8)), "no measurement"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            result.posterior.sample(y)
+    with pytest.raises(UserError, match="n must be a whole number"):
+        result.posterior.sample(masked(2), n=0)
+    with pytest.raises(UserError, match="holds no run"):
+        diffem.load(tmp_path)
+    for device in ("cuda:7", "nonsense"):
+        with pytest.raises(UserError, match=f"device={device} is not on this machine"):
+            diffem.load(result.path, device=device)
+    with pytest.raises(UserError, match="corruption=nonsense is not a choice"):
+        fit(masked(10), tmp_path / "new", corruption="nonsense")
+    with pytest.raises(UserError, match="fit runs on one device"):
+        fit(masked(10), tmp_path / "new", "trainer.devices=2")
+    assert not (tmp_path / "new").exists()
+
+
+def test_import_is_cheap_and_loading_needs_neither_hydra_nor_lightning(
+    run: Run,
+) -> None:
+    code = (
+        "import sys, diffem; assert 'torch' not in sys.modules; dir(diffem)\n"
+        "run = diffem.load(sys.argv[1]); run.prior.sample(1)\n"
+        "assert not {'hydra', 'lightning'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run[0].path)], check=True)
+    for name in diffem.__all__:
+        assert getattr(diffem, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        diffem.nonsense  # noqa: B018
