@@ -30,7 +30,7 @@ from diffem.runtime.errors import UserError, check_count
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
-ALLOWED = ("dataset", "metric", "method.posterior", "sampler")
+ALLOWED = ("dataset", "metric", "method.posterior", "sampler", "trust")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +114,9 @@ def evaluate_run(
             config_hash="",
         ),
     )
-    result = restore(run_dir, weights, config=sampling_config(cfg), device=device)
+    result = restore(
+        run_dir, weights, config=sampling_config(cfg), device=device, trust=list(cfg.trust)
+    )
     learned = bool(weights.about.estimates)
     sampling = result.posterior.sampling
     with torch.no_grad(), sampling.context():

@@ -90,7 +90,7 @@ def fit(
                 raise
         finally:
             unlock(run_dir)
-    return load(run_dir, trust=list(cfg.get("trust", [])))
+    return load(run_dir, trust=list(cfg.trust))
 
 
 def _keep(measurements: Array | Mapping[str, Array], run_dir: Path) -> None:

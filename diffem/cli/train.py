@@ -114,9 +114,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.prior is not None:
         prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
     if trainer.is_global_zero:
-        files = asdict(source.format) if hasattr(source, "format") else None
+        files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
         export(cfg, module, prior, data, files=files)
-        result = load(run_dir, device=module.trainer.strategy.root_device)
+        result = load(run_dir, device=module.trainer.strategy.root_device, trust=list(cfg.trust))
         evaluate(result, data.measurements.channel, report)
         close(module.trainer.loggers)
 

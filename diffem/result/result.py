@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from diffem.config.allow_list import check_targets
+from diffem.config.trust import package_folders
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.arrays import measurement_of
+from diffem.data.format import Format
 from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
 from diffem.denoiser import Denoiser
@@ -27,6 +29,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+BENCHMARK = Format(".npy", "float32", channel_axis=True)
 MOMENTS = 4096  # reconstructions that a posterior's moments are taken from
 
 
@@ -201,8 +204,8 @@ class Result:
     """The data's units: what is -1 and 1."""
     config: Mapping[str, Any]
     """The settings that the samplers were built from, in plain types."""
-    format: Mapping[str, Any] | None
-    """The format of the files that the measurements came from; None for a benchmark."""
+    format: Format
+    """The form of the measurements in their files; of a benchmark, a float32 .npy file."""
     summary: Mapping[str, Any] | None
     """The run's summary.json; None if one file of weights was loaded."""
 
@@ -251,7 +254,8 @@ def restore(
     """
     about = weights.about
     config = about.config if config is None else config
-    check_targets(config)
+    package_folders(trust)  # that they are found, and can be imported
+    check_targets(config, trust=trust)
     sampling = Sampling(
         checked_device(device),
         config["trainer"]["precision"],
@@ -279,7 +283,7 @@ def restore(
         channel,
         scale,
         config,
-        about.format,
+        held_format(about),
         summary,
     )
 
@@ -322,8 +326,13 @@ def restore_prior(
     denoiser = restore_denoiser(weights, config, file).to(sampling.device)
     about = weights.about
     prior = build_prior(config, denoiser, removed=about.removed)
-    grey = about.format is not None and not about.format["channel_axis"] and len(prior.shape) == 3
+    grey = len(prior.shape) == 3 and prior.shape[0] == 1 and not held_format(about).channel_axis
     return PriorSampler(prior, scale, sampling, channel_axis=not grey)
+
+
+def held_format(about: Description) -> Format:
+    """Returns the form of the measurements that a run learned from."""
+    return BENCHMARK if about.format is None else Format(**about.format)
 
 
 def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:

@@ -164,6 +164,7 @@ def test_every_method_is_restored(tmp_path: Path, overrides: tuple[str, ...]) ->
     assert result.prior is not None and result.prior.sample(3).isfinite().all()
 
 
+UNET = {"_target_": "diffem.network.UNet", "blocks": [1], "attention": [], "heads": 4, "dropout": 0.0}
 BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("unfinished", lambda f: f.unlink(), "is not finished: .*posterior.safetensors is missing"),
     ("truncated", lambda f: f.write_bytes(f.read_bytes()[:1000]), "cannot be read"),
@@ -180,7 +181,12 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "another network",
         lambda f: rewrite(f, network={"_target_": "diffem.network.MLP", "width": 4}),
-        "network cannot be built|weights are of another network",
+        "network=mlp needs vectors",
+    ),
+    (
+        "a wider network",
+        lambda f: rewrite(f, network={**UNET, "channels": [32]}),
+        "the weights are of another network than its settings",
     ),
 ]
 

@@ -1,0 +1,199 @@
+"""From a folder or a file of one's own measurements to samples: train, sample, generate, evaluate."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import diffem_command
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import diffem
+
+TINY = (
+    *("em.rounds=1", "em.steps_per_round=4", "network.channels=[16]", "network.blocks=[1]"),
+    *("sampler.steps=4", "prior.steps=3", "metric.prior=8", "metric.samples=2"),
+)
+STD = 3000.0
+
+
+def measurements(n: int = 300) -> np.ndarray:
+    """Returns noisy 16-bit images, (n, 8, 8): digits at 200 to 40,200 counts."""
+    x = load_digits(return_X_y=True)[0].reshape(-1, 8, 8)[:n] * 2500 + 200
+    y = x + STD * np.random.default_rng(0).standard_normal(x.shape)
+    return y.clip(0, 65535).round().astype(np.uint16)
+
+
+def missing(n: int) -> np.ndarray:
+    """Returns a mask, (n, 8, 8): where a pixel was measured."""
+    return np.random.default_rng(1).random((n, 8, 8)) < 0.6
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "crops"
+    folder.mkdir()
+    for i, y in enumerate(measurements()):
+        Image.fromarray(y).save(folder / f"crop_{i:03d}.tif")
+    return folder
+
+
+def read(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def trained(crops: Path) -> Path:
+    """A run on the folder, in a directory of another name than the folder's."""
+    run_dir = crops.parent / "run é, =(1)"
+    diffem_command(
+        "train",
+        *("dataset=measurements", f"dataset.path={crops}", "corruption=denoising"),
+        *(f"corruption.noise.std={STD}", f"run_dir={run_dir}", *TINY),
+    )
+    return run_dir
+
+
+def test_a_folder_of_tiffs_in_three_commands(trained: Path, crops: Path, tmp_path: Path) -> None:
+    out, generated = tmp_path / "reconstructions", tmp_path / "generated"
+    done = diffem_command("sample", trained, "--input", crops, "--n", 2, "--out", out)
+    assert "2 samples of each of 300 measurements" in done.stderr
+    diffem_command("generate", trained, "--count", 3, "--out", generated)
+    names = sorted(file.stem for file in crops.iterdir())
+    assert sorted(f.stem for f in (out / "mean").iterdir()) == names
+    assert sorted(f.stem for f in (out / "std").iterdir()) == names
+    assert len(list((out / "samples").iterdir())) == 2 * len(names)
+    samples = np.stack([read(out / "samples" / f"{name}_00.tif") for name in names])
+    other = np.stack([read(out / "samples" / f"{name}_01.tif") for name in names])
+    assert samples.dtype == other.dtype == np.uint16 and samples.shape == (300, 8, 8)
+    mean = np.stack([read(out / "mean" / f"{name}.tif") for name in names])
+    assert mean.dtype == np.float32
+    # Samples are rounded, by 0.5 at most, and clipped.
+    inside = (samples > 0) & (samples < 65535) & (other > 0) & (other < 65535)
+    assert np.abs(mean - (samples / 2 + other / 2))[inside].max() <= 0.51
+    # They belong to their measurements, in their units: the images differ by 9,600 on average.
+    assert np.abs(mean - measurements()).mean() < 3 * STD
+    files = sorted(generated.iterdir())
+    assert [f.name for f in files] == [f"generated_{i:05d}.tif" for i in range(3)]
+    assert read(files[0]).dtype == np.uint16 and read(files[0]).shape == (8, 8)
+
+
+def test_one_image_is_enough_and_the_samples_are_those_of_load(
+    trained: Path, crops: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(crops / "crop_007.tif", tmp_path / "one" / "x y.tif")
+    diffem_command("sample", trained, "--input", tmp_path / "one", "--n", 2, "--out", tmp_path / "out")
+    x = diffem.load(trained).posterior.sample(measurements()[7:8], n=2)
+    for s in range(2):
+        written = read(tmp_path / "out" / "samples" / f"x y_{s:02d}.tif")
+        assert (written == x[s, 0].numpy().clip(0, 65535).round()).all()
+
+
+@pytest.mark.parametrize("given", ["a mask", "NaN"])
+def test_arrays_with_missing_entries(given: str, tmp_path: Path) -> None:
+    y, mask = measurements(40).astype(np.float32), missing(40)
+    if given == "a mask":
+        file = tmp_path / "y.npz"
+        np.savez(file, y=y, operator=mask)
+    else:
+        file = tmp_path / "y.npy"
+        np.save(file, np.where(mask, y, np.nan))
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    diffem_command(
+        "train",
+        *("dataset=measurements", f"dataset.path={file}", "corruption=mask"),
+        *(f"corruption.noise.std={STD}", f"run_dir={run_dir}", *TINY),
+    )
+    diffem_command("sample", run_dir, "--input", file, "--n", 3, "--out", out)
+    diffem_command("generate", run_dir, "--count", 5, "--out", tmp_path / "new")
+    if given == "a mask":
+        with np.load(out / "samples.npz") as held:
+            samples, mean, std = (held[name] for name in ("samples", "mean", "std"))
+        new = np.load(tmp_path / "new" / "generated.npz")["generated"]
+    else:
+        samples, mean, std = (np.load(out / f"{n}.npy") for n in ("samples", "mean", "std"))
+        new = np.load(tmp_path / "new" / "generated.npy")
+    assert samples.shape == (40, 3, 8, 8) and samples.dtype == np.float32
+    assert new.shape == (5, 8, 8) and new.dtype == np.float32
+    assert np.allclose(mean, samples.mean(axis=1), rtol=1e-4, atol=1)
+    assert np.allclose(std, samples.std(axis=1, ddof=1), rtol=1e-3, atol=1)
+    # What was measured is known better than what was not.
+    assert std[mask].mean() < std[~mask].mean()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of every file of a folder."""
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "digits"
+    diffem_command("train", f"run_dir={run_dir}", "dataset.train=1700", *TINY)
+    return run_dir
+
+
+def test_evaluate_leaves_what_was_there(benchmark: Path) -> None:
+    before = digests(benchmark)
+    summary = json.loads((benchmark / "summary.json").read_text())["final"]
+    asked = [
+        ("sampler.steps=4", "metric.samples=2"),  # the run's own
+        ("sampler=heun", "sampler.steps=3"),
+        ("sampler=ddim", "--repeats", "2"),
+    ]
+    for k, arguments in enumerate(asked, start=1):
+        done = diffem_command("evaluate", benchmark, *arguments)
+        assert f"wrote {benchmark / f'evaluation_{k:03d}.json'}" in done.stdout
+    after = digests(benchmark)
+    assert {name: after[name] for name in before} == before
+    held = [
+        json.loads((benchmark / f"evaluation_{k:03d}.json").read_text())
+        for k in range(1, len(asked) + 1)
+    ]
+    assert [e["measurements"] for e in held] == [97, 97, 194]
+    assert held[0]["final"] == {k: v for k, v in summary.items() if k != "gaussian_psnr_mean"}
+    assert len({e["final"]["psnr"] for e in held}) == 3
+
+
+def test_generate_from_a_benchmark(benchmark: Path, tmp_path: Path) -> None:
+    diffem_command("generate", benchmark, "--count", 300, "--out", tmp_path / "new", "--seed", 3)
+    x = np.load(tmp_path / "new" / "generated.npy")
+    assert x.shape == (300, 1, 8, 8) and x.dtype == np.float32 and np.isfinite(x).all()
+
+
+REFUSED = [
+    (["sample", "{run}", "--input", "{crops}", "--out", "{crops}"], "exists and is not empty"),
+    (["sample", "{run}", "--input", "{tmp}/none", "--out", "{tmp}/o"], "--input: {tmp}/none is no"),
+    (["sample", "{run}", "--input", "{wide}", "--out", "{tmp}/o"], "have shape [9, 9]"),
+    (["sample", "{tmp}", "--input", "{crops}", "--out", "{tmp}/o"], "holds no run"),
+    (["sample", "{run}", "--input", "{crops}", "--n", "0", "--out", "{tmp}/o"], "--n must be"),
+    (["sample", "{run}", "--input", "{crops}", "--device", "cuda", "--out", "{tmp}/o"], "device="),
+    (["generate", "{run}", "--count", "-1", "--out", "{tmp}/o"], "--count must be"),
+    (["generate", "{run}", "--out", "{crops}/crop_000.tif"], "exists and is not empty"),
+    (["evaluate", "{run}", "em.rounds=3"], "em.rounds=3 has no effect on a finished run"),
+    (["evaluate", "{run}", "--repeats", "2"], "--repeats=2 needs a benchmark"),
+    (["evaluate", "{tmp}", "sampler=heun"], "holds no finished run"),
+    (["evaluate", "{run}", "metric=inception"], "metric.features compares with clean images"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED)
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    arguments: list[str], sentence: str, trained: Path, crops: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((3, 9, 9), np.float32))
+    names = {"run": trained, "crops": crops, "tmp": tmp_path, "wide": tmp_path / "wide.npy"}
+    before = digests(crops.parent)
+    done = diffem_command(*(a.format(**names) for a in arguments), fails=True)
+    assert done.returncode == 1
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and sentence.format(**names) in error, done.stderr
+    assert "Traceback" not in done.stderr
+    assert digests(crops.parent) == before
+    assert {f.name for f in tmp_path.iterdir()} == {"wide.npy"}
