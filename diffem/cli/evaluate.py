@@ -158,5 +158,5 @@ def repeated(
     parts = [part.select(slice(None)) for part in sets]
     measurement = Measurement(*(torch.cat(field) for field in zip(*parts, strict=True)))
     return replace(
-        heldout, measurement=measurement, truth=clean.repeat(repeats, *(1,) * (clean.ndim - 1))
+        heldout, source=measurement, truth=clean.repeat(repeats, *(1,) * (clean.ndim - 1))
     )

@@ -24,8 +24,10 @@ from diffem.runtime.progress import progress_bar, say, warn
 from diffem.runtime.rng import generator
 from diffem.runtime.signals import global_rank
 
-QUANTILE = 1e-3  # of the measured values, on either side, that an estimated range may leave out
-SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 2,000 beyond either of them
+OUTSIDE = (
+    1e-3  # of the measured values: an estimated range leaves out as many, half on either side
+)
+SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 1,000 beyond either of them
 CHUNK = 2**20  # values that are read at once
 LONG = {True: 2**13, False: 2**28}  # images, or bytes of an array, of which reading takes seconds
 
@@ -85,8 +87,8 @@ class Survey:
     """The fraction of the measured values that are outside the given range."""
 
     def scale(self) -> Scale:
-        """Returns the range of the values, without the outermost 0.1 % on either side."""
-        low, high = (float(q) for q in np.quantile(self.values, (QUANTILE, 1 - QUANTILE)))
+        """Returns the range of the values, without the outermost 0.1 %."""
+        low, high = (float(q) for q in np.quantile(self.values, (OUTSIDE / 2, 1 - OUTSIDE / 2)))
         return Scale(low, high) if low < high else Scale(low - 1, low + 1)
 
 
@@ -210,7 +212,7 @@ class MeasurementFiles:
         if not self.given["range"]:
             if not global_rank():
                 say(f"dataset.range=[{low:.6g},{high:.6g}], estimated from the measurements")
-        elif self.survey.outside > QUANTILE:
+        elif self.survey.outside > OUTSIDE:
             warn(
                 f"{100 * self.survey.outside:.2g} % of the measured values are outside "
                 f"dataset.range=[{low:g},{high:g}]; they are kept, not clipped"

@@ -164,7 +164,13 @@ def test_every_method_is_restored(tmp_path: Path, overrides: tuple[str, ...]) ->
     assert result.prior is not None and result.prior.sample(3).isfinite().all()
 
 
-UNET = {"_target_": "diffem.network.UNet", "blocks": [1], "attention": [], "heads": 4, "dropout": 0.0}
+UNET = {
+    "_target_": "diffem.network.UNet",
+    "blocks": [1],
+    "attention": [],
+    "heads": 4,
+    "dropout": 0.0,
+}
 BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("unfinished", lambda f: f.unlink(), "is not finished: .*posterior.safetensors is missing"),
     ("truncated", lambda f: f.write_bytes(f.read_bytes()[:1000]), "cannot be read"),
