@@ -116,7 +116,7 @@ class LinearChannel(Channel):
         if noise.counts_photons and not forward_operator.preserves_intensity:
             raise UserError(
                 f"{noise} needs an operator under which an intensity stays one, and "
-                f"{type(forward_operator).__name__} is none; choose corruption/noise=gaussian, or "
+                f"{forward_operator} is none; choose corruption/noise=gaussian, or "
                 "another corruption"
             )
         self.check_learn()
@@ -134,7 +134,7 @@ class LinearChannel(Channel):
             )
 
     def __str__(self) -> str:
-        return f"{type(self.forward_operator).__name__} with {self.noise}"
+        return f"{self.forward_operator} with {self.noise}"
 
     def scaled(self, factor: float) -> Self:
         """Returns the channel of measurements that were multiplied by a factor."""

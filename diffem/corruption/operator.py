@@ -59,6 +59,9 @@ class LinearOperator(ABC):
         """Draws φ of n samples, (n, *P); (n, 0) where the operator has none."""
         return torch.empty(n, 0, device=generator.device)
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     @abstractmethod
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         """Returns A_φ x, (B, *M).

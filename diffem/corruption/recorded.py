@@ -34,6 +34,9 @@ class Recorded(LinearOperator):
         self.recorded = recorded
         self.preserves_intensity = operator.preserves_intensity
 
+    def __str__(self) -> str:
+        return f"recorded {self.operator}"
+
     def draw(self, n: int, generator: Generator) -> Tensor:
         rows = randint(len(self.recorded), (n,), generator=generator, device=generator.device)
         return self.recorded[rows.cpu()].to(generator.device)
