@@ -1,4 +1,4 @@
-"""Data sets: clean images of benchmarks, from which measurements are simulated."""
+"""Data: benchmarks, whose clean images measurements are simulated from, and measurements of one's own."""
 
 from diffem.data.digits import Digits
 from diffem.data.files import MeasurementFiles

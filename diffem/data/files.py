@@ -128,8 +128,7 @@ class MeasurementFiles:
         if not 0 < check_fraction("dataset.heldout", heldout):
             raise UserError("dataset.heldout must be a number in (0, 1), got 0")
         self.heldout = heldout
-        if range is not None and len(range) != 2:
-            raise UserError(f"dataset.range must be [low, high] with low < high, got {range}")
+        given = Scale.of(range)
         if limit is not None:
             check_count("dataset.limit", limit, minimum=4)
         self.held = open_measurements(path, limit=limit)
@@ -144,7 +143,6 @@ class MeasurementFiles:
         size = self.held.y.shape[1:]
         self.shape = tuple(shape or (size if len(size) != 2 else (1, *size)))
         self.given = {"shape": shape is not None, "range": range is not None}
-        given = None if range is None else Scale(*range)
         self.survey = take_survey(self.held, self.count, given)
         self.scale = given or self.survey.scale()
 

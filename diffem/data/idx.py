@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.data.source import Labels, Splits, checked, inside, limited
+from diffem.data.scale import Scale, clean_images
+from diffem.data.source import Labels, Splits, checked, inside
 from diffem.runtime.errors import UserError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -21,11 +22,13 @@ DEFLATE = 1032  # the largest compression ratio (zlib's Technical Details)
 class IdxImages:
     """A folder with train-images-idx3-ubyte and t10k-images-idx3-ubyte, plain or gzipped.
 
-    Bytes are scaled from [0, 255] to [-1, 1]; floating-point values are not scaled.
+    Bytes are scaled from [0, 255] to [-1, 1].
 
     Arguments:
         path: The folder.
         shape: The shape of an image, (1, H, W).
+        range: [low, high], the values that become -1 and 1; None for bytes alone. Nothing is
+            clipped.
         train: The largest number of training images to use; None for all.
         heldout: The largest number of held-out images to use; None for all.
     """
@@ -35,11 +38,13 @@ class IdxImages:
         path: str,
         shape: Sequence[int],
         *,
+        range: Sequence[float] | None = None,
         train: int | None = None,
         heldout: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.shape = shape
+        self.scale = Scale.of(range)
         self.train = train
         self.heldout = heldout
 
@@ -47,11 +52,12 @@ class IdxImages:
         """Returns the images of both splits, (N, 1, H, W).
 
         Raises:
-            UserError: If the folder or a file is missing, damaged, empty or of another shape.
+            UserError: If the folder or a file is missing, damaged, empty, of another shape, or of
+                another type than bytes without a range.
         """
-        train = limited(read_idx(self._find("train-images-idx3")), self.train)
-        heldout = limited(read_idx(self._find("t10k-images-idx3")), self.heldout)
-        return checked(Splits(train[:, None], heldout[:, None]), self.shape)
+        train = self._images("train-images-idx3", self.train)
+        heldout = self._images("t10k-images-idx3", self.heldout)
+        return checked(Splits(train, heldout), self.shape)
 
     def labels(self) -> Labels:
         """Returns the labels of both splits, (N,), from the folder's idx1 files.
@@ -59,9 +65,14 @@ class IdxImages:
         Raises:
             UserError: If a file is missing or damaged.
         """
-        train = limited(read_idx(self._find("train-labels-idx1"), axes=1), self.train)
-        heldout = limited(read_idx(self._find("t10k-labels-idx1"), axes=1), self.heldout)
-        return Labels(train.long(), heldout.long())
+        train = read_idx(self._find("train-labels-idx1"), axes=1)[: self.train]
+        heldout = read_idx(self._find("t10k-labels-idx1"), axes=1)[: self.heldout]
+        return Labels(*(torch.from_numpy(part.astype(np.int64)) for part in (train, heldout)))
+
+    def _images(self, stem: str, limit: int | None) -> Tensor:
+        """Returns the images of one file, (N, 1, H, W), in [-1, 1]."""
+        path = self._find(stem)
+        return clean_images(read_idx(path)[:limit, None], self.scale, str(path))
 
     def _find(self, stem: str) -> Path:
         name = f"{stem}-ubyte"
@@ -74,11 +85,10 @@ class IdxImages:
         )
 
 
-def read_idx(path: Path, *, axes: int = 3) -> Tensor:
-    """Returns the content of an idx file: images, (N, H, W), or labels, (N,); float32.
+def read_idx(path: Path, *, axes: int = 3) -> np.ndarray:
+    """Returns the content of an idx file: images, (N, H, W), or labels, (N,).
 
-    Bytes of images are scaled from [0, 255] to [-1, 1]. No more is read or unpacked than the
-    header announces.
+    No more is read or unpacked than the header announces.
 
     Arguments:
         path: The file, plain or gzipped.
@@ -100,8 +110,7 @@ def read_idx(path: Path, *, axes: int = 3) -> Tensor:
             f"{path} announces {_product(size)} entries but holds "
             f"{'more' if extra else f'{len(data)} bytes'}; get the file again"
         )
-    x = torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32).reshape(size))
-    return x / 127.5 - 1 if dtype.kind == "u" and axes == 3 else x
+    return np.frombuffer(data, dtype).reshape(size)
 
 
 def _read_header(head: bytes, path: Path, axes: int) -> tuple[list[int], np.dtype]:

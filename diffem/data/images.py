@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -12,15 +13,14 @@ from diffem.data.source import inside, unreadable
 from diffem.runtime.errors import UserError
 
 SUFFIXES = (".png", ".tif", ".tiff")
-DTYPES = {  # of Pillow's modes that lose nothing
-    "L": np.uint8,
-    "RGB": np.uint8,
+DEEP = {  # Pillow's modes of more than 8 bits, all of them grey
     "I;16": np.uint16,
     "I;16B": np.uint16,
     "I;16L": np.uint16,
     "I": np.int32,
     "F": np.float32,
 }
+DTYPES = {"L": np.uint8, "RGB": np.uint8, **DEEP}  # of the modes that lose nothing
 BITS, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of TIFF and a value (TIFF 6.0, pages 29 and 80)
 
 
@@ -148,17 +148,26 @@ def _loss(image: Image.Image, file: Path) -> str | None:
         return image.mode
     if "transparency" in image.info:
         return f"{image.mode} with transparency"
-    if image.format == "PNG":
-        return "16-bit RGB" if image.mode == "RGB" and _png_bits(file) == 16 else None
-    tags = getattr(image, "tag_v2", {})
-    depths = tags.get(BITS, (1,))
-    if ((bits := max(depths)) > 8 and image.mode == "RGB") or len(depths) > len(image.getbands()):
-        return f"{len(depths)} channels of {bits} bits"
-    unsigned = tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED
-    return "32-bit unsigned" if image.mode == "I" and bits == 32 and unsigned else None
-
-
-def _png_bits(file: Path) -> int:
-    """Returns the bits of a channel of a PNG file (its header's 25th byte)."""
     with file.open("rb") as content:
-        return content.read(25)[24]
+        return lost_bits(image, content)
+
+
+def lost_bits(image: Image.Image, content: IO[bytes]) -> str | None:
+    """Returns which depth or channels Pillow drops of a PNG or TIFF image; None if none.
+
+    Arguments:
+        image: The image.
+        content: Its file, whose position stays.
+    """
+    depths: tuple[int, ...] = getattr(image, "tag_v2", {}).get(BITS, (8,))
+    if image.format == "PNG":
+        position = content.tell()
+        content.seek(24)  # the bits of a channel (PNG specification, 11.2.1)
+        depths = (content.read(1)[0],)
+        content.seek(position)
+    if (max(depths) > 8 and image.mode not in DEEP) or len(depths) > len(image.getbands()):
+        return f"{max(depths)} bits of {image.mode}, {len(depths)} channels in the file"
+    if image.mode == "I" and image.format == "TIFF" and max(depths) == 32:
+        signed = image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED  # type: ignore[attr-defined]
+        return None if signed else "32-bit unsigned"
+    return None

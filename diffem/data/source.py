@@ -72,11 +72,6 @@ def checked(splits: Splits, shape: Sequence[int]) -> Splits:
     return splits
 
 
-def limited(x: Tensor, limit: int | None) -> Tensor:
-    """Returns at most `limit` images, the first ones; None for all."""
-    return x if limit is None else x[:limit]
-
-
 def inside(file: Path, *folders: Path) -> Path:
     """Returns a file after checking that it is inside a data folder.
 

@@ -1,6 +1,8 @@
 """Datasets load, and bad folders are told in one sentence."""
 
 import gzip
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffem.data import Digits, HubImages, IdxImages, Manifold
+from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 
 
@@ -69,11 +72,18 @@ def test_idx_round_trip(tmp_path: Path, images: np.ndarray) -> None:
     assert torch.equal(train, expected[:5]) and torch.equal(heldout, expected[:2])
 
 
-def test_idx_floats_are_taken_as_they_are(tmp_path: Path) -> None:
-    x = np.linspace(-1, 1, 40).reshape(2, 4, 5).astype(">f4")
-    write_folder(tmp_path, x, x, code=0x0D)
-    train, _ = IdxImages(str(tmp_path), [1, 4, 5]).load()
-    np.testing.assert_array_equal(train[:, 0].numpy(), x)
+@pytest.mark.parametrize(("code", "dtype"), [(0x0D, ">f4"), (0x0B, ">i2"), (0x0E, ">f8")])
+def test_idx_of_other_types_needs_a_range(tmp_path: Path, code: int, dtype: str) -> None:
+    x = np.linspace(-500, 1500, 40).reshape(2, 4, 5).astype(dtype)
+    write_folder(tmp_path, x, x, code=code)
+    with pytest.raises(
+        UserError, match=r"dataset\.range must say .* with values in \[-500, 1500\]"
+    ):
+        IdxImages(str(tmp_path), [1, 4, 5]).load()
+    train, _ = IdxImages(str(tmp_path), [1, 4, 5], range=[-500, 1500]).load()
+    expected = (x.astype(np.float64) - 500) / 1000
+    np.testing.assert_allclose(train[:, 0].numpy(), expected, atol=1e-7, rtol=1e-7)
+    assert train.min() == -1 and train.max() == 1
 
 
 def test_idx_folder_is_missing(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ def test_idx_holds_nan(tmp_path: Path) -> None:
     x[1, 0, 0] = np.nan
     write_folder(tmp_path, x, x, code=0x0D)
     with pytest.raises(UserError, match="train image 1 holds NaN or infinity"):
-        IdxImages(str(tmp_path), [1, 4, 5]).load()
+        IdxImages(str(tmp_path), [1, 4, 5], range=[-1, 1]).load()
 
 
 @pytest.mark.parametrize(
@@ -192,3 +202,118 @@ def test_hub_labels(tmp_path: Path) -> None:
     hub.label = "kind"
     with pytest.raises(UserError, match=r"dataset\.label must be one of"):
         hub.labels()
+
+
+def hub_of(folder: Path, suffix: str, images: np.ndarray, *more: np.ndarray) -> HubImages:
+    """Writes images in the hub's layout; more images stand behind those of the training split."""
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        for i, image in enumerate([*images, *(more if split == "train" else ())]):
+            Image.fromarray(image).save(folder / split / f"{i}{suffix}")
+    shape = [images.shape[-1] if images.ndim == 4 else 1, 6, 6]
+    return HubImages(str(folder), shape, column="image", splits=["train", "test"])
+
+
+RNG = np.random.default_rng(2)
+DEEP = RNG.integers(0, 65536, (3, 8, 6), dtype=np.uint16)
+FLOATS = RNG.uniform(-300, 700, (3, 8, 6)).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_images_keep_their_values(tmp_path: Path, suffix: str) -> None:
+    train, _ = hub_of(tmp_path, suffix, DEEP).load()
+    cropped = DEEP[:, 1:7].astype(np.float64)
+    np.testing.assert_allclose(train[:, 0].numpy(), cropped / 32767.5 - 1, atol=1e-6)
+    assert (train.abs() == 1).float().mean() < 0.01
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("images", [DEEP, FLOATS])
+def test_deep_images_are_resized_in_their_own_depth(tmp_path: Path, images: np.ndarray) -> None:
+    """Twice as large images whose blocks of 2 × 2 are equal: bicubic shrinking is a mean of them.
+
+    A kernel of 8 bits would be off by up to 1/255 of the range.
+    """
+    ramp = np.linspace(images.min(), images.max(), 12)
+    image = np.broadcast_to(ramp, (12, 12)).astype(images.dtype)
+    hub = hub_of(tmp_path, ".tif", np.stack([image] * 2))
+    hub.scale = Scale(float(ramp[0]), float(ramp[-1]))
+    found = hub.load().train[0, 0, 2].numpy()
+    # Away from the border the symmetric kernel takes a ramp to the ramp at the blocks' centres.
+    expected = ramp.reshape(6, 2).mean(axis=1) / (ramp[-1] - ramp[0]) * 2
+    expected -= expected.mean()
+    rounding = 2 / (ramp[-1] - ramp[0]) if images.dtype == np.uint16 else 1e-6
+    np.testing.assert_allclose(found[2:4], expected[2:4], atol=rounding)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_float_images_need_a_range(tmp_path: Path) -> None:
+    hub = hub_of(tmp_path, ".tif", FLOATS)
+    with pytest.raises(UserError, match=r"dataset\.range must say .* is float32 with values in"):
+        hub.load()
+    hub.scale = Scale(-300, 700)
+    expected = (FLOATS[:, 1:7].astype(np.float64) - 200) / 500
+    np.testing.assert_allclose(hub.load().train[:, 0].numpy(), expected, atol=1e-6)
+
+
+RGBA = RNG.integers(0, 256, (2, 6, 6, 4), dtype=np.uint8)
+OPAQUE = np.concatenate([RGBA[..., :3], np.full_like(RGBA[..., 3:], 255)], axis=-1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transparent_images_are_refused(tmp_path: Path) -> None:
+    hub = hub_of(tmp_path / "opaque", ".png", OPAQUE)
+    hub.shape = (3, 6, 6)
+    pixels = np.moveaxis(OPAQUE[..., :3], -1, 1).astype(np.float32)
+    np.testing.assert_array_equal(hub.load().train.numpy(), pixels / np.float32(127.5) - 1)
+    hub = hub_of(tmp_path / "seen through", ".png", OPAQUE, RGBA[0])
+    hub.shape = (3, 6, 6)
+    with pytest.raises(UserError, match=r"image 2 of .*2\.png\) has transparent pixels"):
+        hub.load()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_palettes_are_converted_exactly(tmp_path: Path) -> None:
+    colours = RNG.integers(0, 256, (16, 3), dtype=np.uint8)
+    index = RNG.integers(0, 16, (6, 6), dtype=np.uint8)
+    image = Image.new("P", (6, 6))
+    image.putpalette(colours.tobytes())
+    image.putdata(index.ravel().tolist())
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        image.save(tmp_path / split / "0.png")
+    hub = HubImages(str(tmp_path), [3, 6, 6], column="image", splits=["train", "test"])
+    expected = np.moveaxis(colours[index], -1, 0).astype(np.float32) / np.float32(127.5) - 1
+    np.testing.assert_array_equal(hub.load().train[0].numpy(), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_types_are_not_mixed(tmp_path: Path) -> None:
+    hub = hub_of(tmp_path, ".png", DEEP, (DEEP[0] // 256).astype(np.uint8))
+    with pytest.raises(UserError, match=r"image 3 of .* is uint8, but image 0 is uint16"):
+        hub.load()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_16_bit_rgb_is_refused(tmp_path: Path) -> None:
+    """Pillow reads the upper 8 bits of it without a word."""
+    hub = hub_of(tmp_path, ".png", RGBA[..., :3])
+    (tmp_path / "train" / "1.png").write_bytes(rgb16_png(RNG.integers(0, 65536, (6, 6, 3))))
+    with pytest.raises(UserError, match=r"1\.png\) \(16 bits of RGB.* would lose values"):
+        hub.load()
+
+
+def rgb16_png(pixels: np.ndarray) -> bytes:
+    """Returns a PNG file of 16-bit RGB, which Pillow cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
