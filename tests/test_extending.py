@@ -1,94 +1,69 @@
-"""The examples of docs/extending.md, applied to a copy of the project as they stand there."""
+"""The examples of docs/extending.md, made into a package of a user's own as they stand there."""
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from command import ROOT, SHORT
+from command import NASTY, ROOT, SHORT
 
-LIST = "diffem/config/allow_list.py"
-SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(
-    r"^`([\w/.]+)`(?:, one line more under `\"(\w+)\"`)?\n\n```\w+\n(.*?)^```", re.M | re.S
-)
-
-
-class Piece(NamedTuple):
-    """A file of an example, or a line more in one."""
-
-    path: str
-    key: str
-    text: str
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+FILE = re.compile(r"^`(mypackage/[\w/.]+)`\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILES = dict(FILE.findall(PAGE))
+TRUST = "trust=[mypackage]"
 
 
-def example(section: str) -> list[Piece]:
-    """Returns the pieces of a section's examples in their order."""
-    sections = dict(SECTION.findall((ROOT / "docs" / "extending.md").read_text()))
-    return [Piece(*found) for found in BLOCK.findall(sections[section])]
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder outside the project that holds the package."""
+    folder = tmp_path / NASTY
+    for name, text in {"mypackage/__init__.py": "", **FILES}.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
 
 
-def applied(pieces: list[Piece], root: Path) -> Path:
-    """Returns a copy of the project with the pieces in it."""
-    for name in ("diffem", "conf"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", root)
-    for path, key, text in pieces:
-        file = root / path
-        if not key:
-            assert not file.exists(), f"{path} is there already"
-            file.write_text(text)
-            continue
-        content = file.read_text()
-        start = content.index(f'"{key}": (\n') + len(f'"{key}": (\n')
-        file.write_text(content[:start] + f"        {text}" + content[start:])
-    return root
-
-
-def train(root: Path, *overrides: str) -> str:
-    """Returns what a short run of the project printed."""
-    done = subprocess.run(
-        [sys.executable, str(root / "train.py"), *SHORT, "prior=null", "run_dir=run", *overrides],
-        cwd=root,
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Runs a short run in a folder, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "diffem", "train", *overrides],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
-@pytest.mark.parametrize("section", ["A channel", "A method", "A data source", "A metric"])
-def test_an_example_touches_at_most_three_files(section: str) -> None:
-    pieces = example(section)
-    listed = [i for i, piece in enumerate(pieces) if piece.key]
-    assert listed, "nothing is listed"
-    for before, last in zip([-1, *listed], listed, strict=False):
-        assert len({piece.path for piece in pieces[before + 1 : last + 1]}) <= 3
-    # What a file of the project's own needs.
-    assert all(
-        piece.text.startswith('"""')
-        for piece in pieces
-        if piece.path.endswith(".py") and not piece.key
-    )
+def test_an_example_is_a_class_and_its_configuration() -> None:
+    classes = {name for name in FILES if name.endswith(".py")}
+    choices = {Path(name).stem.removeprefix("em_") for name in FILES if name.endswith(".yaml")}
+    assert {Path(name).stem for name in classes} == choices and len(choices) == 5
+    assert all(FILES[name].startswith('"""') for name in classes)
 
 
-def test_one_of_each(tmp_path: Path) -> None:
-    """A linear channel, a method, a data source and a metric in one run."""
-    names = ("A channel", "A method", "A data source", "A metric")
-    root = applied([piece for name in names for piece in example(name)], tmp_path)
+def test_one_of_each(folder: Path) -> None:
+    """A linear channel, a method, a data source and a metric, in one run on two processes."""
     choices = ("corruption=dead_columns", "method=em_replacement", "dataset=stripes", "metric=mae")
-    out = train(root, *choices)
-    assert "stripes · dead_columns · em_replacement" in out and "MAE" in out
-    summary = json.loads((root / "run" / "summary.json").read_text())
+    two = ("trainer.devices=2", "trainer.accelerator=cpu")
+    done = train(folder, *SHORT, "prior=null", f"run_dir={folder / 'run'}", TRUST, *choices, *two)
+    assert done.returncode == 0, done.stderr
+    assert "stripes · dead_columns · em_replacement" in done.stdout and "MAE" in done.stdout
+    summary = json.loads((folder / "run" / "summary.json").read_text())
     assert all(row["mae"] > 0 for row in (*summary["rounds"], summary["final"]))
 
 
-def test_a_channel_that_is_not_linear(tmp_path: Path) -> None:
-    root = applied(example("A channel"), tmp_path)
-    out = train(root, "corruption=saturation")
-    assert "digits · saturation · diffem" in out
+def test_a_channel_of_draw_and_embed_is_swept_and_resumed(folder: Path) -> None:
+    own = (*SHORT, "prior=null", TRUST, "corruption=saturation")
+    swept = train(folder, "-m", *own, "em.rounds=1", f"run_dir={folder / 'sweep'}")
+    assert swept.returncode == 0, swept.stderr
+    assert '"corruption": "saturation"' in (folder / "sweep/0/summary.json").read_text()
+    refused = train(folder, f"resume={folder / 'sweep' / '0'}")
+    assert refused.returncode == 1 and "sweep/0: the run" in refused.stderr
+    assert "was started with trust=[mypackage], which is taken from the" in refused.stderr
+    resumed = train(folder, f"resume={folder / 'sweep' / '0'}", TRUST)
+    assert resumed.returncode == 0 and "sweep/0 is finished already" in resumed.stderr

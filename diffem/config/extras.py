@@ -88,5 +88,5 @@ def _check_installed(what: str, needed: Extra) -> None:
     if not installed:
         raise UserError(
             f"{what} needs the package {needed.package}, which is not installed: "
-            f"pip install -c constraints.txt -e '.[{needed.extra}]'"
+            f"pip install 'diffem[{needed.extra}]'"
         )

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import SHORT, wait_until
+from command import NASTY, SHORT, wait_until
 
 from diffem.cli import study
 from diffem.cli.compare import main
@@ -64,21 +64,22 @@ def environment(folder: Path) -> dict[str, str | None]:
 
 
 def test_a_comparison_is_resumed(tmp_path: Path) -> None:
+    out = tmp_path / NASTY
     both = Study(
         {"diffem": ("method=diffem",), "pnp": ("method=em_pnp", "method.posterior.sweeps=2")},
         COMMON,
         (0,),
     )
-    assert compare(Study({"diffem": ("method=diffem",)}, COMMON, (0,)), tmp_path) == []
-    first = (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns
-    unfinished = tmp_path / "pnp" / "seed_0" / "reconstructions"
+    assert compare(Study({"diffem": ("method=diffem",)}, COMMON, (0,)), out) == []
+    first = (out / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns
+    unfinished = out / "pnp" / "seed_0" / "reconstructions"
     unfinished.mkdir(parents=True)  # as a killed job leaves it
     (unfinished.parent / "summary.json").write_text('{"seed": 0, ')
-    assert compare(both, tmp_path) == []
-    assert (tmp_path / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
-    with (tmp_path / "table.csv").open() as file:
+    assert compare(both, out) == []
+    assert (out / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
+    with (out / "table.csv").open() as file:
         assert [row[0] for row in csv.reader(file)][1:3] == ["diffem", "pnp"]
-    page = (tmp_path / "index.html").read_text()
+    page = (out / "index.html").read_text()
     assert 'src="pnp/seed_0/figures/heldout.png"' in page
 
 

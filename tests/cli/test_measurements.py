@@ -26,7 +26,7 @@ def crops(tmp_path: Path) -> Path:
 def test_a_folder_of_tiff_images(crops: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     own = [
-        "dataset=measurements", f"dataset.path='{crops}'", "corruption=denoising",
+        "dataset=measurements", f"dataset.path={crops}", "corruption=denoising",
         "corruption.noise.std=1500", f"run_dir={run_dir}",
     ]  # fmt: skip
     done = train(*SMALL, *own)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT, SHORT, train, wait_until, weights
+from command import NASTY, ROOT, SHORT, train, wait_until, weights
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 
@@ -51,18 +51,18 @@ def sweep(run_dir: Path, *overrides: str, **environment: str) -> tuple[int, list
 
 
 def test_a_job_that_fails_is_one_line_and_the_same_command_resumes_it(tmp_path: Path) -> None:
-    code, jobs, error = sweep(tmp_path / "s", "em.rounds=0,1", "prior=null")
+    code, jobs, error = sweep(tmp_path / NASTY, "em.rounds=0,1", "prior=null")
     assert code == 1 and "Traceback" not in error
     assert [job["overrides"] for job in jobs] == [["em.rounds=0"], ["em.rounds=1"]]
     assert jobs[0]["ended"] == "em.rounds must be a whole number of at least 1, got 0"
     assert jobs[1]["ended"] == "finished" and "measurement_energy_distance" in jobs[1]["final"]
     lines = error.splitlines()
-    assert lines[-2].startswith("job 0 (em.rounds=0) in ") and lines[-2].endswith("s/0.log")
+    assert lines[-2].startswith("job 0 (em.rounds=0) in ") and lines[-2].endswith("/0.log")
     assert lines[-1].startswith("1 of 2 jobs failed; with run_dir=")
-    before = (tmp_path / "s" / "1" / "summary.json").stat().st_mtime_ns
-    code, again, _ = sweep(tmp_path / "s", "em.rounds=0,1", "prior=null")
+    before = (tmp_path / NASTY / "1" / "summary.json").stat().st_mtime_ns
+    code, again, _ = sweep(tmp_path / NASTY, "em.rounds=0,1", "prior=null")
     assert code == 1 and [job["ended"] for job in again] == [job["ended"] for job in jobs]
-    assert (tmp_path / "s" / "1" / "summary.json").stat().st_mtime_ns == before
+    assert (tmp_path / NASTY / "1" / "summary.json").stat().st_mtime_ns == before
 
 
 def single(run_dir: Path, devices: int, seed: int, *overrides: str) -> Path:

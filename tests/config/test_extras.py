@@ -44,7 +44,7 @@ importlib.metadata.Distribution.from_name = from_name
 def test_a_missing_package_is_one_sentence(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, what, extra = CHOICES[choice]
     monkeypatch.setitem(sys.modules, module, None)
-    command = f"which is not installed: pip install -c constraints.txt -e '.[{extra}]'"
+    command = f"which is not installed: pip install 'diffem[{extra}]'"
     with pytest.raises(UserError, match=re.escape(what) + ".* needs .*" + re.escape(command)):
         check_arguments([choice])
     check_arguments([])

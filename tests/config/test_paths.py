@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from command import NASTY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -28,7 +29,6 @@ WORDS = (
     "~",
     "''",
 )
-NASTY = "é = #1 (a), [b] {c}: 'd' \"e\" 100% ~f\\"
 
 
 def parsed(override: str) -> object:

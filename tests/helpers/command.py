@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+NASTY = "é = #1 (a), [b] {c}: 'd' \"e\" 100% ~f\\"  # the name of a file or a folder
 
 SHORT = (  # seconds instead of minutes, on one or two processes
     "dataset.train=200",
