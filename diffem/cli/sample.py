@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from diffem.cli.errors import report_user_errors
-from diffem.data.files import FileRows
+from diffem.data.files import FileRows, take_survey
 from diffem.data.format import SampleWriter
 from diffem.data.held import open_measurements
 from diffem.data.measurements import MeasurementSet
@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         posterior = result.posterior
         rows = FileRows(held, torch.arange(len(held.y)), posterior.channel, posterior.scale)
         measurements = MeasurementSet(rows, posterior.channel, scale=posterior.scale)
-        measurements.select(slice(1))  # what does not fit is refused before anything is drawn
+        # What does not fit is refused before anything is drawn.
+        missing = take_survey(held, len(measurements), None).missing
+        for row in sorted({0, missing or 0}):
+            measurements.select(slice(row, row + 1))
         total = math.ceil(len(measurements) / posterior.sampling.chunk_size)
         with (
             SampleWriter(

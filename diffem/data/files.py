@@ -24,9 +24,7 @@ from diffem.runtime.progress import progress_bar, say, warn
 from diffem.runtime.rng import generator
 from diffem.runtime.signals import global_rank
 
-OUTSIDE = (
-    1e-3  # of the measured values: an estimated range leaves out as many, half on either side
-)
+OUTSIDE = 1e-3  # of the measured values: an estimated range leaves out as many, at both ends
 SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 1,000 beyond either of them
 CHUNK = 2**20  # values that are read at once
 LONG = {True: 2**13, False: 2**28}  # images, or bytes of an array, of which reading takes seconds
@@ -41,14 +39,14 @@ class FileRows:
         rows: The numbers of the rows, (N,).
         channel: The channel, on the scale of [-1, 1].
         scale: The data's units.
-        missing: Whether some of them hold NaN.
+        missing: Whether some of them may hold NaN.
     """
 
     held: Held
     rows: Tensor
     channel: Channel
     scale: Scale
-    missing: bool
+    missing: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
