@@ -148,7 +148,7 @@ def test_methods_compose_and_build(method: str) -> None:
 def test_experiments_begin_with_their_command(experiment: str) -> None:
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
-    assert lines[1].startswith(f"# python train.py experiment={experiment}")
+    assert lines[1].startswith(f"# diffem train experiment={experiment}")
 
 
 @pytest.mark.parametrize("study", known_studies())
@@ -163,7 +163,7 @@ def test_studies_compose(study: str) -> None:
 @pytest.mark.parametrize("study", known_studies())
 def test_studies_begin_with_their_command(study: str) -> None:
     lines = (CONF / "study" / f"{study}.yaml").read_text().splitlines()
-    assert lines[0] == f"# python -m diffem compare --study {study} --out runs/{study}"
+    assert lines[0] == f"# diffem compare --study {study} --out runs/{study}"
     comment = "\n".join(line for line in lines if line.startswith("#"))
     assert "# Cost: " in comment and "Expect: " in comment
 

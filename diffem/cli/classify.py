@@ -1,6 +1,6 @@
 """Trains the small classifier in whose features the images of one data set are compared.
 
-    python -m diffem classify --dataset digits --out features/digits.safetensors
+    diffem classify --dataset digits --out features/digits.safetensors
 
 It learns from the data set's CLEAN images and their labels: it is for metrics alone. The data set
 is that of `diffem train dataset=NAME`, with the overrides after `--`.
@@ -41,7 +41,7 @@ class Training:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a classifier and writes it to a file."""
     parser = argparse.ArgumentParser(
-        prog="python -m diffem classify",
+        prog="diffem classify",
         description="Trains the small classifier in whose features images are compared.",
     )
     parser.add_argument("--dataset", required=True, help="a file of conf/dataset with labels")

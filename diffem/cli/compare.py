@@ -1,7 +1,7 @@
 """Compares rows of overrides under equal conditions: the same data, network, budget and seeds.
 
-    python -m diffem compare --study mask --out runs/mask
-    python -m diffem compare --methods diffem em_mmps --out runs/mask -- em.seconds=60 em.rounds=99
+    diffem compare --study mask --out runs/mask
+    diffem compare --methods diffem em_mmps --out runs/mask -- em.seconds=60 em.rounds=99
 
 Each row and seed is a run of `diffem train` in a process of its own. Finished runs are kept: the
 same command resumes a comparison. A run that fails is marked, the others are run, and the exit
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m diffem compare",
+        prog="diffem compare",
         usage="%(prog)s (--study NAME | --methods NAME …) --out DIR\n"
         "       [--seeds SEED …] [--jobs N] [-- OVERRIDE …]",
         description="Compares methods, or the rows of a study, under equal conditions.",

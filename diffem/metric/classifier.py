@@ -54,7 +54,7 @@ class Classifier(Extractor):
     Over the training images each feature has a mean of about 0 and a variance of about 1.
 
     Arguments:
-        path: A file that `python -m diffem classify` wrote.
+        path: A file that `diffem classify` wrote.
 
     Raises:
         UserError: If there is no such file, or it does not hold a classifier.
@@ -113,7 +113,7 @@ def read_about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"metric.features: no classifier at {path}; train one with `make features "
-            f"DATASET=NAME`, or `python -m diffem classify --dataset NAME --out {path}`"
+            f"DATASET=NAME`, or `diffem classify --dataset NAME --out {path}`"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -125,7 +125,7 @@ def read_about(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(about, dict) or not {"shape", "labels"} <= about.keys():
         raise UserError(
-            f"metric.features: {path} was not written by `python -m diffem classify`; train one "
+            f"metric.features: {path} was not written by `diffem classify`; train one "
             "with `make features DATASET=NAME`"
         )
     return about

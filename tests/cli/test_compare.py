@@ -166,7 +166,7 @@ def test_a_study_is_a_file(
     studies.mkdir()
     monkeypatch.setattr(study, "STUDIES", studies)
     (studies / "small.yaml").write_text(
-        "# python -m diffem compare --study small --out runs/small\n"
+        "# diffem compare --study small --out runs/small\n"
         "common: [+together=1, +psnr=11]\nseeds: [3]\n"
         "rows:\n  own: [+psnr=13]\n  given: []\n"
     )
