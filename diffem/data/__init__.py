@@ -1,4 +1,4 @@
-"""Data: benchmarks, whose clean images measurements are simulated from, and measurements of one's own."""
+"""Data: clean images of benchmarks, of which measurements are simulated, and real measurements."""
 
 from diffem.data.digits import Digits
 from diffem.data.files import MeasurementFiles
