@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -84,7 +85,7 @@ class WandbLogger(Logger):
         if not uploaded and not run.disabled:
             why = "is kept offline" if upload is None else "could not be uploaded completely"
             folder = Path(run.dir).parent
-            line = f"W&B: the run {why}; later: wandb sync {folder}"
+            line = f"W&B: the run {why}; later: wandb sync {shlex.quote(str(folder))}"
             say(line)
 
     def _open(self, config: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from diffem.metric.weights import fill, read_weights
 from diffem.runtime.errors import UserError
 
 FEATURES = 32  # few: some hundred images are enough to estimate their covariance
+COMMAND = "diffem classify --dataset NAME --out features/NAME.safetensors"
 METADATA = "diffem"  # the entry of the file's metadata that describes the network
 
 
@@ -82,7 +83,7 @@ class Classifier(Extractor):
             raise UserError(
                 f"metric.features: the classifier in {self.path} is for images of shape "
                 f"{list(self.shape)}, but dataset.shape is {list(shape)}; train one for this data "
-                "set with `make features DATASET=NAME`"
+                f"set with `{COMMAND}`"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,21 +112,18 @@ def read_about(path: Path) -> dict[str, Any]:
         UserError: If there is no such file, or it does not hold a classifier.
     """
     if not path.is_file():
-        raise UserError(
-            f"metric.features: no classifier at {path}; train one with `make features "
-            f"DATASET=NAME`, or `diffem classify --dataset NAME --out {path}`"
-        )
+        raise UserError(f"metric.features: no classifier at {path}; train one with `{COMMAND}`")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA, "null"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"metric.features: {path} is no classifier's file ({error}); train one with "
-            "`make features DATASET=NAME`"
+            f"`{COMMAND}`"
         ) from error
     if not isinstance(about, dict) or not {"shape", "labels"} <= about.keys():
         raise UserError(
-            f"metric.features: {path} was not written by `diffem classify`; train one "
-            "with `make features DATASET=NAME`"
+            f"metric.features: {path} was not written by `diffem classify`; train one with "
+            f"`{COMMAND}`"
         )
     return about

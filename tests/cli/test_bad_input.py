@@ -58,7 +58,7 @@ BAD = [
     (["network.channels=[20,40]"], "network.channels must be multiples of 16"),
     (
         ["metric=classifier", "dataset=manifold", "corruption=projection", "network=mlp"],
-        "no classifier at features/manifold.safetensors; train one with `make features",
+        "no classifier at features/manifold.safetensors; train one with `diffem classify",
     ),
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
