@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffem.cli.compose import sibling_keys
 from diffem.config.secrets import redact_text
@@ -69,6 +69,7 @@ def sentence(error: Exception) -> str:
             parent = name.rpartition(".")[0]
             return f"{name} has no effect, since {parent} is null here; leave one of them out"
         return f"{name} is not a key of the config; allowed: {allowed or 'none beside it'}"
-    if missing := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{missing.group(1)} must be given: {missing.group(1)}=VALUE"
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error.full_key).replace("[", ".").replace("]", "")
+        return f"{key} must be given: {key}=VALUE"
     return " ".join(text.split())

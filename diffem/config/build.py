@@ -27,8 +27,11 @@ def build(node: Any, key: str, **given: Any) -> Any:  # noqa: ANN401 - what the 
 
     Raises:
         UserError: If a class cannot be imported or refuses its arguments; it names the key.
+        MissingMandatoryValue: If a value that must be given is not.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    plain = node
+    if OmegaConf.is_config(node):
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     return _build(plain, key, given)
 
 

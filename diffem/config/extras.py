@@ -4,11 +4,12 @@ What the default run does not need is in extras of pyproject.toml. A choice whos
 installed is refused when the configuration is composed, before anything is written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from diffem.config.allow_list import targets
+from diffem.config.paths import quoted, unquoted
 from diffem.runtime.errors import UserError
 
 
@@ -35,15 +36,14 @@ TARGETS = {  # by the full name of what is built
     ),
     "lightning.pytorch.loggers.WandbLogger": WANDB,
 }
+OPTUNA = "hydra/sweeper=optuna"
 PLUGINS = {  # of Hydra, by the choice on the command line
     "hydra/launcher=joblib": Extra(
         "hydra-joblib-launcher", "hydra_plugins.hydra_joblib_launcher", "joblib"
     ),
     "hydra/launcher=submitit_local": SUBMITIT,
     "hydra/launcher=submitit_slurm": SUBMITIT,
-    "hydra/sweeper=optuna": Extra(
-        "hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "optuna"
-    ),
+    OPTUNA: Extra("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "optuna"),
 }
 VECTORS = Extra("POT", "ot", "vectors")  # the Sinkhorn divergence, a score of vectors
 
@@ -66,15 +66,24 @@ def check_extras(config: Mapping[Any, Any]) -> None:
         _check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
 
 
-def check_plugins(overrides: Iterable[str]) -> None:
+def check_plugins(overrides: Sequence[str]) -> None:
     """Checks that the launcher and the sweeper on a command line are installed.
 
     Arguments:
-        overrides: The overrides of the command line.
+        overrides: The overrides of the command line, with paths quoted.
 
     Raises:
-        UserError: If one is not; the message has the command that installs it.
+        UserError: If one is not; the message has the command that installs it. Or if Optuna's
+            sweeper would misread a value.
     """
+    if OPTUNA in overrides:
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if (text := unquoted(value)) != value and quoted(text) != text:
+                raise UserError(
+                    f"{key}={text} cannot be given with {OPTUNA}, which takes quotes away; use a "
+                    "name of letters, digits and . _ - + @"
+                )
     for override in overrides:
         if override in PLUGINS:
             _check_installed(override, PLUGINS[override])

@@ -50,6 +50,11 @@ def test_a_missing_package_is_one_sentence(choice: str, monkeypatch: pytest.Monk
     check_arguments([])
 
 
+def test_optuna_s_sweeper_takes_no_quotes() -> None:
+    with pytest.raises(UserError, match="run_dir=/a b cannot be given with hydra/sweeper=optuna"):
+        check_arguments(["-m", "hydra/sweeper=optuna", "run_dir='/a b'"])
+
+
 def test_the_default_run_needs_no_extra(tmp_path: Path) -> None:
     extras = [*TARGETS.values(), *PLUGINS.values(), VECTORS]
     modules, packages = {e.module for e in extras}, {e.package.lower() for e in extras}

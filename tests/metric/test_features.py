@@ -246,7 +246,7 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda p: Classifier(f"{p}/none"), "no classifier at .*none; train one with `diffem clas"),
+        (lambda p: Classifier(f"{p}/none"), "no classifier at .*none; train one with `diffem"),
         (lambda p: Classifier(f"{p}/noise.safetensors"), "noise.safetensors is no classifier's"),
         (lambda p: Classifier(f"{p}/other.safetensors"), "was not written by `diffem classify"),
         (lambda p: Inception(f"{p}/none"), "weights: no file at .*none; give a local file"),
