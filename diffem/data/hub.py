@@ -112,6 +112,11 @@ class HubImages:
 
         split, limit = self.splits[index], self.limits[index]
         datasets.disable_progress_bars()
+        if Path(self.path).is_dir() and set("*?[") & set(str(Path(self.path).resolve())):
+            raise UserError(
+                f"dataset.path: {self.path!r} must not have '*', '?' or '[' in it, which the "
+                "library `datasets` takes for a pattern; rename the folder"
+            )
         for file in Path(self.path).rglob("*"):  # empty if it is a name on the hub
             if file.is_symlink():
                 inside(file, Path(self.path))

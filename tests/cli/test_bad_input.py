@@ -198,6 +198,12 @@ def pictures(break_it: Callable[[Path], object]) -> Make:
     return make
 
 
+def patterned(folder: Path) -> list[str]:
+    """Makes a local folder of the hub's layout whose name `datasets` would read as a pattern."""
+    (folder / "[a]").mkdir()
+    return pictures(lambda _: None)(folder / "[a]")
+
+
 def elsewhere(image: Path) -> None:
     """Moves an image out of the folder and links to it."""
     image.rename(image.parents[2] / "secret.png")
@@ -315,6 +321,7 @@ DATA: dict[str, tuple[Make, str]] = {
         pictures(lambda f: Image.new("1", (20000, 20000)).save(f)),
         "cannot be read (Image size (400000000 pixels) exceeds limit",
     ),
+    "images in a folder that is a pattern": (patterned, "must not have '*', '?' or '[' in it"),
     "image, a link out": (pictures(elsewhere), "leads out of"),
     "checkpoint, a pickle": (
         weights(evil, "init=checkpoint", "init.path=FILE"),
