@@ -6,16 +6,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError
 
-from diffem.config.allow_list import check_hydra, check_targets
+from diffem.cli.composition import (
+    CONF,
+    NAME,
+    check_overrides,
+    compose,
+    default_hydra_node,
+    hydra_node,
+    is_hydra,
+    is_hydra_choice,
+)
+from diffem.config.allow_list import check_targets
 from diffem.config.build import build
 from diffem.config.extras import check_extras, check_plugins
+from diffem.config.hydra_node import check_hydra
+from diffem.config.interpolation import check_interpolations, expanded
 from diffem.config.paths import quote_paths
 from diffem.config.secrets import redact_config
 from diffem.config.trainer import check_strategy, check_trainer, external_processes
@@ -23,10 +34,6 @@ from diffem.config.trust import SEARCH_PATH, package_folders, trusted_packages, 
 from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
 
-PACKAGE = Path(__file__).parents[1]
-# A wheel has the folder in the package, a checkout beside it.
-CONF = next(c for c in (PACKAGE / "conf", PACKAGE.parent / "conf") if c.is_dir())
-NAME = "train"
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
 HELP = ("-h", "--help", "--hydra-help", "--version")
@@ -39,6 +46,7 @@ def complete(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: If a trusted package is not found, or has a choice of a name that diffem has.
     """
+    check_overrides(arguments)
     return with_search_path(arguments, conf_folders(arguments)[1:])
 
 
@@ -72,38 +80,59 @@ def check_arguments(arguments: Sequence[str]) -> None:
             has another type than in the chosen files.
         HydraException: If the overrides do not compose.
     """
-    overrides, skip = [], False
+    overrides, skip, helps = [], False, False
     for argument in arguments:
         if argument in HELP:
-            return
-        if skip or argument in FLAGS:
+            helps = True
+        elif skip or argument in FLAGS:
             skip = argument in FLAGS_WITH_VALUE
         elif argument.startswith("-"):
             raise UserError(f"{argument} is not a flag of this command; it has {', '.join(FLAGS)}")
         else:
             overrides.append(argument)
+    check_overrides(overrides)
     check_plugins(overrides)
     trust = trusted_packages(overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for chosen in _without_sweeps(overrides):
-            groups = list(_groups(chosen))
-            cfg = compose(NAME, chosen, return_hydra_config=True)
-            check_hydra(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            given = OmegaConf.to_container(cfg, resolve=False)
-            files = OmegaConf.to_container(compose(NAME, groups), resolve=False)
-            assert isinstance(given, dict) and isinstance(files, dict)
-            if given["trust"] != trust:
-                raise UserError(
-                    f"trust={given['trust']} is in a file, and taken from the command line alone; "
-                    "remove it from the file"
-                )
-            if isinstance(trainer := given.get("trainer"), dict) and "strategy" in trainer:
-                check_strategy(trainer["strategy"])  # says more than the list of allowed targets
-            check_targets(given, trust=trust)
-            check_extras(given)
-            check_types(given, files)
+    for chosen in _without_sweeps(overrides):
+        _check_composition(chosen, trust, values=not helps)
+
+
+def _check_composition(overrides: Sequence[str], trust: Sequence[str], *, values: bool) -> None:
+    """Checks what overrides without sweeps compose to.
+
+    Arguments:
+        overrides: The overrides.
+        trust: The packages that they trust.
+        values: Whether types and packages are checked as well, which a text of help does not need.
+    """
+    groups = list(_groups(overrides))
+    cfg = compose(overrides, with_hydra=True)
+    own = [o for o in overrides if is_hydra(o) and not o.startswith(f"{SEARCH_PATH}=")]
+    check_hydra(
+        hydra_node(cfg),
+        default=default_hydra_node(tuple(o for o in own if is_hydra_choice(o))),
+        command=default_hydra_node(tuple(own)),
+        overrides=overrides,
+    )
+    with open_dict(cfg):
+        del cfg["hydra"]
+    given = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(given, dict)
+    check_interpolations(given)
+    if given["trust"] != list(trust):
+        raise UserError(
+            f"trust={given['trust']} is in a file, and taken from the command line alone; "
+            "remove it from the file"
+        )
+    if isinstance(trainer := given.get("trainer"), dict) and "strategy" in trainer:
+        check_strategy(trainer["strategy"])  # says more than the list of allowed targets
+    check_targets(given, trust=trust)
+    check_targets(expanded(given), trust=trust)
+    if values:
+        files = OmegaConf.to_container(compose(groups), resolve=False)
+        assert isinstance(files, dict)
+        check_extras(given)
+        check_types(given, files)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -118,8 +147,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     arguments = complete(quote_paths(overrides))
     check_arguments(arguments)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(NAME, arguments)
+    return compose(arguments)
 
 
 def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
@@ -137,8 +165,7 @@ def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
     """
     arguments = complete(quote_paths(overrides))
     check_arguments(arguments)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(NAME, arguments, return_hydra_config=True)
+    cfg = compose(arguments, with_hydra=True)
     cfg.run_dir = str(run_dir)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(run_dir)
@@ -251,6 +278,7 @@ def assumed_corruption(cfg: DictConfig) -> DictConfig:
             f"assumed.{key} is not a key of the corruption; allowed: {known}"
         ) from error
     assert isinstance(merged, DictConfig)
+    check_targets({"corruption": _plain(merged)}, trust=list(cfg.trust))
     return merged
 
 
@@ -287,8 +315,7 @@ def sibling_keys(key: str) -> str:
     given = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
     choices = [choice for choice in given if (CONF / choice.partition("=")[0]).is_dir()]
     searched = [arg for arg in sys.argv[1:] if arg.startswith(f"{SEARCH_PATH}=")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(NAME, overrides=[*choices, *searched])
+    cfg = compose([*choices, *searched])
     parent = key.rpartition(".")[0]
     while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
         parent = parent.rpartition(".")[0]

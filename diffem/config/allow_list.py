@@ -1,8 +1,9 @@
-"""Which classes and functions a configuration may build.
+"""Which classes a configuration may build, at which place, and with which arguments.
 
-Hydra imports and calls whatever a `_target_` names, on the command line or in an experiment file
-from elsewhere, and its own block list is no boundary. Here every `_target_` is compared with a
-list of full names before anything is imported.
+Hydra imports and calls whatever a `_target_` names, on the command line, in an experiment file or
+a run directory from elsewhere, and its own block list is no boundary. Here every `_target_` is
+compared with a registry of full names before anything is imported: the classes that are meant to
+be built at its place, and the arguments that a configuration may give to each.
 """
 
 import sys
@@ -12,208 +13,310 @@ from typing import Any
 from diffem.config.trust import find_package
 from diffem.runtime.errors import UserError
 
-ALLOWED: Mapping[str, tuple[str, ...]] = {  # by top-level key of the configuration
-    "blind": ("diffem.em.Blind",),
-    "corruption": (
-        "diffem.corruption.Blur",
-        "diffem.corruption.Denoising",
-        "diffem.corruption.Downsample",
-        "diffem.corruption.GaussianNoise",
-        "diffem.corruption.Mask",
-        "diffem.corruption.PoissonGaussianNoise",
-        "diffem.corruption.PoissonNoise",
-        "diffem.corruption.Projection",
-    ),
-    "dataset": (
-        "diffem.data.Digits",
-        "diffem.data.HubImages",
-        "diffem.data.IdxImages",
-        "diffem.data.Manifold",
-        "diffem.data.MeasurementFiles",
-    ),
-    "em": ("diffem.em.EMSettings",),
-    "init": (
-        "diffem.em.init.FromCheckpoint",
-        "diffem.em.init.FromClean",
-        "diffem.em.init.FromMeasurement",
-        "diffem.em.init.Gaussian",
-    ),
-    "logger": (
-        "diffem.logging.jsonl.JSONLLogger",
-        "diffem.logging.wandb.WandbLogger",
-        "lightning.pytorch.loggers.CSVLogger",
-        "lightning.pytorch.loggers.CometLogger",
-        "lightning.pytorch.loggers.LitLogger",
-        "lightning.pytorch.loggers.MLFlowLogger",
-        "lightning.pytorch.loggers.TensorBoardLogger",
-        "lightning.pytorch.loggers.WandbLogger",
-    ),
-    "m_step": (
-        "diffem.denoiser.BetaMixture",
-        "diffem.em.Augment",
-        "diffem.em.Cosine",
-        "diffem.em.Linear",
-        "diffem.em.MStep",
-        "torch.optim.ASGD",
-        "torch.optim.Adadelta",
-        "torch.optim.Adafactor",
-        "torch.optim.Adagrad",
-        "torch.optim.Adam",
-        "torch.optim.AdamW",
-        "torch.optim.Adamax",
-        "torch.optim.Muon",
-        "torch.optim.NAdam",
-        "torch.optim.RAdam",
-        "torch.optim.RMSprop",
-        "torch.optim.Rprop",
-        "torch.optim.SGD",
-    ),
-    "method": (
-        "diffem.denoiser.Conditioning",
-        "diffem.em.objective.Ambient",
-        "diffem.em.objective.Recorrupted",
-        "diffem.em.objective.Unconditional",
-        "diffem.posterior.Conditional",
-        "diffem.posterior.DPS",
-        "diffem.posterior.DiffPIR",
-        "diffem.posterior.Isotropic",
-        "diffem.posterior.MMPS",
-        "diffem.posterior.PiGDM",
-        "diffem.posterior.PrincipalComponents",
-        "diffem.posterior.Restoration",
-        "diffem.posterior.SplitGibbs",
-    ),
-    "metric": (
-        "diffem.metric.Classifier",
-        "diffem.metric.DINOv2",
-        "diffem.metric.Evaluation",
-        "diffem.metric.Inception",
-        "diffem.metric.LPIPS",
-        "diffem.metric.PSNR",
-        "diffem.metric.PixelFeatures",
-        "diffem.metric.ResidualChi2",
-        "diffem.metric.SSIM",
-    ),
-    "network": ("diffem.network.MLP", "diffem.network.UNet"),
-    "sampler": (
-        "azula.sample.DDIMSampler",
-        "azula.sample.DDPMSampler",
-        "azula.sample.EulerSampler",
-        "azula.sample.HeunSampler",
-        "azula.sample.ItoSampler",
-        "azula.sample.PCSampler",
-        "azula.sample.REABSampler",
-        "azula.sample.vABSampler",
-        "azula.sample.xEABSampler",
-        "azula.sample.zABSampler",
-        "azula.sample.zEABSampler",
-    ),
-    "schedule": (
-        "azula.noise.CosineSchedule",
-        "azula.noise.DecaySchedule",
-        "azula.noise.RectifiedSchedule",
-        "azula.noise.VESchedule",
-        "azula.noise.VPSchedule",
-    ),
-    "trainer": ("lightning.Trainer", "lightning.pytorch.strategies.DDPStrategy"),
+Registry = Mapping[str, tuple[str, ...]]
+"""The arguments of each class by its full name."""
+
+_SAMPLER = ("steps",)
+_MULTISTEP = (*_SAMPLER, "order")
+_LOSS = ("foreach", "lr", "maximize", "weight_decay")  # of every optimizer but Muon
+_ADAM = (*_LOSS, "betas", "capturable", "eps")
+_CONDITIONING: Registry = {"diffem.denoiser.Conditioning": ("fuse", "maps")}
+_METRICS: Registry = {
+    "diffem.metric.LPIPS": ("required", "weights"),
+    "diffem.metric.PSNR": ("required",),
+    "diffem.metric.ResidualChi2": ("required",),
+    "diffem.metric.SSIM": ("required",),
 }
-ALLOWED_HYDRA = (  # in Hydra's own node
-    "diffem.cli.sweep.SweepCallback",
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-    "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-    "optuna.samplers.CmaEsSampler",
-    "optuna.samplers.GridSampler",
-    "optuna.samplers.MOTPESampler",
-    "optuna.samplers.NSGAIISampler",
-    "optuna.samplers.RandomSampler",
-    "optuna.samplers.TPESampler",
-)
-# These run a user's own shell lines or set the jobs' environment.
-COMMAND_LINE_ONLY = ("hydra.launcher.setup", "hydra.job.env_set")
+
+ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one part of a key
+    "blind": {"diffem.em.Blind": ("iterations", "samples", "widen")},
+    "corruption": {
+        "diffem.corruption.Blur": ("kernel_size", "learn", "noise", "sigma"),
+        "diffem.corruption.Denoising": ("learn", "noise"),
+        "diffem.corruption.Downsample": ("factor", "learn", "noise"),
+        "diffem.corruption.Mask": ("learn", "noise", "rho"),
+        "diffem.corruption.Projection": ("learn", "noise", "rows"),
+    },
+    "corruption.noise": {
+        "diffem.corruption.GaussianNoise": ("std",),
+        "diffem.corruption.PoissonGaussianNoise": ("background", "photons", "std"),
+        "diffem.corruption.PoissonNoise": ("background", "photons"),
+    },
+    "dataset": {
+        "diffem.data.Digits": ("shape", "train"),
+        "diffem.data.HubImages": (
+            *("column", "crop", "label", "limits", "path", "range", "shape", "splits"),
+        ),
+        "diffem.data.IdxImages": ("heldout", "path", "range", "shape", "train"),
+        "diffem.data.Manifold": ("frequencies", "heldout", "shape", "smoothness", "train"),
+        "diffem.data.MeasurementFiles": ("heldout", "limit", "path", "range", "shape"),
+    },
+    "em": {
+        "diffem.em.EMSettings": (
+            *("batch_size", "chunk_size", "epochs_per_round", "keep_rounds", "nfe", "rounds"),
+            *("seconds", "steps_per_epoch", "steps_per_round"),
+        )
+    },
+    "init": {
+        "diffem.em.init.FromCheckpoint": ("path",),
+        "diffem.em.init.FromClean": ("count",),
+        "diffem.em.init.FromMeasurement": (),
+        "diffem.em.init.Gaussian": ("iterations", "rank", "samples", "variance"),
+    },
+    "logger.*": {
+        "diffem.logging.jsonl.JSONLLogger": ("path",),
+        "diffem.logging.wandb.WandbLogger": ("metrics", "name", "panels", "project", "save_dir"),
+        "lightning.pytorch.loggers.CSVLogger": (
+            *("flush_logs_every_n_steps", "name", "prefix", "save_dir", "version"),
+        ),
+        "lightning.pytorch.loggers.TensorBoardLogger": (
+            *("default_hp_metric", "name", "prefix", "save_dir", "sub_dir", "version"),
+        ),
+    },
+    "m_step": {
+        "diffem.em.MStep": (
+            *("augment", "ema_decay", "optimizer", "rollbacks", "schedule", "times"),
+        )
+    },
+    "m_step.augment": {"diffem.em.Augment": ("flip", "hue", "saturation")},
+    "m_step.optimizer": {
+        "torch.optim.ASGD": (*_LOSS, "alpha", "capturable", "lambd", "t0"),
+        "torch.optim.Adadelta": (*_LOSS, "capturable", "eps", "rho"),
+        "torch.optim.Adafactor": (*_LOSS, "beta2_decay", "d", "eps"),
+        "torch.optim.Adagrad": (*_LOSS, "eps", "fused", "initial_accumulator_value", "lr_decay"),
+        "torch.optim.Adam": (*_ADAM, "amsgrad", "decoupled_weight_decay", "fused"),
+        "torch.optim.AdamW": (*_ADAM, "amsgrad", "fused"),
+        "torch.optim.Adamax": _ADAM,
+        "torch.optim.Muon": (
+            *("adjust_lr_fn", "eps", "lr", "momentum", "nesterov", "ns_coefficients"),
+            *("ns_steps", "weight_decay"),
+        ),
+        "torch.optim.NAdam": (*_ADAM, "decoupled_weight_decay", "momentum_decay"),
+        "torch.optim.RAdam": (*_ADAM, "decoupled_weight_decay"),
+        "torch.optim.RMSprop": (*_LOSS, "alpha", "capturable", "centered", "eps", "momentum"),
+        "torch.optim.Rprop": (
+            *("capturable", "etas", "foreach", "lr", "maximize", "step_sizes"),
+        ),
+        "torch.optim.SGD": (*_LOSS, "dampening", "fused", "momentum", "nesterov"),
+    },
+    "m_step.schedule": {
+        "diffem.em.Cosine": ("final", "warmup"),
+        "diffem.em.Linear": ("final", "warmup"),
+    },
+    "m_step.times": {"diffem.denoiser.BetaMixture": ("components",)},
+    "method.condition": _CONDITIONING,
+    "method.objective": {
+        "diffem.em.objective.Ambient": ("delta",),
+        "diffem.em.objective.Recorrupted": ("condition", "fresh", "p_uncond"),
+        "diffem.em.objective.Unconditional": (),
+    },
+    "method.objective.condition": _CONDITIONING,
+    "method.posterior": {
+        "diffem.posterior.Conditional": ("condition",),
+        "diffem.posterior.DPS": ("zeta",),
+        "diffem.posterior.DiffPIR": ("iterations", "lmbda"),
+        "diffem.posterior.MMPS": ("iterations", "solver"),
+        "diffem.posterior.PiGDM": ("covariance",),
+        "diffem.posterior.Restoration": (),
+        "diffem.posterior.SplitGibbs": ("coupling", "sweeps"),
+    },
+    "method.posterior.condition": _CONDITIONING,
+    "method.posterior.covariance": {
+        "diffem.posterior.Isotropic": ("variance",),
+        "diffem.posterior.PrincipalComponents": ("rank",),
+    },
+    "metric": {
+        "diffem.metric.Evaluation": (
+            *("features", "heldout", "lpips", "metrics", "prior", "samples", "subset"),
+        )
+    },
+    "metric.features.*": {
+        "diffem.metric.Classifier": ("path",),
+        "diffem.metric.DINOv2": ("model", "weights"),
+        "diffem.metric.Inception": ("weights",),
+        "diffem.metric.PixelFeatures": ("shape",),
+    },
+    "metric.lpips": {"diffem.metric.LPIPS": ("required", "weights")},
+    "metric.metrics.*": _METRICS,
+    "network": {
+        "diffem.network.MLP": ("depth", "embedding", "width"),
+        "diffem.network.UNet": ("attention", "blocks", "channels", "dropout", "heads"),
+    },
+    "sampler": {
+        "azula.sample.DDIMSampler": (*_SAMPLER, "eta"),
+        "azula.sample.DDPMSampler": _SAMPLER,
+        "azula.sample.EulerSampler": _SAMPLER,
+        "azula.sample.HeunSampler": _SAMPLER,
+        "azula.sample.ItoSampler": (*_SAMPLER, "eta", "temperature"),
+        "azula.sample.PCSampler": (*_SAMPLER, "corrections", "delta"),
+        "azula.sample.REABSampler": _MULTISTEP,
+        "azula.sample.vABSampler": _MULTISTEP,
+        "azula.sample.xEABSampler": _MULTISTEP,
+        "azula.sample.zABSampler": _MULTISTEP,
+        "azula.sample.zEABSampler": _MULTISTEP,
+    },
+    "schedule": {
+        "azula.noise.CosineSchedule": ("alpha_min", "sigma_min"),
+        "azula.noise.DecaySchedule": ("alpha_min", "gamma", "sigma_min"),
+        "azula.noise.RectifiedSchedule": ("alpha_min", "sigma_min"),
+        "azula.noise.VESchedule": ("sigma_max", "sigma_min"),
+        "azula.noise.VPSchedule": ("alpha_min", "sigma_min"),
+    },
+    "trainer": {
+        "lightning.Trainer": (
+            *("accelerator", "deterministic", "devices", "gradient_clip_val"),
+            *("log_every_n_steps", "num_nodes", "precision", "strategy"),
+        )
+    },
+    "trainer.strategy": {
+        "lightning.pytorch.strategies.DDPStrategy": (
+            *("bucket_cap_mb", "find_unused_parameters", "gradient_as_bucket_view"),
+            *("process_group_backend", "static_graph"),
+        )
+    },
+}
+PARTIAL = ("m_step.optimizer", "method.posterior", "sampler")
+"""Places of classes whose other arguments the program gives later: `_partial_: true`."""
+SETTINGS: Mapping[str, tuple[str, ...]] = {  # nodes without a class of their own
+    "method": ("condition", "objective", "posterior", "supervised"),
+    "prior": ("steps",),
+}
+RESERVED = ("_args_", "_convert_", "_partial_", "_recursive_", "_target_")
+"""Keys that mean something to Hydra's `instantiate`."""
 
 
 def check_targets(config: Any, *, trust: Sequence[str] = ()) -> None:  # noqa: ANN401
-    """Checks every `_target_` in a configuration.
+    """Checks what a configuration would build.
 
     Arguments:
         config: The configuration without Hydra's node, in plain types.
-        trust: Packages from which everything may be built where something is built.
+        trust: Packages from which everything may be built where something is built, with any
+            arguments.
 
     Raises:
-        UserError: If a `_target_` is neither in the list of its top-level key nor of a trusted
-            package, or a `_partial_` is not a truth value.
+        UserError: If a `_target_` is neither in the registry for its place nor of a trusted
+            package, a key is none of its class, or a `_partial_` is not what its place needs.
     """
-    for where, flag in _found(config, "_partial_"):
-        if not isinstance(flag, bool):
-            raise UserError(f"{where} must be true or false, got {flag!r}")
-    for where, target in targets(config):
-        key = where.partition(".")[0]
-        # `assumed` holds keys of the corruption.
-        allowed = ALLOWED.get("corruption" if key == "assumed" else key, ())
+    _Check(trust).node(config, "")
+
+
+class _Check:
+    def __init__(self, trust: Sequence[str]) -> None:
+        self.trust = trust
+
+    def node(self, node: object, where: str, own: bool = False) -> None:
+        """Checks a node and those in it; `own` is whether it is an argument of a trusted class."""
+        if isinstance(node, list):
+            for i, value in enumerate(node):
+                self.node(value, f"{where}.{i}", own)
+        if not isinstance(node, dict):
+            return
+        place = _place(where)
+        if wrong := [key for key in RESERVED[:4] if key in node and key != "_partial_"]:
+            raise UserError(f"{_join(where, wrong[0])} is not allowed; leave it out")
+        if "_target_" in node:
+            own = self.target(node, where, place, own)
+        elif "_partial_" in node and place not in PARTIAL:
+            raise UserError(f"{where}._partial_ has no effect without a _target_; leave it out")
+        elif place in SETTINGS and not self.trust:
+            _check_keys(node, where, where, SETTINGS[place])
+        for key, value in node.items():
+            self.node(value, _join(where, key), own)
+
+    def target(self, node: Mapping[Any, Any], where: str, place: str, own: bool) -> bool:
+        """Checks a node with a `_target_`; returns whether it is of a trusted package."""
+        target, allowed = node["_target_"], _allowed(place, own=own)
         root, dot, _ = str(target).partition(".")
-        if not (allowed and dot and root in trust):
-            _check_target(where, target, allowed, advice=bool(allowed))
-
-
-def check_hydra(hydra: Any, overrides: Sequence[str]) -> None:  # noqa: ANN401
-    """Checks Hydra's own node.
-
-    Arguments:
-        hydra: The node, in plain types.
-        overrides: The overrides on the command line.
-
-    Raises:
-        UserError: If the node would build, import or run something that is neither allowed nor
-            given on the command line.
-    """
-    for where, target in _found(hydra, "_target_", "hydra"):
-        _check_target(where, target, ALLOWED_HYDRA)
-    if space := hydra["sweeper"].get("custom_search_space"):  # Optuna's sweeper imports it
-        raise UserError(f"hydra.sweeper.custom_search_space={space} is not allowed; leave it null")
-    for key in COMMAND_LINE_ONLY:
-        _, node, name = key.split(".")
-        if hydra[node].get(name) and not any(o.lstrip("+").startswith(key) for o in overrides):
-            raise UserError(f"{key} is taken from the command line alone, not from a file")
+        trusted = bool(dot) and root in self.trust and bool(_below(place.partition(".")[0]))
+        if not trusted:
+            _check_target(f"{where}._target_", target, allowed)
+            # Those of the trainer are checked with its values, by `check_trainer`; what is
+            # assumed of a corruption is checked once it has taken the place of the corruption's.
+            if place != "trainer" and not where.startswith("assumed"):
+                _check_keys(node, where, str(target), allowed[str(target)])
+        flag = node.get("_partial_", False)
+        if not isinstance(flag, bool):
+            raise UserError(f"{where}._partial_ must be true or false, got {flag!r}")
+        if not (own or trusted) and flag != (place in PARTIAL):
+            do = "set it to true" if place in PARTIAL else "leave it out"
+            raise UserError(f"{where}._partial_={str(flag).lower()} is not allowed here; {do}")
+        return trusted
 
 
 def targets(config: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """Yields the full key and the value of every `_target_` in a container of plain types."""
-    yield from _found(config, "_target_")
+    yield from found(config, "_target_")
 
 
-def _check_target(
-    where: str, target: object, allowed: Sequence[str], *, advice: bool = False
-) -> None:
-    if target not in allowed:
+def _place(where: str) -> str:
+    """Returns the place of a full key, as the registry names it."""
+    parts = where.split(".")
+    if parts[0] == "assumed":  # keys of the corruption
+        parts[0] = "corruption"
+    for place in ALLOWED:
+        named = place.split(".")
+        if len(named) == len(parts) and all(
+            n in ("*", p) for n, p in zip(named, parts, strict=True)
+        ):
+            return place
+    return ".".join(parts)
+
+
+def _below(key: str) -> dict[str, tuple[str, ...]]:
+    """Returns all classes that are built at places under a top-level key."""
+    return {
+        name: keys
+        for place, registry in ALLOWED.items()
+        if place.partition(".")[0] == key
+        for name, keys in registry.items()
+    }
+
+
+def _allowed(place: str, *, own: bool) -> Registry:
+    """Returns the classes for a place; as an argument of a trusted class, those of its key."""
+    return ALLOWED.get(place) or (_below(place.partition(".")[0]) if own else {})
+
+
+def _check_target(where: str, target: object, allowed: Registry) -> None:
+    if not isinstance(target, str) or target not in allowed:
         known = ", ".join(allowed) or "nothing is built there"
         root = str(target).partition(".")[0]
-        own = advice and _is_of_a_user(root)
-        trust = f"; if {root} is a package that you trust, add trust=[{root}]" if own else ""
-        raise UserError(f"{where}={target} is not allowed; allowed: {known}{trust}")
+        trust = f"; if {root} is a package that you trust, add trust=[{root}]"
+        advice = trust if allowed and _is_of_a_user(root) else ""
+        raise UserError(f"{where}={target} is not allowed; allowed: {known}{advice}")
+
+
+def _check_keys(
+    node: Mapping[Any, Any], where: str, owner: str, allowed: Sequence[str]
+) -> None:
+    """Refuses keys of a node that are none of its class's, or of its own."""
+    for key in node:
+        if key not in allowed and key not in RESERVED:
+            known = ", ".join(allowed) or "none"
+            raise UserError(f"{where}.{key} is not a key of {owner}, which has {known}")
 
 
 def _is_of_a_user(package: str) -> bool:
     """Returns whether there is a package that is neither Python's nor one of the lists here."""
-    listed = {name.partition(".")[0] for names in ALLOWED.values() for name in names}
-    others = {*listed, *(name.partition(".")[0] for name in ALLOWED_HYDRA)}
-    if not package.isidentifier() or package in {*others, *sys.stdlib_module_names}:
+    listed = {n.partition(".")[0] for registry in ALLOWED.values() for n in registry}
+    if not package.isidentifier() or package in {*listed, "hydra", *sys.stdlib_module_names}:
         return False
     return find_package(package) is not None
 
 
-def _found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:
+def found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the full key and the value of every occurrence of a key."""
     if isinstance(node, dict):
         for key, value in node.items():
-            name = f"{where}.{key}" if where else str(key)
+            name = _join(where, key)
             if key == wanted:
                 yield name, value
             else:
-                yield from _found(value, wanted, name)
+                yield from found(value, wanted, name)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            yield from _found(value, wanted, f"{where}.{i}")
+            yield from found(value, wanted, f"{where}.{i}")
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)

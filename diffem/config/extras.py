@@ -34,7 +34,6 @@ TARGETS = {  # by the full name of what is built
     "lightning.pytorch.loggers.TensorBoardLogger": Extra(
         "tensorboard", "tensorboard", "tensorboard"
     ),
-    "lightning.pytorch.loggers.WandbLogger": WANDB,
 }
 OPTUNA = "hydra/sweeper=optuna"
 PLUGINS = {  # of Hydra, by the choice on the command line

@@ -3,18 +3,23 @@
 import inspect
 import os
 import pickle
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from azula.sample import Sampler
 from command import ROOT
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
-from diffem.cli.compose import CONF, check_arguments
-from diffem.config.allow_list import ALLOWED, ALLOWED_HYDRA, check_hydra, check_targets
+from diffem.cli.compose import check_arguments
+from diffem.cli.composition import CONF
+from diffem.config.allow_list import ALLOWED, PARTIAL, check_targets
+from diffem.config.hydra_node import FROM_COMMAND_LINE, FROM_FILES, TARGETS
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.init import FromCheckpoint
 from diffem.runtime.errors import UserError
@@ -58,32 +63,86 @@ def test_forbidden_targets(target: str) -> None:
 
 def test_what_is_allowed_in_one_place_is_not_in_another() -> None:
     mask = {"_target_": "diffem.corruption.Mask"}
-    check_targets({"corruption": mask})
-    with pytest.raises(
-        UserError, match=r"sampler\.x\._target_=.*Mask is not allowed; allowed: az"
+    noise = {"_target_": "diffem.corruption.GaussianNoise"}
+    check_targets({"corruption": {**mask, "noise": noise}})
+    for config, sentence in (
+        ({"sampler": mask}, r"sampler\._target_=.*Mask is not allowed; allowed: az"),
+        ({"sampler": {"x": mask}}, r"sampler\.x\._target_=.*Mask is not .* nothing is built there"),
+        ({"corruption": noise}, r"corruption\._target_=.*GaussianNoise is not allowed; allowed: di"),
+        ({"corruption": {**mask, "noise": mask}}, r"corruption\.noise\._target_=.*Mask is not all"),
+        ({"assumed": noise}, r"assumed\._target_=.*GaussianNoise is not allowed"),
+        ({"note": [mask]}, r"note\.0\._target_=.*Mask is not allowed.* nothing is built there"),
     ):
-        check_targets({"sampler": {"x": mask}})
-    with pytest.raises(
-        UserError, match=r"note\.0\._target_=.*Mask is not allowed.* nothing is bu"
-    ):
-        check_targets({"note": [mask]})
+        with pytest.raises(UserError, match=sentence):
+            check_targets(config)
 
 
-@pytest.mark.parametrize("name", sorted({name for names in ALLOWED.values() for name in names}))
-def test_allowed_names_are_classes_and_functions_of_a_module(name: str) -> None:
+SAMPLER = {"_target_": "azula.sample.DDPMSampler", "_partial_": True, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"sampler": SAMPLER | {"foo": 1}}, "sampler.foo is not a key of azula.sample.DDPMSampler"),
+        ({"sampler": SAMPLER | {"_args_": [1]}}, "sampler._args_ is not allowed; leave it out"),
+        ({"sampler": SAMPLER | {"_convert_": "all"}}, "sampler._convert_ is not allowed"),
+        ({"note": [{"_recursive_": False}]}, "note.0._recursive_ is not allowed"),
+        ({"sampler": SAMPLER | {"_partial_": False}}, "sampler._partial_=false is not allowed"),
+        ({"sampler": SAMPLER | {"_partial_": 1}}, "sampler._partial_ must be true or false, got"),
+        (
+            {"network": {"_target_": "diffem.network.UNet", "_partial_": True}},
+            "network._partial_=true is not allowed here; leave it out",
+        ),
+        ({"network": {"_partial_": True}}, "network._partial_ has no effect without a _target_"),
+        ({"prior": {"steps": 1, "x": 2}}, "prior.x is not a key of prior, which has steps"),
+        ({"method": {"sampler": SAMPLER}}, "method.sampler is not a key of method, which has c"),
+    ],
+)
+def test_keys_that_a_choice_does_not_have(config: dict, sentence: str) -> None:
+    """Issue 11, A 1: no extra keys, and none of those that change how something is built."""
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check_targets(config)
+
+
+NAMES = sorted({name for names in ALLOWED.values() for name in names})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_allowed_names_are_classes_of_a_module(name: str) -> None:
     """Not methods, and not what a module has imported from another package."""
     found = get_object(name)
-    assert inspect.isclass(found) or inspect.isfunction(found)
+    assert inspect.isclass(found)
     assert inspect.ismodule(get_object(name.rpartition(".")[0]))
     assert found.__module__.partition(".")[0] == name.partition(".")[0]
 
 
+GIVEN = {"cond_channels", "denoiser", "channel", "sampler", "params", "shape"}
+"""Arguments that the program gives; `shape` is a data set's own."""
+HANDED_ON = {"azula.sample.": Sampler, "lightning.pytorch.strategies.": DistributedDataParallel}
+"""The classes that **kwargs are of."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_allowed_keys_are_arguments(name: str) -> None:
+    """All of those of diffem's own classes."""
+    (keys,) = {names[name] for names in ALLOWED.values() if name in names}
+    keys = {*keys} - {"noise", "learn"}  # beside the operator's, in the node of a corruption
+    known = {*inspect.signature(get_object(name)).parameters}
+    for module, inner in HANDED_ON.items():
+        known |= {*inspect.signature(inner).parameters} if name.startswith(module) else set()
+    assert keys <= known
+    if name.startswith("diffem.") and name != "diffem.em.MStep":
+        assert known - keys <= GIVEN
+
+
 def test_tables_are_sorted_and_cover_the_configuration() -> None:
-    for names in (*ALLOWED.values(), ALLOWED_HYDRA):
+    for names in (*ALLOWED.values(), TARGETS, FROM_FILES, FROM_COMMAND_LINE, PARTIAL):
         assert list(names) == sorted(names)
     assert list(ALLOWED) == sorted(ALLOWED)
     for path in CONF.glob("*/*.yaml"):
         group, config = path.parent.name, OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(config, dict)
+        config.pop("defaults", None)
         nested = {"experiment": config, "strategy": {"trainer": config}}
         check_targets(nested.get(group, {group: config}))
 
@@ -114,36 +173,6 @@ def test_in_the_later_values_of_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sampler\._target_=os\.system is not allowed"):
         check_arguments(arguments)
     check_arguments(["-m", "seed=0,1", "sampler=ddpm,heun"])
-
-
-HYDRA = {
-    "launcher": {},
-    "sweeper": {},
-    "job": {"env_set": {}},
-    "callbacks": {"sweep": {"_target_": "diffem.cli.sweep.SweepCallback"}},
-}
-
-
-@pytest.mark.parametrize(
-    ("node", "sentence"),
-    [
-        ({"sweeper": {"custom_search_space": "os.system"}}, "custom_search_space=os.system is"),
-        ({"launcher": {"setup": ["touch x"]}}, "setup is taken from the command line alone"),
-        ({"job": {"env_set": {"PYTHONPATH": "/x"}}}, "env_set is taken from the command line al"),
-        ({"callbacks": {"sweep": {"_target_": "diffem.cli.sweep.run_job"}}}, "is not allowed"),
-        (  # by the dots of an allowed module
-            {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.open_dict"}},
-            "open_dict is not allowed; allowed: diffem.cli.sweep.SweepCallback, hydra",
-        ),
-    ],
-)
-def test_hydras_own_node(node: dict, sentence: str) -> None:
-    check_hydra(HYDRA, [])
-    with pytest.raises(UserError, match=sentence):
-        check_hydra(HYDRA | node, ["seed=0"])
-    if "command line" in sentence:
-        given = ["hydra.launcher.setup=[touch x]", "+hydra.job.env_set.PYTHONPATH=/x"]
-        check_hydra(HYDRA | node, given)
 
 
 @pytest.mark.parametrize(
