@@ -111,7 +111,6 @@ def evaluate_run(
             run_dir / "reconstructions",
             size=weights.about.size,
             chunk_size=cfg.em.chunk_size,
-            config_hash="",
         ),
     )
     result = restore(

@@ -21,6 +21,7 @@ from diffem.cli.compose import assumed_corruption, describe_run, is_given, publi
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.data import ImageDataset, MeasurementFiles
+from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em import (
@@ -56,6 +57,8 @@ from diffem.result.result import POSTERIOR, PRIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
 from diffem.runtime.rng import seeded
+from diffem.runtime.signals import global_rank
+from diffem.storage.identity import RunIdentity, bind
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
@@ -80,6 +83,9 @@ def run(cfg: DictConfig) -> None:
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
     run_dir = open_run(cfg, HydraConfig.get())
+    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout))
+    if global_rank() == 0:
+        bind(run_dir, identity, threads=torch.get_num_threads())
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
     )
@@ -87,8 +93,9 @@ def run(cfg: DictConfig) -> None:
         run_dir / "reconstructions",
         size=len(train),
         chunk_size=settings.chunk_size,
-        config_hash=config_hash(cfg),
+        identity=identity,
     )
+    store.check_own()
     state, supervised = EMState(), cfg.method.supervised
     data = ReconstructionDataModule(
         train, store, settings, state=state, steps=steps, seed=cfg.seed, supervised=supervised

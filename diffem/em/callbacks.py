@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from diffem.em.state import EMState
 from diffem.runtime.progress import Advance, progress_bar
 from diffem.runtime.signals import install_signal_handlers, watch_ranks
-from diffem.storage.reconstructions import Batch
+from diffem.storage.reconstructions import Batch, ReconstructionStore
 
 
 class SignalHandlers(Callback):
@@ -108,8 +108,10 @@ class StateCheckpoint(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the loop's state."""
+        """Adds the loop's state, and what binds the checkpoint to its run and its round."""
         checkpoint["em_state"] = asdict(self.state)
+        store: ReconstructionStore = trainer.datamodule.store  # type: ignore[attr-defined]
+        checkpoint["run"] = store.binding(self.state.round)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -37,7 +37,7 @@ def fit(
     while True:
         trainer = make_trainer()
         try:
-            start = resumable(checkpoint, data.store.is_intact)
+            start = resumable(checkpoint, data.store.intact_digest, data.store.identity)
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
             return trainer
         except NonFiniteError as error:

@@ -345,7 +345,6 @@ def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:
         run_dir / "reconstructions",
         size=about.size,
         chunk_size=about.config["em"]["chunk_size"],
-        config_hash="",
     )
     return store.open(about.round).__getitems__(range(min(MOMENTS, about.size))).x
 

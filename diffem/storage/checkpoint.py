@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.storage.atomic import load_plain, sha256, sync_folder, write_file
+from diffem.storage.identity import RunIdentity
 
 SUMS = ("SHA256SUMS", "SHA256SUMS.copy")
 KEPT = 4  # digests of a name: two files, and what a kill between two renames leaves
@@ -90,7 +91,9 @@ def _hashing(file: IO[bytes], digest: "hashlib._Hash") -> IO[bytes]:
     return cast(IO[bytes], _Hashing(file, digest))  # torch.save calls no other method
 
 
-def resumable(path: Path, is_intact: Callable[[int], bool]) -> Path | None:
+def resumable(
+    path: Path, round_digest: Callable[[int], str | None], identity: RunIdentity | None = None
+) -> Path | None:
     """Returns the checkpoint to resume from; None to start from the init.
 
     That is the newest intact checkpoint whose round is intact too. While at most one round was
@@ -99,16 +102,25 @@ def resumable(path: Path, is_intact: Callable[[int], bool]) -> Path | None:
     Arguments:
         path: The checkpoint, as in `checkpoints/last.ckpt`; it may be missing if the process was
             killed between two renames.
-        is_intact: Whether a round is on the disk, undamaged.
+        round_digest: Returns the hash of a round on the disk; None if it is missing or damaged.
+        identity: The run that checkpoints must be of; None for any.
 
     Raises:
-        UserError: If no checkpoint is left to resume from.
+        UserError: If a checkpoint is of another run, or none is left to resume from.
     """
     names = (path, before_e_step(path))
     files = [file for name in names for file in (name, previous(name)) if file.is_file()]
     for file in _intact(files):
-        round = _load(file)["em_state"]["round"]
-        if round < 0 or is_intact(round):
+        held = _load(file)
+        round, bound = held["em_state"]["round"], held.get("run", {})
+        if identity is not None and not identity.matches(bound):
+            raise UserError(
+                f"{file} is of another run, with other settings or measurements; put this run's "
+                f"own {path.parent.name} back, or remove the folder: the run then starts from the "
+                "init, and keeps the rounds that it would draw again"
+            )
+        digest = round_digest(round) if round >= 0 else None
+        if round < 0 or (digest is not None and digest == bound.get("round_sha256")):
             return file
         warn(f"round {round} is damaged; {file} cannot be used, looking for an earlier checkpoint")
     if previous(before_e_step(path)).is_file():

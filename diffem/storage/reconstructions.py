@@ -6,8 +6,9 @@
                                                    removed at the commit
     reconstructions/round_003/weights.json         the hash of the weights that draw the round
     reconstructions/round_003/channel.json         the channel's parameters, where they are learned
-    reconstructions/round_003/manifest.json        the commit: checksums, hashes of the weights and
-                                                   of the configuration
+    reconstructions/round_003/manifest.json        the commit: checksums, hashes of the weights, of
+                                                   the configuration, of the measurements and of
+                                                   the round before
 
 Every file is written under a temporary name in the same folder, synced and renamed. A round exists
 once its manifest does. Any process may write any chunk, in any order. A chunk that is damaged
@@ -17,12 +18,13 @@ before the commit is drawn again; damage after the commit is found when the roun
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +35,16 @@ from torch.utils.data import Dataset
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.storage.atomic import matches, read_record, write_file, write_record
+from diffem.storage.identity import RunIdentity
 
 POLL_SECONDS = 0.05
+MOST_BUFFERS = 1024  # that the kernel fills in one call (IOV_MAX)
+MOST_BYTES = 2**30  # that it reads in one call: less than 2 GiB
+UNUSED = memoryview(bytearray(2**14))  # takes what is read between two rows and not used
+AGAIN = (
+    "start the same command again: it resumes from before the round was drawn, and draws again "
+    "what is damaged"
+)
 
 
 class Batch(NamedTuple):
@@ -49,32 +59,110 @@ class Batch(NamedTuple):
 
 
 class Reconstructions(Dataset[Batch]):
-    """One committed round, memory-mapped; batches are fetched as a block.
+    """One committed round; batches are read as a block.
+
+    Rows are read, not memory-mapped: a map keeps its file open, and a round may have more chunks
+    than a process may have open files. A file is open for one call alone.
 
     Arguments:
-        arrays: The round's chunks in order, each (chunk_size, *shape) but the last.
+        paths: The files of the round's chunks, in order.
         round: The round k.
+        size: The number N of reconstructions; all chunks but the last have the same number.
+
+    Raises:
+        UserError: If the first chunk is no array of float32 numbers.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray], round: int) -> None:
-        self.arrays = arrays
+    def __init__(self, paths: Sequence[Path], round: int, *, size: int) -> None:
+        self.paths = paths
         self.round = round
-        self.chunk_size = len(arrays[0])
+        self.size = size
+        # numpy leaves room for a longer number of rows: the headers of all chunks are as long.
+        self.header_bytes, (self.chunk_size, *shape) = _read_header(paths[0])
+        self.shape = tuple(shape)
+        self.row_bytes = 4 * math.prod(self.shape)
 
     def __len__(self) -> int:
-        return sum(len(array) for array in self.arrays)
+        return self.size
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns the batch of the reconstructions at the indices, in their order."""
-        index = np.asarray(indices)
-        x = np.empty((len(index), *self.arrays[0].shape[1:]), dtype=np.float32)
-        chunk = index // self.chunk_size
-        for c in np.unique(chunk):
-            x[chunk == c] = self.arrays[c][index[chunk == c] - c * self.chunk_size]
+        """Returns the batch of the reconstructions at the indices, in their order.
+
+        Raises:
+            UserError: If a chunk is gone, or shorter than it was.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        x = np.empty((len(index), *self.shape), dtype=np.float32)
+        order = np.argsort(index, kind="stable")
+        rows, places = index[order], [row.data for row in x[:, None]]
+        parts: dict[int, tuple[list[int], list[memoryview]]] = {}
+        for place, row in zip(order.tolist(), rows.tolist(), strict=True):
+            wanted, buffers = parts.setdefault(row // self.chunk_size, ([], []))
+            wanted.append(row % self.chunk_size)
+            buffers.append(places[place])
+        for chunk, (wanted, buffers) in parts.items():
+            self._read(chunk, wanted, buffers)
         return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
+
+    def _read(self, chunk: int, rows: list[int], places: list[memoryview]) -> None:
+        """Reads rows of one chunk, in ascending order, each into its place."""
+        path = self.paths[chunk]
+        count = min(self.size - chunk * self.chunk_size, self.chunk_size)
+        try:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                if os.fstat(file).st_size != self.header_bytes + count * self.row_bytes:
+                    raise UserError(f"{path} has another size than it was written with; {AGAIN}")
+                for start, stop, buffers in self._calls(rows, places):
+                    offset = self.header_bytes + start * self.row_bytes
+                    if os.preadv(file, buffers, offset) != (stop - start) * self.row_bytes:
+                        raise UserError(f"{path} is shorter than it was; {AGAIN}")
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+
+    def _calls(
+        self, rows: list[int], places: list[memoryview]
+    ) -> Iterator[tuple[int, int, list[memoryview]]]:
+        """Yields the rows of each call of the kernel, from start to stop, and their buffers.
+
+        What lies between rows that are close to each other is read too, and not used: that costs
+        less than another call.
+        """
+        start, stop, buffers = rows[0], rows[0], list[memoryview]()
+        for row, place in zip(rows, places, strict=True):
+            gap = row - stop
+            full = len(buffers) + 2 > MOST_BUFFERS or (row - start) * self.row_bytes > MOST_BYTES
+            if full or not 0 <= gap * self.row_bytes <= len(UNUSED):
+                yield start, stop, buffers
+                start, gap, buffers = row, 0, []
+            if gap:
+                buffers.append(UNUSED[: gap * self.row_bytes])
+            buffers.append(place)
+            stop = row + 1
+        yield start, stop, buffers
+
+
+def _read_header(path: Path) -> tuple[int, tuple[int, ...]]:
+    """Returns the length of a chunk's header in bytes, and the shape that it announces.
+
+    Raises:
+        UserError: If the file is no chunk.
+    """
+    try:
+        with path.open("rb") as file:
+            npy.read_magic(file)
+            shape, fortran, dtype = npy.read_array_header_1_0(file)
+            length = file.tell()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    if dtype != np.float32 or not shape or (fortran and len(shape) > 1):
+        raise UserError(f"{path} is no chunk of reconstructions; {AGAIN}")
+    return length, shape
 
 
 class ReconstructionStore:
@@ -84,14 +172,17 @@ class ReconstructionStore:
         path: The folder that holds a folder for each round.
         size: The number N of reconstructions in a round.
         chunk_size: The number of reconstructions in a chunk.
-        config_hash: A hash of the run's configuration, saved in every manifest.
+        identity: What the rounds are bound to; None for a store that is only read, of whichever
+            run.
     """
 
-    def __init__(self, path: Path, *, size: int, chunk_size: int, config_hash: str) -> None:
+    def __init__(
+        self, path: Path, *, size: int, chunk_size: int, identity: RunIdentity | None = None
+    ) -> None:
         self.path = path
         self.size = size
         self.chunk_size = chunk_size
-        self.config_hash = config_hash
+        self.identity = identity
         self._verified: set[int] = set()  # rounds whose checksums this process has verified
 
     @property
@@ -125,7 +216,7 @@ class ReconstructionStore:
             self._clear(round, weights_hash)
             self.folder(round).mkdir(parents=True, exist_ok=True)
             opened = {"weights_sha256": weights_hash, "attempt": attempt}
-            write_record(self._weights(round), opened)
+            write_record(self._weights(round), {**opened, **self._bound()})
         # An earlier attempt may have had the same weights, but its locks are not this one's.
         wait_until(lambda: (read_record(self._weights(round)) or {}).get("attempt") == attempt)
 
@@ -178,7 +269,8 @@ class ReconstructionStore:
         path = self._chunk(round, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        npy.write_array(buffer, x.float().cpu().numpy(), allow_pickle=False)
+        rows_first = np.ascontiguousarray(x.float().cpu().numpy())
+        npy.write_array(buffer, rows_first, allow_pickle=False)
         data = buffer.getbuffer()
         # The checksum is of the bytes in memory and is written first: whatever the disk makes of
         # the chunk, a difference is seen.
@@ -189,11 +281,15 @@ class ReconstructionStore:
     def write_channel(self, round: int, path: list[dict[str, float]]) -> None:
         """Writes the estimates of the channel's parameters that precede a round's E-step."""
         self.folder(round).mkdir(parents=True, exist_ok=True)
-        write_record(self._channel(round), {"path": path})
+        record = {"path": path, "weights_sha256": self.opened_for(round), **self._bound()}
+        write_record(self._channel(round), record)
 
     def channel(self, round: int) -> list[dict[str, float]] | None:
-        """Returns what `write_channel` wrote; None if it is absent or damaged."""
-        return (read_record(self._channel(round)) or {}).get("path")
+        """Returns what `write_channel` wrote; None if it is absent, damaged or of another run."""
+        record = read_record(self._channel(round)) or {}
+        drawn = read_record(self._weights(round)) or read_record(self._manifest(round)) or {}
+        own = self._is_own(record) and record.get("weights_sha256") == drawn.get("weights_sha256")
+        return record.get("path") if own else None
 
     def commit(self, round: int, weights_hash: str) -> None:
         """Commits a round of which every chunk is written, by writing its manifest.
@@ -212,7 +308,8 @@ class ReconstructionStore:
             "size": self.size,
             "chunk_size": self.chunk_size,
             "weights_sha256": weights_hash,
-            "config_sha256": self.config_hash,
+            **self._bound(),
+            "previous_sha256": self.digest(round - 1),
             "channel": self.channel(round),
             "chunks": {path.name: expected_sha256(path) for path in paths},
         }
@@ -250,7 +347,10 @@ class ReconstructionStore:
     def damaged(self, round: int) -> Path | None:
         """Returns the first file of a round that differs from what was committed, or None."""
         manifest = read_record(self._manifest(round))
-        if manifest is None:
+        if manifest is None or not self._is_own(manifest):
+            return self._manifest(round)
+        before = self.digest(round - 1)
+        if before is not None and manifest["previous_sha256"] != before:
             return self._manifest(round)
         if manifest["channel"] != self.channel(round):
             return self._channel(round)
@@ -263,10 +363,44 @@ class ReconstructionStore:
             self._verified.add(round)
         return round in self._verified
 
-    def digest(self, round: int) -> str:
-        """Returns a hash over a committed round's chunks."""
-        chunks = (read_record(self._manifest(round)) or {})["chunks"]
+    def digest(self, round: int) -> str | None:
+        """Returns a hash over a round's chunks; None if it is not committed."""
+        manifest = read_record(self._manifest(round)) or {}
+        if (chunks := manifest.get("chunks")) is None:
+            return None
         return hashlib.sha256(json.dumps(chunks, sort_keys=True).encode()).hexdigest()
+
+    def intact_digest(self, round: int) -> str | None:
+        """Returns the hash over a round's chunks; None if the round is missing or damaged."""
+        return self.digest(round) if self.is_intact(round) else None
+
+    def binding(self, round: int) -> dict[str, str | None]:
+        """Returns what a checkpoint holds of the run, and of the round that it was trained on."""
+        return {**self._bound(), "round_sha256": self.digest(round)}
+
+    def check_own(self) -> None:
+        """Refuses a store that holds a round of another run.
+
+        Raises:
+            UserError: If it does; it names the file.
+        """
+        for folder in sorted(self.path.glob("round_*")):
+            for name in ("manifest.json", "weights.json", "channel.json"):
+                record = read_record(folder / name)
+                if record is not None and not self._is_own(record):
+                    raise UserError(
+                        f"{folder / name} is of another run, with other settings or measurements; "
+                        f"put this run's own {folder.name} back, or remove that folder: the run "
+                        "then draws it again if it can"
+                    )
+
+    def _bound(self) -> dict[str, str]:
+        """Returns what a record says of the run that it is of."""
+        return {} if self.identity is None else self.identity._asdict()
+
+    def _is_own(self, record: Mapping[str, Any]) -> bool:
+        """Returns whether a record is of this run."""
+        return all(record.get(key) == value for key, value in self._bound().items())
 
     def open(self, round: int) -> Reconstructions:
         """Opens a committed round, read-only.
@@ -278,14 +412,9 @@ class ReconstructionStore:
             folder = self.folder(round)
             raise UserError(f"{folder} is not a finished round; resume the run first")
         if not self.is_intact(round):
-            raise UserError(
-                f"{self.damaged(round)} is damaged; start the same command again: it resumes from "
-                "before the round was drawn, and draws again what is damaged"
-            )
+            raise UserError(f"{self.damaged(round)} is damaged; {AGAIN}")
         paths = [self._chunk(round, c) for c in self.chunks]
-        return Reconstructions(
-            [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths], round
-        )
+        return Reconstructions(paths, round, size=self.size)
 
     def _chunk(self, round: int, chunk: int) -> Path:
         return self.folder(round) / f"chunk_{chunk:05d}.npy"

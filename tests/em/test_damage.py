@@ -28,7 +28,7 @@ class World:
         self.path = path
         self.last = path / "checkpoints" / "last.ckpt"
         # A store for each process: what one has read through, the next has not.
-        self.store = ReconstructionStore(path / "r", size=10, chunk_size=4, config_hash="c")
+        self.store = ReconstructionStore(path / "r", size=10, chunk_size=4)
 
     def truth(self, round: int) -> torch.Tensor:
         return torch.randn(10, 5, generator=torch.Generator().manual_seed(round))
@@ -37,7 +37,8 @@ class World:
         round, due = SAVED[i]
         where = {"round": round, "e_step_pending": due, "step": i}
         weights = torch.randn(30, generator=torch.Generator().manual_seed(100 + i))
-        return {"em_state": where, "state_dict": {"w": weights}}
+        bound = self.store.binding(round)
+        return {"em_state": where, "state_dict": {"w": weights}, "run": bound}
 
     def make(self) -> "World":
         for k in range(ROUNDS):
@@ -64,7 +65,7 @@ class World:
 
     def go_on(self) -> tuple[int, list[int]]:
         """Goes on to the end of the run; returns the checkpoint, and the chunks made a round."""
-        start = resumable(self.last, self.store.is_intact)
+        start = resumable(self.last, self.store.intact_digest)
         i, round = -1, -1
         if start is not None:
             checkpoint = load_checkpoint(start)

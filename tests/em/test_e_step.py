@@ -23,7 +23,7 @@ def problem(path: Path) -> tuple[GaussianPosterior, MeasurementSet, Reconstructi
     posterior = GaussianPosterior(
         0 * ones, DPLRCovariance(ones, torch.zeros(DIM, 1).double()), CHANNEL
     )
-    store = ReconstructionStore(path, size=N, chunk_size=700, config_hash="test")
+    store = ReconstructionStore(path, size=N, chunk_size=700)
     return posterior, measurements, store
 
 
@@ -47,7 +47,7 @@ def test_an_e_step_depends_on_seed_and_round_alone(tmp_path: Path) -> None:
     for name, seed, chunks in (("a", 0, ()), ("b", 0, (1, 3)), ("c", 1, ())):
         posterior, measurements, store = problem(tmp_path / name)
         store.begin(0, "init")
-        first = ReconstructionStore(tmp_path / "a", size=N, chunk_size=700, config_hash="test")
+        first = ReconstructionStore(tmp_path / "a", size=N, chunk_size=700)
         for chunk in chunks:  # as an E-step that was killed leaves them
             rows = range(N)[store.rows(chunk)]
             store.write(0, chunk, first.open(0).__getitems__(rows).x)

@@ -70,7 +70,7 @@ class SmallRun:
         self.measurements = simulate_measurements(
             x, channel, seed=seed, split="train", assumed=assumed
         )
-        self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK, config_hash="test")
+        self.store = ReconstructionStore(path, size=SIZE, chunk_size=CHUNK)
         objective = objective or (Unconditional() if rival else diffem())
         cond_channels = objective.cond_channels(self.measurements.channel)
         with seeded(seed, "weights"):
