@@ -39,7 +39,7 @@ from diffem.em import (
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
-from diffem.em.init import FromClean
+from diffem.em.init import FromCheckpoint, FromClean
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
@@ -77,8 +77,11 @@ def run(cfg: DictConfig) -> None:
     module = build_module(cfg, objective, train.channel, "m_step", steps=steps)
     make_posterior = check_posterior(cfg, module.denoiser, train.channel)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
+    kept = Path(HydraConfig.get().runtime.output_dir) / "checkpoints" / "init.ckpt"
     if isinstance(init, FromClean):
         train.known_truth("init=clean")
+    elif isinstance(init, FromCheckpoint):
+        init.read(kept)
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
@@ -86,6 +89,8 @@ def run(cfg: DictConfig) -> None:
     identity = RunIdentity(config_hash(cfg), data_digest(train, heldout))
     if global_rank() == 0:
         bind(run_dir, identity, threads=torch.get_num_threads())
+        if isinstance(init, FromCheckpoint):
+            init.keep(kept)
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
     )

@@ -5,7 +5,7 @@ An init prepares a posterior p_0(x | y), from which round 0 is drawn.
 
 import pickle
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
 from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import seeded
-from diffem.storage.atomic import load_plain
-from diffem.storage.checkpoint import check_digest
+from diffem.storage.atomic import load_plain, sha256
+from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
 
 
 class Init(Protocol):
@@ -150,33 +150,56 @@ class Resampled(Posterior):
 class FromCheckpoint:
     """Another run's posterior; training continues from its weights.
 
+    The run keeps a copy of the weights, so that it can be resumed when the other run is gone, or
+    was trained further.
+
     Arguments:
         path: The other run's directory, or one of its checkpoint files.
-
-    Raises:
-        UserError: If there is no checkpoint, or the file is none, or damaged.
     """
 
     def __init__(self, path: str) -> None:
         self.file = Path(path) / "checkpoints" / "last.ckpt" if Path(path).is_dir() else Path(path)
-        if not self.file.is_file():
+        self.checkpoint: dict[str, Any] = {}
+
+    def read(self, kept: Path) -> None:
+        """Reads the weights: those that the run has kept, if it has, or the other run's.
+
+        Arguments:
+            kept: The run's copy, which may not exist yet.
+
+        Raises:
+            UserError: If there is no checkpoint, or the file is none, or damaged.
+        """
+        if kept.is_file() and sha256(kept) in digests(kept.parent):
+            self.file = kept
+        elif not self.file.is_file():
             raise UserError(
                 f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"
             )
         check_digest(self.file)
         try:
-            checkpoint = load_plain(self.file)
-            self.state = checkpoint["state_dict"]
+            held = load_plain(self.file)
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
-            raise UserError(
-                f"init.path: {self.file} is no checkpoint of a run ({type(error).__name__}); give "
-                "a run directory or a .ckpt file"
-            ) from error
-        if "em_state" not in checkpoint:
+            raise self._no_checkpoint(type(error).__name__) from error
+        if not isinstance(held, dict) or "state_dict" not in held:
+            raise self._no_checkpoint("it holds no weights")
+        if "em_state" not in held:
             raise UserError(
                 f"init.path: {self.file} was written by diffem 0.1, whose weights have other "
                 "names; train that run again with this version"
             )
+        self.checkpoint = {key: held[key] for key in ("state_dict", "em_state")}
+
+    def keep(self, kept: Path) -> None:
+        """Writes the weights that were read to the run's copy, if they are not from it."""
+        if self.file != kept:
+            save_checkpoint(self.checkpoint, kept)
+
+    def _no_checkpoint(self, reason: str) -> UserError:
+        return UserError(
+            f"init.path: {self.file} is no checkpoint of a run ({reason}); give a run directory "
+            "or a .ckpt file"
+        )
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
@@ -187,7 +210,7 @@ class FromCheckpoint:
             UserError: If the checkpoint is of another network.
         """
         try:
-            module.load_state_dict(self.state)
+            module.load_state_dict(self.checkpoint["state_dict"])
         except (RuntimeError, TypeError) as error:
             raise UserError(
                 f"init.path: {self.file} is of another network; use the network, dataset and "
