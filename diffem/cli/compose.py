@@ -29,10 +29,11 @@ from diffem.config.hydra_node import check_hydra
 from diffem.config.interpolation import check_interpolations, expanded
 from diffem.config.paths import quote_paths
 from diffem.config.secrets import redact_config
-from diffem.config.trainer import check_strategy, check_trainer, external_processes
+from diffem.config.trainer import check_strategy, check_trainer
 from diffem.config.trust import SEARCH_PATH, package_folders, trusted_packages, with_search_path
 from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
+from diffem.runtime.rank import external_processes
 
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")

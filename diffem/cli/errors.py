@@ -1,5 +1,6 @@
 """Shows user errors of every command in one sentence, with exit code 1 and no traceback."""
 
+import os
 import re
 import sys
 import time
@@ -12,7 +13,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffem.cli.compose import sibling_keys
 from diffem.config.secrets import redact_text
 from diffem.runtime.errors import UserError
-from diffem.runtime.signals import RANK_DIED, exit_now, global_rank, report_error
+from diffem.runtime.rank import global_rank
+from diffem.runtime.signals import RANK_DIED, exit_now, report_error
 from diffem.storage.atomic import FREE_SOME, FULL
 
 NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
@@ -41,8 +43,15 @@ def report_user_errors() -> Iterator[None]:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             line = str(error).splitlines()[0] if str(error) else "no more is available"
             report_error(
-                f"error: out of memory ({line}); lower em.batch_size, em.chunk_size or the size "
-                "of the network or the data"
+                f"error: out of memory ({line}); start in a new run_dir with a lower "
+                "em.batch_size or em.chunk_size, or a smaller network or data set"
+            )
+            sys.exit(1)
+        if re.search("EADDRINUSE|[Aa]ddress already in use", str(error)):
+            report_error(
+                f"error: MASTER_PORT={os.environ.get('MASTER_PORT')}, where the processes of the "
+                "run meet, is in use on this machine; set MASTER_PORT to a free port, the same "
+                "for all processes"
             )
             sys.exit(1)
         if re.search(r"\bgloo\b|\bNCCL\b|Connection closed by peer", str(error)):

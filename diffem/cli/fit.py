@@ -1,5 +1,6 @@
 """`diffem.fit`: from arrays of measurements to samplers, in one call."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,12 @@ from diffem.cli.errors import sentence
 from diffem.cli.launch import quiet
 from diffem.result import Result, load
 from diffem.runtime.errors import UserError
+from diffem.runtime.progress import warn
+from diffem.runtime.rank import remove_left_over
 from diffem.runtime.signals import STOP_SIGNALS
 from diffem.storage.atomic import write_file
-from diffem.storage.run_dir import check_version, unlock
+from diffem.storage.lock import unlock_folder
+from diffem.storage.run_dir import check_version, other_files
 
 MEASUREMENTS = "measurements.npz"  # in the run directory
 
@@ -61,6 +65,8 @@ def fit(
         UserError: If a setting or the measurements are refused; what the run has written stays.
     """
     run_dir = Path(run_dir).absolute()
+    if left_over := remove_left_over(os.environ):
+        warn(left_over)
     arguments = [
         "dataset=measurements",
         f"dataset.path=${{run_dir}}/{MEASUREMENTS}",
@@ -89,7 +95,7 @@ def fit(
             if exit.code not in (None, 0):  # 0: the run is finished already
                 raise
         finally:
-            unlock(run_dir)
+            unlock_folder(run_dir)
     return load(run_dir, trust=list(cfg.trust))
 
 
@@ -103,7 +109,7 @@ def _keep(measurements: Array | Mapping[str, Array], run_dir: Path) -> None:
     arrays = {name: np.asarray(array) for name, array in given.items()}
     file = run_dir / MEASUREMENTS
     if not file.exists():
-        if run_dir.is_dir() and any(run_dir.iterdir()):
+        if other_files(run_dir) or (run_dir / ".hydra").exists():
             raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(file, lambda content: np.savez(content, allow_pickle=False, **arrays))

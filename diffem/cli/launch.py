@@ -17,17 +17,13 @@ from omegaconf import DictConfig
 
 from diffem.cli.compose import CONF, NAME, SWEEP, check_arguments, check_config, complete
 from diffem.cli.errors import report_user_errors
+from diffem.cli.processes import end_with_collectives
 from diffem.cli.sweep import SubprocessJobs, print_sweep_summary
-from diffem.config.paths import path_override, quote_paths
+from diffem.config.paths import path_override, quote_paths, unquoted
 from diffem.config.secrets import move_secrets_to_env
-from diffem.config.trainer import external_processes
-from diffem.runtime.errors import UserError
-from diffem.runtime.signals import (
-    exit_with_parent,
-    global_rank,
-    install_signal_handlers,
-    watch_signals,
-)
+from diffem.runtime.errors import UserError, usable
+from diffem.runtime.rank import external_processes, global_rank
+from diffem.runtime.signals import exit_with_parent, watch_signals
 from diffem.storage.run_dir import check_version, resumed_arguments
 
 WARNINGS = (  # that say nothing about this run
@@ -36,6 +32,7 @@ WARNINGS = (  # that say nothing about this run
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
     ".*Checkpoint directory .* exists and is not empty.*",
     "Deprecated API features detected",  # Optuna's, of SQLAlchemy
+    ".*`srun` command is available",  # on any node of a cluster: this run may want a single one
 )
 
 
@@ -74,9 +71,10 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach report_user_errors
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
-    install_signal_handlers()
     watch_signals()
-    with exit_with_parent(), report_user_errors():
+    if (external_processes() or 1) > 1:  # torch warns each second while it waits for a process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with end_with_collectives(), exit_with_parent(), report_user_errors():
         arguments = quote_paths(_from_lightning(sys.argv[1:]), sweep=_is_sweep(sys.argv))
         arguments = complete(move_secrets_to_env(resumed_arguments(arguments)))
         sys.argv[1:] = sorted(arguments, key=lambda a: a not in SWEEP)  # Hydra wants it first
@@ -86,8 +84,14 @@ def main() -> None:
                 "srun (docs/cluster.md has sweeps under SLURM)"
             )
         check_arguments(sys.argv[1:])
-        with print_sweep_summary():
+        with usable("run_dir", _given_run_dir(arguments)), print_sweep_summary():
             hydra_main()
+
+
+def _given_run_dir(arguments: Sequence[str]) -> Path:
+    """Returns the run directory that a command names; the folder of the default ones if none."""
+    given = [a.removeprefix("run_dir=") for a in arguments if a.startswith("run_dir=")]
+    return Path(unquoted(given[-1])) if given else Path("runs")
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

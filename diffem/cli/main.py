@@ -4,8 +4,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
-from diffem.runtime.signals import global_rank, install_signal_handlers
+from diffem.runtime.rank import global_rank, remove_left_over
+from diffem.runtime.signals import (
+    INTERRUPTED,
+    exit_now,
+    install_interrupt_handler,
+    install_signal_handlers,
+)
 
 COMMANDS = {
     "train": "learn a posterior sampler and a prior from corrupted images",
@@ -30,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 if there is no such command.
     """
+    _prepare()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if COMMAND in os.environ and global_rank():
         given.insert(0, os.environ[COMMAND])
@@ -47,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train() -> None:
     """Runs `diffem train` with this process's arguments."""
+    _prepare()
     run("train")
 
 
@@ -54,4 +63,17 @@ def run(name: str) -> None:
     """Imports and runs a command, with this process's arguments."""
     if name == "train":
         install_signal_handlers()  # before imports that take seconds
-    import_module(f"diffem.cli.{MODULES.get(name, name)}").main()
+        install_interrupt_handler()
+    try:
+        import_module(f"diffem.cli.{MODULES.get(name, name)}").main()
+    except KeyboardInterrupt:
+        exit_now("stopped by SIGINT; start the same command again", INTERRUPTED)
+
+
+def _prepare() -> None:
+    """Removes left-over variables of a rank, and lets terminals of any encoding be written to."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that a terminal lacks is a ?
+    if left_over := remove_left_over(os.environ):
+        print(f"warning: {left_over}", file=sys.stderr)

@@ -29,7 +29,8 @@ from rich.table import Table
 from diffem.config.trust import SEARCH_PATH
 from diffem.runtime.process import Job, end_jobs
 from diffem.runtime.progress import console, say
-from diffem.runtime.signals import PARENT, RESUME_HINT, exit_now, set_parent_death_signal
+from diffem.runtime.rank import PARENT
+from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
 
 RECORDS = ".jobs"

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.compose import assumed_corruption, describe_run, is_given, public_config
+from diffem.cli.processes import expect_processes
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.data import ImageDataset, MeasurementFiles
@@ -120,6 +121,7 @@ def run(cfg: DictConfig) -> None:
     )
     loggers = build_loggers(cfg)
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=settings.rounds * data.epochs)
+    expect_processes()
     trainer = fit(make_trainer, module, data, checkpoint)
 
     prior = None

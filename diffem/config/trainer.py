@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.rank import SRUN, external_processes, starter_of
 
 TARGET = "lightning.Trainer"
 KEYS = (
@@ -122,7 +123,7 @@ def _gpu_count() -> int:
 def _check_processes(devices: object, nodes: int) -> None:
     """Refuses another number of processes than torchrun or srun started."""
     started = external_processes()
-    if started is None and nodes != 1 and "NODE_RANK" not in os.environ:
+    if started is None and nodes != 1:
         raise UserError(
             f"trainer.num_nodes={nodes} needs a process on each device of each node, started by "
             "torchrun or srun (docs/cluster.md)"
@@ -132,13 +133,9 @@ def _check_processes(devices: object, nodes: int) -> None:
             f"trainer.devices={devices} and trainer.num_nodes={nodes} need {devices * nodes} "
             f"processes, but torchrun or srun started {started}; devices are those of one node"
         )
-
-
-def external_processes() -> int | None:
-    """Returns how many processes of this run torchrun or srun started; None if neither did."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return None  # a shell in an allocation, as in Lightning
-    tasks = os.environ.get("SLURM_NTASKS")
-    return int(tasks) if tasks else None
+    per_node = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if started != 1 and starter_of(os.environ) == SRUN and per_node != str(devices):
+        raise UserError(
+            f"trainer.devices={devices} needs as many tasks on each node, but srun has "
+            f"--ntasks-per-node={per_node}; give --ntasks-per-node={devices} to sbatch or srun"
+        )

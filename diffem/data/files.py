@@ -21,8 +21,8 @@ from diffem.data.npy import Rows, verify_npz
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError, check_count, check_fraction
 from diffem.runtime.progress import progress_bar, say, warn
+from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import generator
-from diffem.runtime.signals import global_rank
 
 OUTSIDE = 1e-3  # of the measured values: an estimated range leaves out as many, at both ends
 SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 1,000 beyond either of them

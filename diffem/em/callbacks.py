@@ -74,13 +74,18 @@ class MStepProgress(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Closes the bar when training stops early."""
-        self.close()
+        """Closes the bar when training stops early: the line of a finished stage is left out."""
+        self.close(exception)
 
-    def close(self) -> None:
-        """Closes the bar, if one is open."""
+    def close(self, exception: BaseException | None = None) -> None:
+        """Closes the bar, if one is open.
+
+        Arguments:
+            exception: What stopped the stage; None if it is finished.
+        """
         if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+            kind = None if exception is None else type(exception)
+            self._bar.__exit__(kind, exception, None)
             self._bar = None
 
 

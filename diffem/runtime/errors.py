@@ -1,6 +1,25 @@
 """Errors that are caused by user input, and checks that raise them."""
 
+import errno
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNUSABLE = (  # why a folder cannot be made or written
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+LONGEST = 1000  # characters of a path in a message
 
 
 class UserError(ValueError):
@@ -9,6 +28,37 @@ class UserError(ValueError):
     The message is one sentence that names the key or file, the value, what is allowed and what to
     do.
     """
+
+
+@contextmanager
+def usable(key: str, folder: Path) -> Iterator[None]:
+    """Opens a scope in which a folder that cannot be made or written raises a UserError.
+
+    Errors of files elsewhere pass, as does a file in the folder that should be there and is not.
+
+    Arguments:
+        key: What names the folder, for the message, as in "run_dir".
+        folder: The folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNUSABLE or not isinstance(error.filename, str | os.PathLike):
+            raise
+        folder, path = folder.absolute(), Path(error.filename).absolute()
+        above = path == folder or path in folder.parents
+        if not (above or (folder in path.parents and error.errno != errno.ENOENT)):
+            raise
+        raise UserError(
+            f"{key}={_shown(folder)} cannot be written ({error.strerror}: {_shown(path)}); choose "
+            f"another {key}"
+        ) from error
+
+
+def _shown(path: Path) -> str:
+    """Returns a path, shortened if its names are longer than a file system allows."""
+    text = str(path)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def check_count(name: str, value: object, minimum: int = 1) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffem.runtime.errors import check_count
 from diffem.runtime.progress import progress_bar, say
-from diffem.runtime.signals import PARENT, RANK_VARIABLES
+from diffem.runtime.rank import PARENT, RANK_VARIABLES
 
 CHECKOUT = Path(__file__).parents[2]
 if (CHECKOUT / "pyproject.toml").is_file():  # which need not be installed
@@ -25,18 +25,6 @@ else:  # a wheel; the current directory's modules, which -m prefers, are not imp
     TRAIN, VARIABLES = ("-m", "diffem", "train"), {"PYTHONSAFEPATH": "1"}
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # between asking a job to end and killing it
-NOT_INHERITED = (  # variables that give a process its rank among others: a job finds its own
-    *RANK_VARIABLES,
-    "LOCAL_WORLD_SIZE",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "PL_GLOBAL_SEED",
-    "SLURM_LOCALID",
-    "SLURM_NODEID",
-    "SLURM_NTASKS",
-    "SLURM_NTASKS_PER_NODE",
-)
 
 
 @dataclass
@@ -85,7 +73,8 @@ class Job:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if name not in NOT_INHERITED and not name.startswith("TORCHELASTIC_")
+            # A job finds its own place.
+            if name not in RANK_VARIABLES and not name.startswith("TORCHELASTIC_")
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()

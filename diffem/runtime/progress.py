@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffem.runtime.signals import global_rank
+from diffem.runtime.rank import global_rank
 
 console = Console(stderr=True, highlight=False)
 
@@ -38,7 +38,8 @@ Advance = Callable[..., None]
 def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
     """Shows the progress of a stage; silent on every process but the first.
 
-    The bar is replaced by one line with the time that the stage took. (Lightning's RichProgressBar
+    The bar is replaced by one line with the time that the stage took; a stage that an exception
+    stopped has none. (Lightning's RichProgressBar
     counts epochs, knows no E-step, and leaves no line in a log file.)
 
     Arguments:

@@ -1,33 +1,31 @@
 """Signals: a stopped run exits with a code that says it can be resumed, and leaves no orphans."""
 
-import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from diffem.runtime.rank import PARENT, global_rank
+
+if TYPE_CHECKING:
+    import subprocess
 
 RESUME_HINT = "the same command resumes the run"
 RANK_DIED = f"error: another process of the run died; {RESUME_HINT}"
 RESUMABLE = 75  # EX_TEMPFAIL: the exit code of a run that the same command resumes
+INTERRUPTED = 128 + signal.SIGINT  # as of any command on Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-PARENT = "DIFFEM_PARENT"  # the process id that this process must not outlive
 PR_SET_PDEATHSIG = 1
 WATCH_SECONDS = 0.2
-# Set by torchrun, Lightning or SLURM. Those that are set are 0 in a run's first process.
-RANK_VARIABLES = ("RANK", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "SLURM_PROCID")
-
-
-def global_rank() -> int:
-    """Returns 0 in a run's first process, over all nodes, and a positive number in the others."""
-    return max(int(os.environ.get(name, "0")) for name in RANK_VARIABLES)
+at_exit: list[Callable[[], object]] = []
+"""What `exit_now` calls, since it skips Python's own `atexit`."""
 
 
 def install_signal_handlers() -> None:
@@ -40,6 +38,15 @@ def install_signal_handlers() -> None:
         signal.signal(number, _handle)
 
 
+def install_interrupt_handler() -> None:
+    """Makes Ctrl-C end this process at once too, with exit code 130; not for a notebook.
+
+    A process that ignores Ctrl-C, as one in a shell's background, goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _handle)
+
+
 def watch_signals() -> None:
     """Handles signals while the main thread waits outside Python, as in a collective."""
     read, write = os.pipe()
@@ -49,7 +56,7 @@ def watch_signals() -> None:
     def watch() -> None:
         while True:
             for number in os.read(read, 1):
-                if number in STOP_SIGNALS and signal.getsignal(number) is _handle:
+                if signal.getsignal(number) is _handle:
                     _handle(number, None)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
@@ -83,6 +90,8 @@ def set_parent_death_signal(parent: int) -> None:
     """
     if sys.platform != "linux":
         return
+    import ctypes  # the handlers of signals are installed before what takes time
+
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(RESUMABLE)
@@ -91,10 +100,11 @@ def set_parent_death_signal(parent: int) -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
     if not _stopping.acquire(blocking=False):
         return  # the handler and the watching thread can both get here
+    code = INTERRUPTED if number == signal.SIGINT else RESUMABLE
     if global_rank() == 0:
         # torchrun sends SIGTERM too, when another process of the run has died.
-        exit_now(f"stopped by {signal.Signals(number).name}; {RESUME_HINT}", RESUMABLE)
-    os._exit(RESUMABLE)
+        exit_now(f"stopped by {signal.Signals(number).name}; {RESUME_HINT}", code)
+    os._exit(code)
 
 
 _stopping = threading.Lock()
@@ -103,6 +113,9 @@ _stopping = threading.Lock()
 def exit_now(line: str, code: int) -> NoReturn:
     """Writes a last line to stderr and ends this process at once, without any cleanup."""
     os.write(2, f"{line}\n".encode())  # a signal may arrive in the middle of a print
+    for function in at_exit:
+        with suppress(OSError):
+            function()
     os._exit(code)
 
 
@@ -115,7 +128,7 @@ def report_error(text: str) -> None:
             Path(file).write_text(json.dumps(report))
 
 
-def watch_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def watch_ranks(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     """Ends this process, the first of a run, as soon as a rank that it started has failed.
 
     Arguments:
@@ -125,6 +138,8 @@ def watch_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         for rank, code in enumerate(codes, start=1):
             if code == 1:  # the rank has printed its error
                 os._exit(1)
+            if code in (RESUMABLE, INTERRUPTED):  # this process gets the same signal
+                time.sleep(WATCH_SECONDS)
             if code:
                 how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                 exit_now(f"error: process {rank} of the run was ended {how}; {RESUME_HINT}", 1)

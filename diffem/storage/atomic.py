@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +61,32 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 
     sync_folder(path.parent)
 
 
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder of files atomically and durably: it is there with all of them, or is not.
+
+    Arguments:
+        path: The folder, which must not exist.
+        write: Writes the files into the folder that it is given.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        sync_folder(temporary)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Returns whether a path is named like the temporary ones of this module."""
+    return re.search(r"\.tmp\d+$", path.name) is not None
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes a JSON object with its own checksum, atomically."""
     text = json.dumps({**record, "sha256": _checksum(record)}, indent=1)
@@ -72,6 +100,22 @@ def read_record(path: Path) -> dict[str, Any] | None:
         checksum = record.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
+    return record if checksum == _checksum(record) else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, without its checksum if it has one.
+
+    Returns:
+        None if the file is absent, holds no object, or differs from its checksum.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or "sha256" not in record:
+        return record if isinstance(record, dict) else None
+    checksum = record.pop("sha256")
     return record if checksum == _checksum(record) else None
 
 

@@ -2,21 +2,24 @@
 
 .hydra/config.yaml      the configuration of the newest process, without secrets; its first line
                         names the version of diffem that wrote it
-.hydra/overrides.yaml   the overrides that the run was started with
+.hydra/overrides.yaml   the overrides that the newest process was started with
 .hydra/hydra.yaml       Hydra's own node
 .hydra/resumed.jsonl    one line for each time that the run was resumed, with what was changed
 .lock                   locked by the process that writes
+
+A new run's .hydra is written under a temporary name and renamed: a directory holds a run with its
+configuration, or none.
 """
 
-import fcntl
 import hashlib
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,11 +28,13 @@ from yaml import YAMLError
 from diffem import __version__
 from diffem.config.paths import path_override, unquoted
 from diffem.config.secrets import redact_config
-from diffem.runtime.errors import UserError
-from diffem.runtime.progress import say
-from diffem.runtime.signals import global_rank
-from diffem.storage.atomic import free_bytes, write_file
+from diffem.runtime.errors import UserError, usable
+from diffem.runtime.progress import say, warn
+from diffem.runtime.rank import global_rank
+from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_file, write_folder
 from diffem.storage.checkpoint import remove_checkpoint
+from diffem.storage.lock import NAMES as LOCK_NAMES
+from diffem.storage.lock import lock_folder
 
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
@@ -45,12 +50,24 @@ MUTABLE = (  # keys whose values may differ between the processes of one run
     "em.rounds",
     "em.seconds",
     "em.nfe",
+    "em.keep_rounds",
     "m_step.rollbacks",
 )
 AUTO = "auto"
-OWN = (".lock", ".hydra", "measurements.npz")  # what a new run's directory may hold
+OWN = (*LOCK_NAMES, ".hydra", "measurements.npz")  # what a new run's directory may hold
+SAVED = ("overrides.yaml", "hydra.yaml", "config.yaml")
+FOLDERS = (".hydra", "checkpoints", "figures")  # of files alone
+RECONSTRUCTIONS = "reconstructions"
+FILES = (
+    *LOCK_NAMES,
+    "metrics.jsonl",
+    "rounds.json",
+    "rounds.damaged.json",
+    "summary.json",
+    "summary.previous.json",
+    "measurements.npz",
+)
 NOT_A_DIRECTORY = ("resume=auto", "resume=null")
-_locks: dict[Path, IO[str]] = {}  # open as long as the run or this process lives
 
 
 def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfig, of another type
@@ -65,37 +82,126 @@ def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfi
 
     Raises:
         UserError: If the directory holds a finished run, one of another configuration or version,
-            other files, or one that another process is writing; nothing in it is changed.
+            other files, a link where the run would write, or one that another process is writing,
+            or it cannot be written; nothing in it is changed.
         SystemExit: If resume=auto finds a finished run: nothing is left to do.
     """
     run_dir = Path(hydra.runtime.output_dir)
     OmegaConf.update(cfg, "run_dir", str(run_dir))
-    check_version(run_dir)
-    folder, first = run_dir / ".hydra", global_rank() == 0
-    saved = folder / "config.yaml"
-    changed = _changes(run_dir, _load(saved, DictConfig), cfg) if saved.exists() else {}
-    if not first:
-        return run_dir  # the first process opens it; the others wait for it where the fit begins
-    if saved.exists():
-        _lock(run_dir)
-        if (summary := run_dir / "summary.json").is_file():
-            summary.replace(run_dir / "summary.previous.json")  # of fewer rounds
-        if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
-            remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
-        line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
-        with (folder / "resumed.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        say(f"resuming {run_dir}")
-    else:
-        # .hydra without a configuration is of a process that was killed right here.
-        if [path for path in run_dir.iterdir() if path.name not in OWN]:
-            raise UserError(f"run_dir={run_dir} holds other files; choose an empty or new run_dir")
-        _lock(run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    with usable("run_dir", run_dir):
+        check_places(run_dir)
+        check_version(run_dir)
+        saved = run_dir / ".hydra" / "config.yaml"
+        changed = _changes(run_dir, _load(saved, DictConfig), cfg) if saved.exists() else None
+        if global_rank() != 0:
+            return run_dir  # the first process opens it; the others wait where the fit begins
+        if changed is None and (other := other_files(run_dir)):
+            raise UserError(
+                f"run_dir={run_dir} holds other files; choose an empty or new run_dir "
+                f"({other[0].name} is not of a run)"
+            )
+        lock_folder(run_dir, "run_dir")
+        _remove_temporary(run_dir)
+        if changed is None:
+            _start(run_dir, cfg, hydra)
+        else:
+            _resume(run_dir, cfg, hydra, changed)
+    return run_dir
+
+
+def _start(run_dir: Path, cfg: DictConfig, hydra: Any) -> None:  # noqa: ANN401
+    """Writes the configuration of a new run."""
+
+    def write(folder: Path) -> None:
         save_config(hydra.overrides.task, folder / "overrides.yaml")
         save_config(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-    save_config(cfg, saved)
-    return run_dir
+        save_config(cfg, folder / "config.yaml")
+
+    folder = run_dir / ".hydra"
+    if folder.exists():  # without a configuration: of a process of diffem 0.2 that was killed
+        shutil.rmtree(folder)
+    write_folder(folder, write)
+
+
+def _resume(
+    run_dir: Path,
+    cfg: DictConfig,
+    hydra: Any,  # noqa: ANN401
+    changed: dict[str, Any],
+) -> None:
+    """Writes the configuration of a resumed run, and removes what is of fewer rounds."""
+    folder = run_dir / ".hydra"
+    if (summary := run_dir / "summary.json").is_file():
+        summary.replace(run_dir / "summary.previous.json")  # of fewer rounds, or damaged
+    if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
+        remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
+    line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
+    with (folder / "resumed.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    say(f"resuming {run_dir}")
+    # resume=DIR takes the overrides, and is refused if they have fewer rounds than the
+    # configuration: a kill between the two must not leave it so.
+    save_config(hydra.overrides.task, folder / "overrides.yaml")
+    save_config(cfg, folder / "config.yaml")
+
+
+def other_files(run_dir: Path) -> list[Path]:
+    """Returns what a directory without a run's configuration holds that no run has written.
+
+    A process that was killed while it started may have left a lock and temporary files.
+    """
+    entries = sorted(run_dir.iterdir()) if run_dir.is_dir() else []
+    folder = run_dir / ".hydra"
+    entries += sorted(folder.iterdir()) if folder.is_dir() else []
+    own = {*(run_dir / name for name in OWN), *(folder / name for name in SAVED)}
+    return [path for path in entries if path not in own and not is_temporary(path)]
+
+
+def check_places(run_dir: Path) -> None:
+    """Refuses a run directory in which a link, or something else, is where a run writes a file.
+
+    Writing through a link would change a file elsewhere, and opening a FIFO would wait for ever.
+    The run directory itself may be a link.
+
+    Raises:
+        UserError: If there is one.
+    """
+    places = [run_dir / name for name in FILES]
+    folders = [run_dir / name for name in (*FOLDERS, RECONSTRUCTIONS)]
+    reconstructions = run_dir / RECONSTRUCTIONS
+    if reconstructions.is_dir() and not reconstructions.is_symlink():
+        rounds = [path for path in reconstructions.iterdir() if is_round(path)]
+        folders += rounds
+        places += [p for r in _folders(rounds) for p in r.iterdir() if not is_lock_folder(p)]
+    flat = [run_dir / name for name in FOLDERS]
+    places += [path for folder in _folders(flat) for path in folder.iterdir()]
+    found = [p for p in folders if _exists(p) and (p.is_symlink() or not p.is_dir())]
+    found += [p for p in places if _exists(p) and (p.is_symlink() or not p.is_file())]
+    if found:
+        what = "a link" if found[0].is_symlink() else "no regular file or folder"
+        raise UserError(
+            f"{found[0]} is {what}, where a run writes its own; remove it, or choose another "
+            "run_dir"
+        )
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _remove_temporary(run_dir: Path) -> None:
+    """Removes the temporary files that processes of the run left when they were killed."""
+    folders = [run_dir, *(run_dir / name for name in FOLDERS)]
+    for folder in _folders(folders):
+        for path in filter(is_temporary, folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def save_config(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or a ListConfig
@@ -157,12 +263,14 @@ def check_space(run_dir: Path, round_bytes: int, *, rounds: int) -> None:
     Raises:
         UserError: If there is less space than they need.
     """
-    present = sum(file.stat().st_size for file in run_dir.glob("reconstructions/round_*/*.npy"))
+    held = filter(is_round, (run_dir / RECONSTRUCTIONS).glob("round_*"))
+    present = sum(file.stat().st_size for folder in held for file in folder.glob("*.npy"))
     needed, free = round_bytes * rounds - present, free_bytes(run_dir)
     if needed > free:
         raise UserError(
             f"run_dir={run_dir}: the reconstructions of {rounds} rounds need {needed / 1e9:.2g} "
-            f"GB and {free / 1e9:.2g} GB are free; set em.keep_rounds, or choose another disk"
+            f"GB and {free / 1e9:.2g} GB are free; set em.keep_rounds=2, or choose a run_dir on "
+            "another disk"
         )
 
 
@@ -181,9 +289,10 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     run_dir = Path(unquoted(given[-1].removeprefix("resume=")))
     file = run_dir / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        raise UserError(f"resume={run_dir}: no run is there; give a run directory, or auto")
-    check_version(run_dir)
+    with usable("resume", run_dir):
+        if not file.is_file():
+            raise UserError(f"resume={run_dir}: no run is there; give a run directory, or auto")
+        check_version(run_dir)
     others = [a for a in arguments if not a.startswith("resume=")]
     replaced = {_key(a) for a in others} | {"run_dir", "resume"}
     # Not resolved: an interpolation in an override is of the configuration it goes into.
@@ -203,6 +312,17 @@ def config_hash(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Returns whether a run has written its summary; warns of one that is damaged."""
+    file = run_dir / "summary.json"
+    summary = read_json(file)
+    if summary is not None and isinstance(summary.get("final"), dict):
+        return True
+    if file.exists() and global_rank() == 0:
+        warn(f"{file} is damaged; the run is evaluated again")
+    return False
+
+
 def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # noqa: ANN401
     """Returns what differs from the saved configuration, as {key: [saved, given]}.
 
@@ -220,12 +340,15 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
             f"run_dir={run_dir} holds a run of another config: {was}; choose another run_dir, or "
             "the same values"
         )
-    if cfg.em.rounds < saved.em.rounds:
+    rounds = a.get("em.rounds")
+    if type(rounds) is not int:
+        raise UserError(f"{run_dir / '.hydra' / 'config.yaml'} is damaged; choose another run_dir")
+    if cfg.em.rounds < rounds:
         raise UserError(
-            f"em.rounds may only grow where a run is resumed: it was {saved.em.rounds}, got "
-            f"{cfg.em.rounds}"
+            f"em.rounds may only grow where a run is resumed: it was {rounds}, got "
+            f"{cfg.em.rounds}; give em.rounds={rounds} or more"
         )
-    if (run_dir / "summary.json").is_file() and cfg.em.rounds == saved.em.rounds:
+    if cfg.em.rounds == rounds and is_finished(run_dir):
         if cfg.resume == AUTO:
             if global_rank() == 0:
                 say(f"{run_dir} is finished already")
@@ -235,24 +358,6 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
             "em.rounds to resume it"
         )
     return {k: v for k, v in changed.items() if k not in ("run_dir", "resume")}
-
-
-def _lock(run_dir: Path) -> None:
-    file = (run_dir / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"run_dir={run_dir} is being written by another process; wait for it, or choose "
-            "another"
-        ) from error
-    _locks[run_dir] = file
-
-
-def unlock(run_dir: Path) -> None:
-    """Lets other processes write a run directory that this process has locked, if it has."""
-    if run_dir in _locks:
-        _locks.pop(run_dir).close()
 
 
 def _load(file: Path, config_type: type) -> Any:  # noqa: ANN401 - a DictConfig or a ListConfig
@@ -268,6 +373,16 @@ def _load(file: Path, config_type: type) -> Any:  # noqa: ANN401 - a DictConfig 
     if not isinstance(saved, config_type):
         raise UserError(f"{file} is damaged; choose another run_dir")
     return saved
+
+
+def is_round(path: Path) -> bool:
+    """Returns whether a path is named like the folder of a round."""
+    return re.fullmatch(r"round_\d{3,}", path.name) is not None
+
+
+def is_lock_folder(path: Path) -> bool:
+    """Returns whether a path is named like the folder of a round's chunk locks."""
+    return path.name.startswith("locks_")
 
 
 def _is_mutable(key: str) -> bool:
