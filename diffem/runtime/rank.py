@@ -75,11 +75,8 @@ def remove_left_over(environment: MutableMapping[str, str]) -> str | None:
         return None
     mistakes = [_mistake(claim, environment) for claim in _claims(environment)]
     kept = ("SLURM_", "MASTER_") if starter == SRUN else ()
-    left = {
-        n: environment[n] for n in RANK_VARIABLES if n in environment and not n.startswith(kept)
-    }
-    for name in left:
-        del environment[name]
+    names = [n for n in RANK_VARIABLES if n in environment and not n.startswith(kept)]
+    left = {name: environment.pop(name) for name in names}
     expected = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
     if environment.get("SLURM_JOB_NAME") in SHELLS:
         expected = {name: left.get(name) for name in expected}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,15 @@ from omegaconf import OmegaConf
 
 from diffem import __version__
 from diffem.runtime.errors import UserError
-from diffem.storage.run_dir import check_space, check_version, open_run, save_config
+from diffem.storage.atomic import write_record
+from diffem.storage.lock import unlock_folder
+from diffem.storage.run_dir import (
+    check_space,
+    check_version,
+    open_run,
+    resumed_arguments,
+    save_config,
+)
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 
@@ -171,7 +180,7 @@ def test_a_run_of_another_version_is_refused(header: str, by: str, tmp_path: Pat
         assert done.returncode == 1
         assert done.stderr == (
             f"error: {tmp_path / 'run'} was written by {by} and this is diffem {__version__}; "
-            "resume it with the version that wrote it, or start a new run in another run_dir\n"
+            "use it with the version that wrote it, or start a new run in another run_dir\n"
         )
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -187,13 +196,228 @@ def test_a_run_of_this_minor_version_is_resumed(tmp_path: Path) -> None:
     check_version(tmp_path)
 
 
-def test_a_kill_before_the_configuration_was_saved_holds_nothing_up(tmp_path: Path) -> None:
-    (tmp_path / ".hydra").mkdir()
-    cfg = OmegaConf.create({"run_dir": None})
-    overrides = {"task": ["seed=0"]}
-    hydra = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}, "overrides": overrides})
-    assert open_run(cfg, hydra) == tmp_path and cfg.run_dir == str(tmp_path)
-    assert (tmp_path / ".hydra" / "config.yaml").read_text().startswith(f"# diffem {__version__}")
+RESUMABLE = {"em": {"rounds": 1, "keep_rounds": None}, "seed": 0, "resume": None}
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Opens a run directory as the command does, in this process, and unlocks it."""
+    run_dir = tmp_path / "run"
+
+    def open_it(**overrides: object) -> Path:
+        run_dir.mkdir(exist_ok=True)
+        cfg = OmegaConf.create({"run_dir": None, **RESUMABLE})
+        for key, value in overrides.items():
+            OmegaConf.update(cfg, key.replace("__", "."), value)
+        task = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+        hydra = {"runtime": {"output_dir": str(run_dir)}, "overrides": {"task": task}}
+        try:
+            return open_run(cfg, OmegaConf.create(hydra))
+        finally:
+            unlock_folder(run_dir)
+
+    yield open_it
+    unlock_folder(run_dir)
+
+
+class Killed(BaseException):
+    """Ends a process where a kill would."""
+
+
+@pytest.mark.parametrize("call", range(16))
+def test_a_kill_while_starting_holds_nothing_up(
+    call: int, opened: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 11, B1: killed at each call that changes a file, before it."""
+    calls = 0
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > call:  # nothing that would clean up is done after a kill either
+                raise Killed
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "replace", "rename", "fsync", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        try:
+            opened()
+            assert call >= calls, "every call was let through"
+        except Killed:
+            pass
+    run_dir = opened()  # the same command
+    folder = run_dir / ".hydra"
+    assert (folder / "config.yaml").read_text().startswith(f"# diffem {__version__}")
+    assert {p.name for p in folder.iterdir()} - {"resumed.jsonl"} == {
+        "config.yaml",
+        "hydra.yaml",
+        "overrides.yaml",
+    }
+    assert {p.name for p in run_dir.iterdir()} == {".hydra", ".lock"}
+    assert resumed_arguments([f"resume={run_dir}"])[-1] == "resume=auto"  # and resume=DIR
+
+
+def test_what_a_killed_process_of_an_older_version_left_holds_nothing_up(
+    opened: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("[]")
+    (tmp_path / "run" / ".hydra" / "hydra.yaml.tmp77").write_text("hyd")
+    assert (opened() / ".hydra" / "config.yaml").is_file()
+
+
+def test_other_files_are_not_touched(opened: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("thesis.tex", ".hydra/thesis.tex"):
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("precious")
+        with pytest.raises(UserError, match=r"holds other files.*thesis.tex is not of a run"):
+            opened()
+        assert file.read_text() == "precious"
+        file.unlink()
+
+
+def test_a_resumed_run_keeps_what_was_changed(opened: Callable[..., Path]) -> None:
+    """Issue 11, B8: `resume=DIR em.rounds=3`, killed; then `resume=DIR`."""
+    run_dir = opened()
+    opened(em__rounds=3)
+    assert "em.rounds=3" in resumed_arguments([f"resume={run_dir}"])
+    with pytest.raises(UserError, match=r"it was 3, got 1; give em\.rounds=3 or more"):
+        opened()
+    opened(em__rounds=3)  # the advice
+
+
+def test_the_overrides_of_a_resumed_run_are_written_before_its_configuration(
+    opened: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two leaves what can be resumed by all three ways."""
+    run_dir = opened()
+
+    def killed(cfg: object, path: Path) -> None:
+        if path.name == "config.yaml":
+            raise Killed
+        save_config(cfg, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffem.storage.run_dir.save_config", killed)
+        with pytest.raises(Killed):
+            opened(em__rounds=3)
+    assert "em.rounds=3" in resumed_arguments([f"resume={run_dir}"])
+    opened()
+    opened(em__rounds=3)
+
+
+def test_the_number_of_rounds_on_the_disk_may_change(opened: Callable[..., Path]) -> None:
+    """Issue 11, B8: a full disk's advice, "set em.keep_rounds=2", was refused."""
+    opened()
+    opened(em__keep_rounds=2)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"final": 3}', b"[" * 9999]
+)
+def test_a_damaged_summary_is_no_finished_run(
+    content: bytes, opened: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 11, B10: "finished already"."""
+    summary = opened() / "summary.json"
+    summary.write_bytes(content)
+    opened(resume="auto")
+    said = "".join(capsys.readouterr().err.split())
+    assert "isdamaged;therunisevaluatedagain" in said and not summary.exists()
+
+
+def test_a_summary_that_was_edited_is_no_finished_run(opened: Callable[..., Path]) -> None:
+    summary = opened() / "summary.json"
+    write_record(summary, {"final": {"psnr": 11.0}})
+    with pytest.raises(SystemExit):
+        opened(resume="auto")
+    summary.write_text(summary.read_text().replace("11.0", "44.0"))
+    opened(resume="auto")
+    assert not summary.exists()
+
+
+def test_temporary_files_of_a_killed_process_are_removed(opened: Callable[..., Path]) -> None:
+    """Issue 11, B10: `*.tmpPID` stayed."""
+    run_dir = opened()
+    left = ["rounds.json.tmp7", "checkpoints/last.new.tmp8", ".hydra/config.yaml.tmp9"]
+    mine = ["notes.tmp", "figures/a.tmpfile"]
+    for name in (*left, *mine):
+        (run_dir / name).parent.mkdir(exist_ok=True)
+        (run_dir / name).write_text("x")
+    opened()
+    assert not any((run_dir / name).exists() for name in left)
+    assert all((run_dir / name).exists() for name in mine)
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "folder"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".lock",
+        "summary.json",
+        "rounds.json",
+        "metrics.jsonl",
+        ".hydra/config.yaml",
+        ".hydra/resumed.jsonl",
+        "checkpoints/last.ckpt",
+        "figures/curves.png",
+        "reconstructions/round_000/chunk_00000.npy",
+    ],
+)
+def test_what_a_run_writes_is_no_link(
+    place: str, what: str, opened: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Issue 11, A4: refused in one sentence before anything is written; a FIFO does not hang."""
+    path, thesis = opened() / place, tmp_path / "thesis.tex"
+    thesis.write_text("precious")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if what == "link":
+        path.symlink_to(thesis)
+    elif what == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match="remove it, or choose another run_dir") as refused:
+        opened(em__rounds=2)
+    assert str(path) in str(refused.value)
+    assert {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("place", [".hydra", "checkpoints", "figures", "reconstructions"])
+def test_no_folder_of_a_run_is_a_link(
+    place: str, opened: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_dir, elsewhere = opened(), tmp_path / "elsewhere"
+    if (run_dir / place).exists():
+        (run_dir / place).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (run_dir / place).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{place} is a link, where a run writes its own"):
+        opened()
+
+
+def test_a_run_directory_may_be_a_link(opened: Callable[..., Path], tmp_path: Path) -> None:
+    run_dir = opened()
+    run_dir.rename(tmp_path / "elsewhere")
+    run_dir.symlink_to(tmp_path / "elsewhere")
+    opened()
+
+
+def test_a_folder_beside_the_rounds_is_left_alone(opened: Callable[..., Path]) -> None:
+    """Issue 11, B10: a copy of a round, by its user."""
+    backup = opened() / "reconstructions" / "round_001_backup"
+    backup.mkdir(parents=True)
+    (backup / "link").symlink_to(backup)
+    opened()
+    check_space(backup.parents[1], 1, rounds=1)
 
 
 def test_too_small_a_disk_is_reported_before_the_run(
