@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from diffem.cli.study import Study, job_of
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError, check_count, usable
 from diffem.runtime.process import Job, run_jobs
 from diffem.runtime.progress import console, say
+from diffem.storage.atomic import read_json, write_file
+from diffem.storage.lock import lock_folder, unlock_folder
+from diffem.storage.run_dir import check_clearable, clear_run
 
 RECORD = "overrides.json"
+WRITTEN = (
+    "index.html",
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "rounds.png",
+    "compute.png",
+    "nfe.png",
+)
 
 
 def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Job]:
@@ -26,15 +38,29 @@ def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Job]:
         The jobs that failed.
 
     Raises:
-        UserError: If the folder holds a comparison under other overrides, or `jobs` is below 1.
+        UserError: If the folder holds a comparison under other overrides, another process is
+            writing it, a run's folder holds other files, or `jobs` is below 1.
     """
     check_count("--jobs", jobs)
+    with usable("--out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock_folder(out, "--out")
+    try:
+        return _compare(study, out, jobs)
+    finally:
+        unlock_folder(out)
+
+
+def _compare(study: Study, out: Path, jobs: int) -> list[Job]:
+    """Runs the missing jobs in a folder that this process has locked; see `compare`."""
     record = _record(study, out)
     wanted = study.jobs(out)
     missing = [job for job in wanted if job.summary() is None]
     if kept := len(wanted) - len(missing):
         console.print(f"{kept} of {len(wanted)} runs are finished already")
-    run_jobs(missing, jobs)
+    for job in missing:
+        check_clearable(job.run_dir)  # now, and not after hours
+    run_jobs(missing, jobs, _clear)
     failed = [job for job in wanted if job.summary() is None]
     for job in failed:
         say(f"failed: {job.name}: {job.failure()}")
@@ -44,6 +70,12 @@ def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Job]:
     for path in write_comparison(out, _summaries(record, out), title):
         say(f"wrote {path}")
     return failed
+
+
+def _clear(job: Job) -> None:
+    """Removes what an unfinished run of a job has left."""
+    clear_run(job.run_dir)
+    job.log.unlink(missing_ok=True)
 
 
 def _record(study: Study, out: Path) -> dict[str, Any]:
@@ -58,18 +90,43 @@ def _record(study: Study, out: Path) -> dict[str, Any]:
     """
     file = out / RECORD
     record: dict[str, Any] = {"overrides": list(study.common), "rows": {}}
-    if file.is_file():
-        record = json.loads(file.read_text())
-        if not isinstance(record, dict):
-            raise UserError(f"--out {out} holds an older comparison; choose another folder")
+    if file.exists():
+        record = _read_record(file)
         _check_same("a comparison", record["overrides"], study.common, out)
+    elif foreign := [out / name for name in WRITTEN if (out / name).exists()]:
+        raise UserError(f"{foreign[0]} is not of a comparison; choose another folder as --out")
     for row, overrides in study.rows.items():
         held = record["rows"].setdefault(row, {"overrides": list(overrides), "seeds": []})
         _check_same(f"the row {row}", held["overrides"], overrides, out)
         held["seeds"] = list(dict.fromkeys([*held["seeds"], *study.seeds]))
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    content = (json.dumps(record, indent=1) + "\n").encode()
+    write_file(file, lambda stream: stream.write(content))
     return record
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    """Returns the record of a folder's comparison.
+
+    Raises:
+        UserError: If it is damaged, or of an older version of diffem.
+    """
+    record = read_json(file) or {}
+    rows = record.get("rows")
+    sound = isinstance(rows, dict) and all(
+        isinstance(held, dict)
+        and _is_list(held.get("overrides"), str)
+        and _is_list(held.get("seeds"), int)
+        for held in rows.values()
+    )
+    if not sound or not _is_list(record.get("overrides"), str):
+        raise UserError(
+            f"{file} is damaged, or of an older comparison; choose another folder as --out"
+        )
+    return record
+
+
+def _is_list(value: object, item: type) -> bool:
+    return isinstance(value, list) and all(type(element) is item for element in value)
 
 
 def _check_same(what: str, held: list[str], given: tuple[str, ...], out: Path) -> None:

@@ -8,7 +8,6 @@ SWEEP/sweep.json   the same in one file
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -26,12 +25,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from diffem.cli.errors import report_user_errors
 from diffem.config.trust import SEARCH_PATH
+from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, end_jobs
 from diffem.runtime.progress import console, say
 from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
+from diffem.storage.lock import lock_folder
 
 RECORDS = ".jobs"
 POLL_SECONDS = 0.1
@@ -47,11 +49,34 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
         """Opens the folder of records, and writes the overrides that all jobs share."""
         folder = Path(str(config.hydra.sweep.dir))
-        shutil.rmtree(folder / RECORDS, ignore_errors=True)
-        (folder / RECORDS).mkdir(parents=True)
-        shared = OmegaConf.to_container(config.hydra.overrides.task)
-        (folder / RECORDS / "shared.json").write_text(json.dumps(shared))
+        with report_user_errors():  # Hydra makes a warning of a callback's exception
+            _open_records(folder, config)
         SweepCallback.folder = folder
+
+
+def _open_records(folder: Path, config: DictConfig) -> None:
+    """Locks a sweep's folder, and opens the folder of its records.
+
+    Raises:
+        UserError: If another process writes the folder, or it is a run's directory.
+    """
+    records = folder / RECORDS
+    with usable("run_dir", folder):
+        if (folder / ".hydra").exists():
+            raise UserError(
+                f"run_dir={folder} holds a run; choose another run_dir for the jobs of a sweep"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(folder, "run_dir")
+        records.mkdir(exist_ok=True)
+        for file in _record_files(folder):
+            file.unlink()  # of the command before
+        shared = json.dumps(OmegaConf.to_container(config.hydra.overrides.task)).encode()
+        write_file(records / "shared.json", lambda file: file.write(shared))
+
+
+def _record_files(folder: Path) -> list[Path]:
+    return sorted((folder / RECORDS).glob("[0-9]*.json"))
 
 
 class Record(NamedTuple):
@@ -177,8 +202,7 @@ def print_records(folder: Path) -> list[Record]:
     """
     from diffem.metric import read_scores  # imports torch, which takes seconds
 
-    files = sorted((folder / RECORDS).glob("[0-9]*.json"))
-    records = [Record(**json.loads(file.read_text())) for file in files]
+    records = [Record(**json.loads(file.read_text())) for file in _record_files(folder)]
     table = Table(title=escape(f"{len(records)} jobs in {folder}"))
     jobs = [Job(str(record), Path(record.run_dir)) for record in records]
     summaries = [

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +53,6 @@ class Job:
     def seconds(self) -> float:
         """The seconds since the start."""
         return time.monotonic() - self._started
-
-    def clear(self) -> None:
-        """Removes the run directory and the log of an earlier, unfinished run."""
-        if self.run_dir.exists():
-            shutil.rmtree(self.run_dir)
-        self.log.unlink(missing_ok=True)
 
     def start(
         self, *, cwd: str | None = None, environment: Mapping[str, str] | None = None
@@ -109,11 +102,16 @@ class Job:
                 os.killpg(self._process.pid, number)
 
     def summary(self) -> dict[str, Any] | None:
-        """Returns the run's summary.json; None if there is none: the run has not finished."""
+        """Returns the run's summary.json; None if there is none: the run has not finished.
+
+        A summary that is damaged is none either.
+        """
         try:
-            return json.loads((self.run_dir / "summary.json").read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            return None  # the last if it was killed while it wrote the file
+            summary = json.loads((self.run_dir / "summary.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        finished = isinstance(summary, dict) and isinstance(summary.get("final"), dict)
+        return summary if finished else None
 
     def last_line(self) -> str:
         """Returns the last line that the run printed."""
@@ -150,12 +148,13 @@ def end_jobs(jobs: Iterable[Job]) -> None:
         job.wait()
 
 
-def run_jobs(jobs: Sequence[Job], parallel: int) -> None:
+def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object]) -> None:
     """Runs jobs from their beginning, in their order; one that fails does not stop the others.
 
     Arguments:
-        jobs: The jobs. What an unfinished run has left in their directories is removed.
+        jobs: The jobs.
         parallel: How many run at a time.
+        clear: Removes what an unfinished run of a job has left, before the job starts.
 
     Raises:
         UserError: If `parallel` is not a whole number of at least 1.
@@ -175,8 +174,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int) -> None:
                         say(f"{job.name}: {how} in {job.seconds:.0f} s")
                         advance(job.name)
                     if slot not in running and waiting:
+                        clear(waiting[0])
                         running[slot] = waiting.popleft()
-                        running[slot].clear()
                         running[slot].start(environment=environment)
                 time.sleep(POLL_SECONDS)
         finally:

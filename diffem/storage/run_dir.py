@@ -34,7 +34,7 @@ from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_file, write_folder
 from diffem.storage.checkpoint import remove_checkpoint
 from diffem.storage.lock import NAMES as LOCK_NAMES
-from diffem.storage.lock import lock_folder
+from diffem.storage.lock import lock_folder, unlock_folder
 
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
@@ -66,7 +66,9 @@ FILES = (
     "summary.json",
     "summary.previous.json",
     "measurements.npz",
+    "run.json",
 )
+LOGGERS = ("csv", "tensorboard", "wandb")  # the folders of loggers
 NOT_A_DIRECTORY = ("resume=auto", "resume=null")
 
 
@@ -182,6 +184,52 @@ def check_places(run_dir: Path) -> None:
         raise UserError(
             f"{found[0]} is {what}, where a run writes its own; remove it, or choose another "
             "run_dir"
+        )
+
+
+def clear_run(run_dir: Path) -> None:
+    """Removes what an unfinished run has left, and nothing else.
+
+    Arguments:
+        run_dir: A run directory; it may be absent.
+
+    Raises:
+        UserError: If it holds anything that no run has written, is a link, or another process is
+            writing it; nothing is removed then.
+    """
+    check_clearable(run_dir)
+    if not run_dir.exists():
+        return
+    with usable("run_dir", run_dir):
+        lock_folder(run_dir, "run_dir")
+        try:
+            shutil.rmtree(run_dir)
+        finally:
+            unlock_folder(run_dir)
+
+
+def check_clearable(run_dir: Path) -> None:
+    """Refuses a run directory that `clear_run` would refuse, whoever is writing it.
+
+    Raises:
+        UserError: If it holds anything that no run has written, or is a link.
+    """
+    if not _exists(run_dir):
+        return
+    if run_dir.is_symlink() or not run_dir.is_dir():
+        raise UserError(f"{run_dir} is no folder, where a run would be; move it away")
+    own = {*FILES, *FOLDERS, RECONSTRUCTIONS, *LOGGERS}
+    if not (run_dir / ".hydra" / "config.yaml").is_file():
+        own = set(OWN)  # no run has begun here
+    foreign = [
+        path
+        for path in sorted(run_dir.iterdir())
+        if path.name not in own and not is_temporary(path) and not is_evaluation(path)
+    ]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} is not of a run, and {run_dir} would be removed to start the run "
+            "again; move it away"
         )
 
 
@@ -383,6 +431,11 @@ def is_round(path: Path) -> bool:
 def is_lock_folder(path: Path) -> bool:
     """Returns whether a path is named like the folder of a round's chunk locks."""
     return path.name.startswith("locks_")
+
+
+def is_evaluation(path: Path) -> bool:
+    """Returns whether a path is named like the file of an evaluation of a finished run."""
+    return re.fullmatch(r"evaluation_\d{3}\.json", path.name) is not None
 
 
 def _is_mutable(key: str) -> bool:

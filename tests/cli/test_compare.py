@@ -1,8 +1,10 @@
 """The comparison: rows × seeds in one folder, which the same command resumes."""
 
 import csv
+import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +18,7 @@ from diffem.cli.compare import main
 from diffem.cli.comparison import compare
 from diffem.cli.study import Study, methods_study, read_study
 from diffem.runtime import process
+from diffem.runtime.errors import UserError
 from diffem.runtime.process import Job
 
 COMMON = (*SHORT, "prior=null")
@@ -63,6 +66,13 @@ def environment(folder: Path) -> dict[str, str | None]:
     return json.loads((folder / "summary.json").read_text())["environment"]
 
 
+def began(run_dir: Path) -> Path:
+    """Makes the folder of a run that has begun and not finished."""
+    (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+    (run_dir / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    return run_dir
+
+
 def test_a_comparison_is_resumed(tmp_path: Path) -> None:
     out = tmp_path / NASTY
     both = Study(
@@ -75,6 +85,7 @@ def test_a_comparison_is_resumed(tmp_path: Path) -> None:
     unfinished = out / "pnp" / "seed_0" / "reconstructions"
     unfinished.mkdir(parents=True)  # as a killed job leaves it
     (unfinished.parent / "summary.json").write_text('{"seed": 0, ')
+    began(unfinished.parent)
     assert compare(both, out) == []
     assert (out / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
     with (out / "table.csv").open() as file:
@@ -121,6 +132,79 @@ def test_what_jobs_share(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = process.slot_environments(2)
     assert [c["CUDA_VISIBLE_DEVICES"] for c in jobs] == ["5", "GPU-7"]
     assert process.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3  # fewer GPUs than jobs
+
+
+ONE = Study({"a": ()}, seeds=(0,))
+
+
+@pytest.mark.parametrize("held", [".", "a/seed_0"])
+def test_what_another_process_writes_is_not_removed(held: str, fake: Path) -> None:
+    """Issue 11, B4: a second `compare` on the same folder removed a running run."""
+    chunk = began(fake / "a" / "seed_0") / "reconstructions" / "round_000" / "chunk_00000.npy"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(b"x")
+    with (fake / held / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another process"):
+            compare(ONE, fake)
+    assert chunk.exists()
+    assert compare(ONE, fake) == []  # "wait for it"
+    assert not chunk.exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "reconstructions/x", "run/.hydra/config.yaml"])
+def test_what_no_run_has_written_is_not_removed(name: str, fake: Path) -> None:
+    """Issue 11, B4: a foreign OUT/diffem/seed_0 that holds other files."""
+    file = fake / "a" / "seed_0" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    with pytest.raises(UserError, match=r"is not of a run, and .* move it away"):
+        compare(ONE, fake)
+    assert file.read_text() == "precious"
+    file.rename(fake.parent / "moved")  # the advice
+    shutil.rmtree(fake / "a" / "seed_0")
+    assert compare(ONE, fake) == []
+
+
+def test_a_file_beside_an_unfinished_run_and_a_link_are_not_removed(fake: Path) -> None:
+    thesis = began(fake / "a" / "seed_0") / "thesis.tex"
+    thesis.write_text("precious")
+    with pytest.raises(UserError, match=r"thesis\.tex is not of a run"):
+        compare(ONE, fake)
+    elsewhere = fake.parent / "elsewhere"
+    (fake / "a" / "seed_0").rename(elsewhere)
+    (fake / "a" / "seed_0").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is no folder, where a run would be; move it away"):
+        compare(ONE, fake)
+    assert (elsewhere / "thesis.tex").read_text() == "precious"
+
+
+def test_a_foreign_page_is_not_overwritten(fake: Path) -> None:
+    fake.mkdir()
+    (fake / "index.html").write_text("mine")
+    with pytest.raises(UserError, match=r"index\.html is not of a comparison"):
+        compare(ONE, fake)
+    assert (fake / "index.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"rows": {}}', '{"overrides": [], "rows": {"a": 1}}', "[" * 9999],
+)
+def test_a_damaged_record_is_refused(content: str, fake: Path) -> None:
+    fake.mkdir()
+    (fake / "overrides.json").write_text(content)
+    with pytest.raises(UserError, match=r"overrides\.json is damaged, or of an older comparison"):
+        compare(ONE, fake)
+    assert (fake / "overrides.json").read_text() == content
+
+
+def test_a_folder_that_cannot_be_written(fake: Path) -> None:
+    """Issue 11, C2."""
+    fake.write_text("a file")
+    for out in (fake, fake / "below", Path("/proc/out"), fake.parent / ("x" * 300)):
+        with pytest.raises(UserError, match=r"cannot be written .*; choose another --out"):
+            compare(ONE, out)
 
 
 def alive(pid: int) -> bool:

@@ -1,5 +1,6 @@
 """Sweeps: each job is right, or one failed line, and the others finish."""
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from command import NASTY, ROOT, SHORT, train, wait_until, weights
+from omegaconf import OmegaConf
+
+from diffem.cli.sweep import SweepCallback
+from diffem.storage.lock import unlock_folder
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
 
@@ -63,6 +68,32 @@ def test_a_job_that_fails_is_one_line_and_the_same_command_resumes_it(tmp_path: 
     code, again, _ = sweep(tmp_path / NASTY, "em.rounds=0,1", "prior=null")
     assert code == 1 and [job["ended"] for job in again] == [job["ended"] for job in jobs]
     assert (tmp_path / NASTY / "1" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_two_sweeps_do_not_write_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 11, B4. Hydra would make a warning of an exception, and go on."""
+    node = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": ["seed=0,1"]}}
+    config = OmegaConf.create({"hydra": node})
+    record = tmp_path / ".jobs" / "00000.json"
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        record.parent.mkdir()
+        record.write_text("{}")
+        with pytest.raises(SystemExit) as stop:
+            SweepCallback().on_multirun_start(config)
+    assert stop.value.code == 1 and record.exists()
+    assert "is being written by another process" in capsys.readouterr().err
+    mine = tmp_path / ".jobs" / "mine.txt"
+    mine.write_text("precious")
+    SweepCallback().on_multirun_start(config)
+    unlock_folder(tmp_path)
+    assert not record.exists() and mine.read_text() == "precious"
+    (tmp_path / ".hydra").mkdir()
+    with pytest.raises(SystemExit):
+        SweepCallback().on_multirun_start(config)
+    assert "holds a run; choose another run_dir" in capsys.readouterr().err
 
 
 def single(run_dir: Path, devices: int, seed: int, *overrides: str) -> Path:
