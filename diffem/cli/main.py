@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -12,6 +13,7 @@ from diffem.runtime.signals import (
     exit_now,
     install_interrupt_handler,
     install_signal_handlers,
+    stoppable,
 )
 
 COMMANDS = {
@@ -64,8 +66,11 @@ def run(name: str) -> None:
     if name == "train":
         install_signal_handlers()  # before imports that take seconds
         install_interrupt_handler()
+    # Those that train resume, and end their processes themselves.
+    scope = nullcontext() if name in ("train", "compare") else stoppable()
     try:
-        import_module(f"diffem.cli.{MODULES.get(name, name)}").main()
+        with scope:
+            import_module(f"diffem.cli.{MODULES.get(name, name)}").main()
     except KeyboardInterrupt:
         exit_now("stopped by SIGINT; start the same command again", INTERRUPTED)
 

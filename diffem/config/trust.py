@@ -56,6 +56,8 @@ def package_folders(packages: Sequence[str]) -> list[Path]:
 
 def find_package(name: str) -> ModuleSpec | None:
     """Returns where a package is, installed or in the current directory; None if it is nowhere."""
+    if not name.isidentifier():
+        return None
     try:
         return importlib.util.find_spec(name) or PathFinder.find_spec(name, [os.getcwd()])
     except ValueError:  # a module without a specification, as __main__

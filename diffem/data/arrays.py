@@ -140,7 +140,8 @@ def _linear(
         phi = _mask(~y.isnan(), own, operator, source)
     elif y.isnan().any():
         raise UserError(
-            f"{source} holds NaN, which says that a pixel was not measured; choose corruption=mask"
+            f"{source} holds NaN, which says that a pixel was not measured, and {channel} takes "
+            "all for measured; give measurements without, or train with corruption=mask"
         )
     else:
         phi = _operator(len(y), own, operator, channel, source)
@@ -181,7 +182,8 @@ def _with_channels(y: Tensor, expected: Sequence[int], channel: Channel, source:
         return y.unsqueeze(1)
     raise UserError(
         f"{source}: the measurements have shape {list(y.shape[1:])}, and {channel} of images "
-        f"{list(channel.shape)} gives {list(expected)}; set dataset.shape or the corruption"
+        f"{list(channel.shape)} gives {list(expected)}; give others, or train with another "
+        "dataset.shape or corruption"
     )
 
 
@@ -215,6 +217,9 @@ def _operator(
     n: int, own: LinearOperator, operator: Array | None, channel: Channel, source: str
 ) -> Tensor:
     """Returns φ of each measurement, (N, *P), of an operator that is no mask."""
+    drawn = own.draw(2, Generator().manual_seed(0))
+    if operator is not None and not drawn.numel():
+        raise UserError(f"{source}: operator has no effect on {channel}; leave it out")
     known = [p.name for p in own.parameters.values() if p.known is not None]
     if operator is not None and known:
         raise UserError(
@@ -226,7 +231,6 @@ def _operator(
             f"{source} has no `operator`, and {channel} draws its own for each measurement; give "
             "one number in its place, or `operator`"
         )
-    drawn = own.draw(2, Generator().manual_seed(0))
     return _given_or_drawn(n, operator, drawn, f"{source}: operator", channel)
 
 

@@ -104,8 +104,10 @@ class MeasurementFiles:
             then no channel of that pixel is.
         shape: The shape of a clean image; None for that of a measurement.
         range: [low, high], the values in the data's units that become -1 and 1; None to estimate
-            it from the measurements. Nothing is clipped. Under a channel that is not linear it is
-            the range of the clean images, and the measurements stay in their own units.
+            it from the measurements. Nothing is clipped. Under noise of photons it must be given:
+            the mean values of a pixel without light and of one with `photons` photons. Under a
+            channel that is not linear it is the range of the clean images, and the measurements
+            stay in their own units.
         heldout: The fraction of the measurements that is held out, in (0, 1).
         limit: The largest number of measurements to use, the first ones; None for all.
 
@@ -165,6 +167,12 @@ class MeasurementFiles:
             UserError: If the measurements do not fit the channel.
         """
         if isinstance(channel, LinearChannel):
+            if channel.noise.counts_photons and not self.given["range"]:
+                raise UserError(
+                    f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
+                    "y, in the data's units, of a pixel without light and of one with "
+                    "corruption.noise.photons photons"
+                )
             self._report_range()
             channel = channel.scaled(self.scale.factor)
         elif unset := [key for key, given in self.given.items() if not given]:

@@ -66,10 +66,20 @@ class Format:
             x = x.round()
         outside = int(((x < low) | (x > high)).sum())
         # The largest number of 64 bits rounds up to a float64 that 64 bits do not hold.
-        largest = np.nextafter(high, 0) if int(high) > limits.max else high
+        rounded_up = dtype.kind != "f" and int(high) > limits.max
+        largest = np.nextafter(high, 0) if rounded_up else high
         values = x.clip(low, largest).astype(dtype)
         values[x >= high] = limits.max
         return values, outside
+
+    def float_type(self) -> np.dtype:
+        """Returns the type of means and standard deviations, which holds the samples' values.
+
+        It is float32, which has 24 bits; float64 in arrays of types that have more. (Pillow has
+        no images of float64.)
+        """
+        narrow = self.suffix in IMAGES or np.can_cast(self.dtype, np.float32)
+        return np.dtype(np.float32 if narrow else np.float64)
 
     def axes(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Returns samples (…, *shape) with the axes of the measurements.
@@ -92,8 +102,9 @@ class SampleWriter:
         .npz     samples.npz with samples, mean and std
 
     Samples have the dtype of the measurements; whole numbers are rounded, and clipped to the
-    dtype's range with a warning. Mean and std are float32: TIFF files for grey images, .npy files,
-    (H, W, 3), for RGB ones. Of one sample there are none. The folder appears when all is written:
+    dtype's range with a warning. Mean and std are float32, in arrays float64 if the measurements
+    have more than 24 bits: TIFF files for grey images, .npy files, (H, W, 3), for RGB ones. Of one
+    sample there are none. The folder appears when all is written:
 
         with SampleWriter(folder, format, shape, count=N, n=n) as writer:
             writer.write(samples)  # as often as it takes
@@ -107,8 +118,8 @@ class SampleWriter:
         names: The names of the images without suffix; None to number them.
 
     Raises:
-        UserError: If the folder is not empty or cannot be written, or such samples cannot be
-            written in this form.
+        UserError: If the folder is not empty or cannot be written, the disk has too little space,
+            or such samples cannot be written in this form.
     """
 
     def __init__(
@@ -124,12 +135,16 @@ class SampleWriter:
         format.check(shape)
         self.folder, self.format, self.shape = Path(folder), format, tuple(shape)
         self.count, self.n = count, n
-        self.names = names or [f"{i:05d}" for i in range(count)]
+        self.names = names
         self.parts = ("samples", "mean", "std") if n > 1 else ("samples",)
         self.row = self.clipped = 0
 
     def __enter__(self) -> Self:
-        self._scope = new_folder(self.folder)
+        size = np.dtype(self.format.dtype).itemsize * self.n
+        size += self.format.float_type().itemsize * (len(self.parts) - 1)
+        if self.format.suffix == ".png":  # which compresses
+            size = 0
+        self._scope = new_folder(self.folder, size=self.count * math.prod(self.shape) * size)
         self.temporary = self._scope.__enter__()
         return self
 
@@ -152,7 +167,7 @@ class SampleWriter:
         with writing(self.folder):
             for part, array in held.items():
                 array = self.format.axes(array, self.shape)
-                array = array if part == "samples" else array.astype(np.float32)
+                array = array if part == "samples" else array.astype(self.format.float_type())
                 if self.format.suffix in IMAGES:
                     self._write_images(part, array)
                 else:
@@ -163,7 +178,8 @@ class SampleWriter:
         """Writes the images, (B, …), of one part; samples are (B, n, …)."""
         folder = self.temporary / part
         folder.mkdir(exist_ok=True)
-        for name, image in zip(self.names[self.row :], images, strict=False):
+        for i, image in enumerate(images, start=self.row):
+            name = f"{i:05d}" if self.names is None else self.names[i]
             if part == "samples":
                 digits = max(2, len(str(self.n - 1)))
                 for s, sample in enumerate(image):
@@ -203,12 +219,13 @@ def write_generated(
         count: The number of all samples.
 
     Raises:
-        UserError: If the folder is not empty or cannot be written, or such samples cannot be
-            written in this form.
+        UserError: If the folder is not empty or cannot be written, the disk has too little space,
+            or such samples cannot be written in this form.
     """
     format.check(shape)
     folder, row, clipped = Path(folder), 0, 0
-    with new_folder(folder) as temporary:
+    size = 0 if format.suffix == ".png" else np.dtype(format.dtype).itemsize
+    with new_folder(folder, size=count * math.prod(shape) * size) as temporary:
         for samples in chunks:
             values, outside = format.values(finite(samples))
             values, clipped = format.axes(values, shape), clipped + outside
@@ -227,25 +244,40 @@ def write_generated(
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
     """Opens a scope that fills a folder, under a temporary name that is given up at the end.
 
     A process that is killed leaves nothing under the folder's own name, and one that fails
-    nothing at all.
+    nothing at all, but for the folders that it is in.
+
+    Arguments:
+        folder: The folder; a link is followed.
+        size: The number of bytes that it will hold.
 
     Raises:
-        UserError: If there is such a folder with content, or it cannot be made.
+        UserError: If there is such a folder with content, it cannot be made, or the disk has less
+            space.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    with writing(folder):
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+        target = folder.resolve()
+    if taken:
         raise UserError(f"{folder} exists and is not empty; give another folder, or remove it")
-    folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    if target.is_mount():  # which cannot be replaced by the folder of the temporary name
+        raise UserError(f"{folder} is a mount point; give a folder in it, {folder / 'NAME'}")
+    temporary = target.with_name(f".{target.name[:100]}.tmp{os.getpid()}")
     try:
         with writing(folder):
             temporary.mkdir(parents=True)
+            free = shutil.disk_usage(temporary).free
+        if size > free:
+            raise UserError(
+                f"{folder} needs {size / 1e9:.2g} GB and {free / 1e9:.2g} GB are free; choose "
+                "another disk, or draw fewer samples"
+            )
         yield temporary
         with writing(folder):
-            os.replace(temporary, folder)
+            os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -271,8 +303,8 @@ def finite(samples: Tensor) -> np.ndarray:
     x = samples.detach().cpu().double().numpy()
     if not np.isfinite(x).all():
         raise UserError(
-            "samples hold NaN or infinity, and nothing was kept; choose another sampler, or more "
-            "steps"
+            "samples hold NaN or infinity, and nothing was kept; give measurements like those of "
+            "the training, or train with another sampler or more sampler.steps"
         )
     return x
 

@@ -105,6 +105,8 @@ def open_measurements(
                 f"{name}: {field} must have a row for each of the {len(y)} measurements, got the "
                 f"shape {list(array.shape)}"
             )
+    if not len(y):
+        raise UserError(f"{name} holds no measurement; give at least one")
     form = Format(path.suffix, y.dtype.name, channel_axis=len(y.shape) > 3)
     operator, std, truth = (arrays.get(field) for field in FIELDS[1:])
     return Held(name, form, y, operator, std, truth)

@@ -27,6 +27,8 @@ BITS, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of TIFF and a value (TIFF 6.
 class ImageFolder:
     """The images of a folder in the order of their names; each is decoded when it is asked for.
 
+    Hidden files, whose names begin with a dot, are none of them: macOS writes such beside others.
+
     Arguments:
         folder: The folder.
         limit: The largest number of images to use; None for all.
@@ -40,14 +42,18 @@ class ImageFolder:
     def __init__(self, folder: Path, *, limit: int | None, key: str) -> None:
         self.key = key
         try:
-            found = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+            found = sorted(
+                f
+                for f in folder.iterdir()
+                if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
+            )
         except OSError as error:
             raise unreadable(f"{key}: {folder}", error) from error
         if not found:
             raise UserError(
                 f"{key}: {folder} has no {', '.join(SUFFIXES)} files; put the images there"
             )
-        self.files = [inside(file, folder) for file in found[:limit]]
+        self.files = [inside(file, folder, key=key) for file in found[:limit]]
         self._shape, self.dtype = read_header(self.files[0], key)
         names: dict[str, Path] = {}
         for file in self.files:
@@ -122,6 +128,8 @@ def read_image(file: Path, key: str) -> np.ndarray:
 @contextmanager
 def _opened(file: Path, key: str) -> Iterator[Image.Image]:
     """Opens an image that loses nothing; every error in the scope is one sentence."""
+    if file.exists() and not file.is_file():  # opening a pipe would wait
+        raise UserError(f"{key}: {file} is no file; move it elsewhere")
     try:
         with warnings.catch_warnings(), Image.open(file, formats=("PNG", "TIFF")) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -72,12 +72,13 @@ def checked(splits: Splits, shape: Sequence[int]) -> Splits:
     return splits
 
 
-def inside(file: Path, *folders: Path) -> Path:
+def inside(file: Path, *folders: Path, key: str = "dataset.path") -> Path:
     """Returns a file after checking that it is inside a data folder.
 
     Arguments:
         file: The file.
         folders: The folders that it may be in.
+        key: The setting that names the folder, as the sentence begins.
 
     Raises:
         UserError: If it is a link, or behind a link, that leads out of the folders.
@@ -85,7 +86,7 @@ def inside(file: Path, *folders: Path) -> Path:
     real = file.resolve()
     if not any(real.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError(
-            f"dataset.path: {file} leads out of {folders[0]}, to {real}; put the file itself there"
+            f"{key}: {file} leads out of {folders[0]}, to {real}; put the file itself there"
         )
     return file
 

@@ -139,7 +139,8 @@ class RunReport:
             device: Where to sample.
         """
         final, features = self._evaluate(posterior, channel, prior, device)
-        final["gaussian_psnr_mean"] = self.rounds[0].get("heldout_gaussian_psnr_mean")
+        if (floor := self.rounds[0].get("heldout_gaussian_psnr_mean")) is not None:
+            final["gaussian_psnr_mean"] = floor
         save_curves(
             self.figures / "curves.png",
             self.rounds,
@@ -414,8 +415,7 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         final: The held-out scores.
     """
     console = Console()
-    if final["gaussian_psnr_mean"] is not None:
-        floor = final["gaussian_psnr_mean"]
+    if (floor := final.get("gaussian_psnr_mean")) is not None:
         console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
     if estimate := rounds[-1].get("estimate"):
         learned = ", ".join(f"{name} {level:.4f}" for name, level in estimate.items())

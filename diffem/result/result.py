@@ -103,14 +103,17 @@ class PosteriorSampler:
         check_count("n", n)
         measurement = measurement_of(y, self.channel, self.scale, operator=operator, noise=noise)
         measurements = MeasurementSet(measurement, self.channel, scale=self.scale)
-        samples = torch.cat(list(self.chunks(measurements, n, seed=seed)), dim=1)
+        chunks = [chunk.float() for chunk in self.chunks(measurements, n, seed=seed)]
+        samples = torch.cat(chunks, dim=1)
         grey = samples.shape[2] == 1 and samples.ndim == np.ndim(y) + 2
         return samples.squeeze(2) if grey else samples
 
     def chunks(
         self, measurements: MeasurementSet, n: int, *, seed: int | None = None
     ) -> Iterator[Tensor]:
-        """Yields the samples of `sample` chunk by chunk, (n, b, *shape), on the CPU.
+        """Yields the samples of `sample` chunk by chunk, (n, b, *shape), float64, on the CPU.
+
+        A float32 would lose the digits of images whose values are large and alike.
 
         Arguments:
             measurements: The measurements, on the scale of [-1, 1].
@@ -128,7 +131,7 @@ class PosteriorSampler:
                 samples = next(draws, None)
             if samples is None:
                 return
-            yield self.scale.denormalise(samples)
+            yield self.scale.denormalise(samples.double())
 
 
 class PriorSampler:
@@ -159,7 +162,7 @@ class PriorSampler:
         Returns:
             Samples, (n, *shape); grey ones without their channel if the measurements had none.
         """
-        x = self.scale.denormalise(self.draw(check_count("n", n), seed=seed))
+        x = self.scale.denormalise(self.draw(check_count("n", n), seed=seed).double()).float()
         return x if self.channel_axis else x.squeeze(1)
 
     def draw(self, n: int, *key: Key, seed: int | None = None) -> Tensor:
@@ -176,7 +179,7 @@ class PriorSampler:
             return self.prior.sample(n).float().cpu()
 
     def chunks(self, n: int, *, seed: int | None = None) -> Iterator[Tensor]:
-        """Yields n samples in the data's units chunk by chunk, (b, *shape), on the CPU.
+        """Yields n samples in the data's units chunk by chunk, (b, *shape), float64, on the CPU.
 
         Arguments:
             n: The number of samples.
@@ -185,7 +188,7 @@ class PriorSampler:
         size = self.sampling.chunk_size
         for start in range(0, n, size):
             x = self.draw(min(size, n - start), start, seed=seed)
-            yield self.scale.denormalise(x)
+            yield self.scale.denormalise(x.double())
 
 
 @dataclass(frozen=True)
@@ -376,10 +379,10 @@ def checked_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        line = str(error).splitlines()[0]
+        torch.zeros(1, device=chosen).item()  # which "meta", without numbers, does not have
+    except Exception as error:  # each type of device raises another
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UserError(
-            f"device={device} is not on this machine ({line}); give cpu, or cuda with a GPU"
+            f"device={device} is not on this machine ({reason}); give cpu, or cuda with a GPU"
         ) from error
     return chosen

@@ -47,6 +47,34 @@ def install_interrupt_handler() -> None:
         signal.signal(signal.SIGINT, _handle)
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Opens a scope that Ctrl-C, SIGTERM and SIGHUP leave as an error does: by its `finally`.
+
+    Raises:
+        SystemExit: With 128 plus the signal's number, after one line, when one of them arrives.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for other in before:  # a second one must not interrupt the cleanup
+            signal.signal(other, signal.SIG_IGN)
+        os.write(
+            2, f"stopped by {signal.Signals(number).name}; start the same command again\n".encode()
+        )
+        sys.exit(128 + number)
+
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def watch_signals() -> None:
     """Handles signals while the main thread waits outside Python, as in a collective."""
     read, write = os.pipe()

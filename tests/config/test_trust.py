@@ -111,6 +111,12 @@ def test_its_methods_are_compared(package: Path) -> None:
         methods_study(["own_method"])
 
 
+@pytest.mark.parametrize("name", ["../own", "", "own package", ".own", "/"])
+def test_what_is_no_name_is_no_package(name: str) -> None:
+    with pytest.raises(UserError, match="no such package is installed"):
+        package_folders([name])
+
+
 def test_the_last_word_counts() -> None:
     assert trusted_packages(["trust=[a]", "seed=1", "trust=[b,b,c]"]) == ["b", "c"]
     assert trusted_packages(["seed=1"]) == [] and package_folders([]) == []

@@ -145,7 +145,7 @@ RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNois
         (X[0, 0], denoising(), {}, "have shape [3], and Denoising with GaussianNoise of images"),
         (np.where(X > 2000, np.inf, X), denoising(), {}, "y holds infinity; mark it by NaN"),
         (X * 1e40, denoising(), {}, "too large for dataset.range=[0,4000]"),
-        (HOLES, denoising(), {}, "choose corruption=mask"),
+        (HOLES, denoising(), {}, "train with corruption=mask"),
         (HOLES, Saturated(SHAPE), {}, "Saturated does not say what was not measured"),
         (X, mask(), {"operator": np.ones((N, 2, 2))}, "has shape [2, 2], and [1, 4, 3]"),
         (X, mask(), {"operator": np.full((N, 4, 3), np.nan)}, "operator holds NaN; correct it"),

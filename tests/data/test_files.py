@@ -1,5 +1,6 @@
 """Measurements of one's own come back as they were; what would lose values is refused."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffem.corruption import (
     Channel,
     Denoising,
     GaussianNoise,
+    LinearChannel,
     Mask,
     Measurement,
     PoissonNoise,
@@ -19,6 +21,7 @@ from diffem.corruption import (
     make_channel,
 )
 from diffem.data.files import MeasurementFiles
+from diffem.data.held import open_measurements
 from diffem.data.images import read_image
 from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
@@ -127,11 +130,42 @@ def test_a_blur_of_known_width_needs_no_operator(tmp_path: Path) -> None:
     assert (every(train).operator == 1.0).all()
 
 
-def test_photons_are_counted_in_no_unit(tmp_path: Path) -> None:
-    np.save(tmp_path / "y.npy", IMAGES["float"])
-    source = MeasurementFiles(str(tmp_path / "y.npy"))
-    channel = make_channel(Denoising(source.shape), PoissonNoise(100.0))
-    assert (every(source.measurement_sets(channel)[0]).noise == 100.0).all()
+def test_photons_have_the_assumed_noise_in_the_units_of_a_camera(tmp_path: Path) -> None:
+    photons, background, gain, offset = 400.0, 4.0, 2.5, 100.0
+    x = RNG.random((200, 6, 5))
+    y = offset + gain * RNG.poisson(photons * x + background)
+    np.save(tmp_path / "y.npy", y)
+    bounds = [offset + gain * background, offset + gain * (background + photons)]
+    channel = make_channel(Denoising((1, 6, 5)), PoissonNoise(photons, background))
+    source = MeasurementFiles(str(tmp_path / "y.npy"), range=bounds)
+    train, heldout = source.measurement_sets(channel)
+    for measurements in (train, heldout):
+        assert (every(measurements).noise == photons).all()
+    assert isinstance(train.channel, LinearChannel)
+    held, rows = every(train), train.source.rows  # type: ignore[union-attr]
+    clean = torch.from_numpy(2 * x[rows] - 1).float()[:, None]
+    error = held.y - clean
+    chi2 = error**2 / train.channel.noise.variance(clean, held.noise)
+    # The variance of ((n - m) / √m)² of a Poisson number n of mean m >= 4 is 2 + 1 / m.
+    assert abs(chi2.mean() - 1) < 4 * (2.25 / chi2.numel()) ** 0.5
+    with pytest.raises(UserError, match=r"dataset\.range must be given with Denoising"):
+        MeasurementFiles(str(tmp_path / "y.npy")).measurement_sets(channel)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_what_is_no_image_of_the_folder(suffix: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "images", IMAGES["8-bit"], suffix)
+    (path / f"._000{suffix}").write_bytes(b"macOS writes such files")
+    (path / "notes.txt").write_text("mine")
+    (path / "folder").mkdir()
+    assert len(open_measurements(path).y) == N
+    os.mkfifo(path / f"pipe{suffix}")
+    with pytest.raises(UserError, match=f"--input: .*pipe{suffix} is no file"):
+        open_measurements(path, key="--input")
+    (path / f"pipe{suffix}").unlink()
+    (path / f"link{suffix}").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"--input: .*link{suffix} leads out"):
+        open_measurements(path, key="--input")
 
 
 def save(path: Path, **arrays: np.ndarray) -> str:
@@ -154,9 +188,9 @@ RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), Gaussian
         ({"y": Y[:3]}, None, "holds 3 measurements; at least 4 are needed"),
         ({"y": Y, "std": np.ones(3)}, None, "std must have a row for each of the 20"),
         ({"y": Y, "std": -np.ones(N)}, None, "std must be positive numbers"),
-        ({"y": np.where(Y > 900, np.nan, Y)}, denoising((1, 6, 5)), "choose corruption=mask"),
+        ({"y": np.where(Y > 900, np.nan, Y)}, denoising((1, 6, 5)), "train with corruption=mask"),
         ({"y": Y}, RANGED, "has no `operator`, and Blur with GaussianNoise draws its own"),
-        ({"y": Y}, denoising((1, 5, 6)), "set dataset.shape or the corruption"),
+        ({"y": Y}, denoising((1, 5, 6)), "train with another dataset.shape or corruption"),
         ({"y": Y.reshape(N, 30)}, make_channel(Projection((30,), rows=30), GaussianNoise(1.0)),
          "has another one for each measurement"),
         ({"y": Y}, make_channel(Denoising((1, 6, 5)), GaussianNoise((1.0, 2.0))),

@@ -62,7 +62,7 @@ def test_rgb_images(tmp_path: Path) -> None:
     ("shape", "channel_axis", "expected"),
     [(GREY, False, (4, 6)), (GREY, True, GREY), (RGB, True, RGB), ((7,), False, (7,))],
 )
-@pytest.mark.parametrize("dtype", ["uint16", "int64", "float16", "float64"])
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "int64", "float16", "float64", "longdouble"])
 def test_arrays(
     suffix: str,
     shape: tuple[int, ...],
@@ -80,7 +80,8 @@ def test_arrays(
         names = ("samples", "mean", "std")
         found = {name: np.load(tmp_path / "out" / f"{name}.npy") for name in names}
     assert found["samples"].shape == (N, S, *expected) and found["samples"].dtype == dtype
-    assert found["mean"].dtype == found["std"].dtype == np.float32
+    wide = np.float32 if dtype in ("uint16", "float16") else np.float64
+    assert found["mean"].dtype == found["std"].dtype == wide
     whole = x.round() if "int" in dtype else x
     np.testing.assert_array_equal(found["samples"].ravel(), whole.numpy().astype(dtype).ravel())
     np.testing.assert_allclose(found["mean"].ravel(), x.mean(dim=1).ravel(), rtol=1e-6)
@@ -121,6 +122,35 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.rglob("*")] == ["out", "mine.txt"]
     with pytest.raises(UserError, match="cannot be written \\(Not a directory\\)"):
         write(tmp_path / "out" / "mine.txt" / "out", form, samples(GREY))
+
+
+def test_a_folder_behind_a_link_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "nowhere"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(name)
+        write(tmp_path / "link", Format(".npy", "float32", False), samples(GREY))
+        assert (tmp_path / "link").is_symlink() and (tmp_path / name / "samples.npy").is_file()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif"])
+def test_what_does_not_fit_is_refused_before_anything_is_drawn(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form, never = Format(suffix, "uint16", False), iter([torch.empty(0)])
+    with (
+        pytest.raises(UserError, match=r"needs 1\.7e\+03 GB and .* GB are free"),
+        SampleWriter(tmp_path / "out", form, GREY, count=10**5, n=360_000),
+    ):
+        raise AssertionError("it was opened")
+    with pytest.raises(UserError, match="GB are free; choose another disk"):
+        write_generated(tmp_path / "out", form, GREY, never, count=10**12)
+    with pytest.raises(UserError, match="cannot be written \\(File name too long\\)"):
+        write_generated(tmp_path / ("x" * 300), form, GREY, never, count=1)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match="is a mount point; give a folder in it"):
+        write_generated(tmp_path, form, GREY, never, count=1)
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import diffem
-from diffem import UserError
+from diffem import MeasurementSet, Scale, UserError, measurement_of
 from diffem.report import RunReport
+from diffem.result import PosteriorSampler
 from diffem.runtime.rng import generator
 
 TINY = (
@@ -88,10 +89,26 @@ def test_load_draws_the_bytes_of_the_runs_own_evaluation(
     loaded = diffem.load(result.path, device="cpu")
     samples = loaded.posterior.sample(masked(60)[heldout()], n=2)
     assert samples.shape == (2, 6, 8, 8)
-    assert torch.equal(samples, loaded.scale.denormalise(seen).squeeze(2))
+    assert torch.equal(samples, loaded.scale.denormalise(seen.double()).float().squeeze(2))
     assert loaded.summary is not None and "residual_chi2" in loaded.summary["final"]
     other = loaded.posterior.sample(masked(60)[heldout()], n=2, seed=1)
     assert not torch.equal(samples, other)
+
+
+def test_files_keep_the_digits_of_values_that_are_large_and_alike(run: Run) -> None:
+    """Near 1e9 a float32 is one of 64 units."""
+    sampler = diffem.load(run[0].path, device="cpu").posterior
+    near = np.concatenate([chunk.numpy() for chunk in sampler.chunks(rows(sampler, 0.0), 1)])
+    far = np.concatenate([chunk.numpy() for chunk in sampler.chunks(rows(sampler, 1e9), 1)])
+    # The spacing of float64 at 1e9, and that of the network's float32 in units of the range.
+    np.testing.assert_allclose(far - 1e9, near, rtol=0, atol=1.2e-7 + 1e-6 * (HIGH - LOW))
+
+
+def rows(sampler: PosteriorSampler, offset: float) -> MeasurementSet:
+    """Returns measurements in units that are shifted, and shifts those of a sampler."""
+    sampler.scale = Scale(LOW + offset, HIGH + offset)
+    measurement = measurement_of(masked(4) + offset, sampler.channel, sampler.scale)
+    return MeasurementSet(measurement, sampler.channel, scale=sampler.scale)
 
 
 def test_samples_are_in_the_data_s_units(run: Run) -> None:
@@ -160,7 +177,7 @@ def test_the_same_call_gives_the_same_result_and_other_measurements_are_refused(
 def test_every_method_is_restored(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     result, seen = recorded_fit(masked(40), tmp_path / "run", *overrides)
     samples = result.posterior.sample(masked(40)[heldout(40)], n=2)
-    assert torch.equal(samples, result.scale.denormalise(seen).squeeze(2))
+    assert torch.equal(samples, result.scale.denormalise(seen.double()).float().squeeze(2))
     assert result.prior is not None and result.prior.sample(3).isfinite().all()
 
 
@@ -241,7 +258,7 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
         result.posterior.sample(masked(2), n=0)
     with pytest.raises(UserError, match="holds no run"):
         diffem.load(tmp_path)
-    for device in ("cuda:7", "nonsense"):
+    for device in ("cuda:7", "nonsense", "meta", "hpu", ""):
         with pytest.raises(UserError, match=f"device={device} is not on this machine"):
             diffem.load(result.path, device=device)
     with pytest.raises(UserError, match="corruption=nonsense is not a choice"):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command import LONG, ROOT, SHORT, TWO, assert_gone, ranks, train, wait_until
 
+from diffem.runtime.signals import stoppable
+
 pytestmark = pytest.mark.kill
 
 
@@ -101,6 +103,21 @@ def test_no_process_outlives_another(rank: int, number: int, tmp_path: Path) -> 
         assert error.splitlines()[-1] == (
             "error: process 1 of the run was ended by SIGKILL; the same command resumes the run"
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_stopped_cleans_up(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, done = signal.getsignal(number), False
+    with pytest.raises(SystemExit) as stop, stoppable():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)  # a second one does not interrupt the cleanup
+            done = True
+    assert stop.value.code == 128 + number and done and signal.getsignal(number) is before
+    assert capfd.readouterr().err == (f"stopped by {number.name}; start the same command again\n")
 
 
 def poisoned_train(*overrides: str) -> subprocess.CompletedProcess[str]:
