@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError
 
 from diffem.cli.composition import (
     CONF,
+    NAME,
     check_overrides,
     compose,
     default_hydra_node,
