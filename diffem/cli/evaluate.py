@@ -104,7 +104,9 @@ def evaluate_run(
     report = RunReport(
         run_dir,
         describe_run(cfg),
-        evaluation.fitting(train.channel, truth=train.truth is not None),
+        evaluation.fitting(
+            train.channel, truth=train.truth is not None, train=len(train), heldout=len(heldout)
+        ),
         train,
         heldout,
         store=ReconstructionStore(

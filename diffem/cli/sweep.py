@@ -34,6 +34,7 @@ from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
 from diffem.storage.lock import lock_folder
+from diffem.storage.strict_json import to_json
 
 RECORDS = ".jobs"
 POLL_SECONDS = 0.1
@@ -220,7 +221,7 @@ def print_records(folder: Path) -> list[Record]:
         figures = (score.text(final.get(score.name)) for score in scores)
         ended = FINISHED if record.ended == FINISHED else "FAILED"
         table.add_row(str(record.number), escape("\n".join(record.overrides)), *figures, ended)
-    content = json.dumps(rows, indent=1).encode()
+    content = to_json(rows, indent=1).encode()
     write_file(folder / "sweep.json", lambda file: file.write(content))
     Console().print(table)
     failed = [record for record in records if record.ended != FINISHED]
@@ -251,7 +252,7 @@ def _outcome(job: Job, objective: str) -> tuple[float | None, str]:
     if failure := job.failure():
         return None, failure.removeprefix("error: ")
     final = (job.summary() or {})["final"]
-    if objective not in final:
+    if final.get(objective) is None:
         known = ", ".join(k for k, v in final.items() if isinstance(v, float))
         return None, f"objective={objective} is not among the run's scores: {known}"
     return float(final[objective]), FINISHED

@@ -70,7 +70,9 @@ def run(cfg: DictConfig) -> None:
     evaluation: Evaluation = build(cfg.metric, "metric")
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
-    evaluation = evaluation.fitting(train.channel, truth=train.truth is not None)
+    evaluation = evaluation.fitting(
+        train.channel, truth=train.truth is not None, train=len(train), heldout=len(heldout)
+    )
     if cfg.method.supervised:
         train.known_truth("method.supervised=true")
     steps = settings.steps(len(train))

@@ -1,7 +1,6 @@
 """metrics.jsonl: a file of JSON lines, which every run writes."""
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from diffem.storage.atomic import write_file
+from diffem.storage.strict_json import to_json
 
 
 class JSONLLogger(Logger):
@@ -41,7 +41,7 @@ class JSONLLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends the metrics as a line; non-finite values are null, since JSON has no NaN."""
-        line = {k: v if math.isfinite(v) else None for k, v in metrics.items() if k != "epoch"}
+        line = {k: v for k, v in metrics.items() if k != "epoch"}
         if "round" not in line:
             line = {"step": step, **line}
         stage, counter = _line_stage(line), metrics.get("round", step or 0)
@@ -49,7 +49,7 @@ class JSONLLogger(Logger):
             _remove_repeated(self.path, line)
         self._counters[stage] = counter
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line) + "\n")
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *_: object, **__: object

@@ -9,7 +9,7 @@ from diffem.metric.features import Extractor, PixelFeatures, extract
 from diffem.metric.frechet import frechet_distance
 from diffem.metric.score import Score
 
-FRECHET_PIXELS = Score("frechet_pixels", "FD (pixels)", better="lower")
+FRECHET_PIXELS = Score("frechet_pixels", "FD (pixels)", better="lower", images=2)
 
 
 def frechet(features: Extractor, x: Tensor, reference: Tensor) -> float:

@@ -9,8 +9,8 @@ from diffem.metric.score import Score
 
 IMAGES = 2048  # the most images that are used: the cost of the eigenvalues is cubic in them
 
-DIVERSITY = Score("diversity", "diversity")
-EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None)
+DIVERSITY = Score("diversity", "diversity", images=2)
+EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None, images=2)
 POSTERIOR_STD = Score("posterior_std", "posterior std")
 
 
@@ -53,5 +53,7 @@ def posterior_std(samples: Tensor) -> float:
 
 
 def diversity_metrics(x: Tensor) -> dict[str, float]:
-    """Returns `diversity` and `effective_rank` of images, (N, *shape), N >= 2."""
+    """Returns `diversity` and `effective_rank` of images, (N, *shape); nothing if N < 2."""
+    if len(x) < DIVERSITY.images:
+        return {}
     return {DIVERSITY.name: diversity(x), EFFECTIVE_RANK.name: effective_rank(x)}

@@ -6,7 +6,11 @@ from torch import Tensor
 from diffem.metric.score import Score
 
 MEASUREMENT_ENERGY_DISTANCE = Score(
-    "measurement_energy_distance", "measurement energy distance", digits=None, better="lower"
+    "measurement_energy_distance",
+    "measurement energy distance",
+    digits=None,
+    better="lower",
+    images=2,
 )
 
 

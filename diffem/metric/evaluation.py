@@ -14,6 +14,10 @@ from diffem.metric.metric import Metric
 from diffem.metric.score import Score
 from diffem.metric.sinkhorn import SINKHORN
 from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.progress import warn
+
+OF_SETS = (FRECHET_PIXELS, DIVERSITY, EFFECTIVE_RANK, MEASUREMENT_ENERGY_DISTANCE)
+"""The scores of sets of images that are always reported, if there are enough images."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +87,30 @@ class Evaluation:
             MEASUREMENT_ENERGY_DISTANCE,
         ]
 
-    def fitting(self, channel: Channel, *, truth: bool = True) -> "Evaluation":
-        """Returns the evaluation without the metrics that a channel or its images do not fit.
+    def fitting(
+        self, channel: Channel, *, truth: bool = True, train: int, heldout: int
+    ) -> "Evaluation":
+        """Returns the evaluation without the metrics that a channel or the data do not fit.
+
+        Scores of sets that need more images than there are are left out, with a warning.
 
         Arguments:
             channel: The channel; its `shape` is that of the images.
             truth: Whether the clean images are known.
+            train: The number of training measurements.
+            heldout: The number of held-out measurements.
 
         Raises:
             UserError: If a metric that is required does not fit, or a feature space.
         """
         fitting = {}
+        count, part = min((train, "training"), (min(heldout, self.heldout), "held-out"))
+        there = f"and there is {count} {part} image" + ("s" if count > 1 else "")
         for key, metric in self.metrics.items():
-            if (obstacle := metric.obstacle(channel, truth=truth)) is None:
+            obstacle = metric.obstacle(channel, truth=truth)
+            if metric.score.images > count:
+                obstacle = f"needs {metric.score.images} images, {there}"
+            if obstacle is None:
                 fitting[key] = metric
             elif metric.required:
                 raise UserError(
@@ -109,9 +124,17 @@ class Evaluation:
             raise UserError(f"metric.lpips {obstacle}; use metric=default")
         for extractor in self.features:
             extractor.check(channel.shape)
+            if (needed := max(score.images for score in extractor.scores)) > count:
+                raise UserError(
+                    f"metric.features: {extractor.name} needs {needed} images, {there}; give "
+                    "more, or use metric=default"
+                )
         if self.features and not truth:
             raise UserError(
                 "metric.features compares with clean images, and these measurements have none; "
                 "use metric=default"
             )
+        for score in OF_SETS:
+            if score.images > count and (truth or score is not FRECHET_PIXELS):
+                warn(f"{score.label} needs {score.images} images, {there}: it is left out")
         return replace(self, metrics=fitting)

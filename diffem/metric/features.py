@@ -41,7 +41,7 @@ class Extractor(nn.Module):
     @property
     def scores(self) -> list[Score]:
         """What `compare` returns."""
-        return [Score(f"fd_{self.name}", f"FD {self.name}", better="lower")]
+        return [Score(f"fd_{self.name}", f"FD {self.name}", better="lower", images=2)]
 
     def compare(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         """Returns the scores of a set's features, (N, F), against the reference's, (N', F)."""

@@ -92,9 +92,9 @@ class Inception(Extractor):
         if not self.published:
             return super().scores
         return [
-            Score("fid", "FID", better="lower"),
-            Score("kid", "KID", better="lower"),
-            Score("inception_score", "Inception score", better="higher"),
+            Score("fid", "FID", better="lower", images=2),
+            Score("kid", "KID", better="lower", images=2),
+            Score("inception_score", "Inception score", better="higher", images=2),
         ]
 
     def compare(self, features: Tensor, reference: Tensor) -> dict[str, float]:

@@ -28,6 +28,8 @@ class Score:
     expected: float | None = None
     """Its expectation if the reconstructions are samples of the true posterior, where it is known;
     curves show it as a dashed line."""
+    images: int = 1
+    """The smallest number of reconstructions, and of true images, that it is defined for."""
     of_mean: bool = False
     """Whether it is of the mean of several samples, and not of one sample."""
 

@@ -64,7 +64,8 @@ class UNet(nn.Module):
         dropout: The dropout rate in [0, 1).
 
     Raises:
-        UserError: If x is a vector, a number is out of its range, or the levels do not match.
+        UserError: If x is a vector, a number is out of its range, the levels do not match, or
+            there are more than halve the grid to one pixel.
     """
 
     def __init__(
@@ -147,6 +148,14 @@ class UNet(nn.Module):
             raise UserError(
                 f"network.blocks must have one number for each of network.channels {channels}, "
                 f"got {blocks}"
+            )
+        most = 1 + (max(shape[1:]) - 1).bit_length()
+        if len(channels) > most:
+            raise UserError(
+                f"network.channels has {len(channels)} levels, and each halves the grid: images "
+                f"of shape {list(shape)} are one pixel at level {most}; leave out the last of "
+                f"network.channels and network.blocks, as in network.channels="
+                f"{list(channels)[:most]} network.blocks={list(blocks)[:most]}"
             )
         if any(level not in range(len(channels)) for level in attention):
             raise UserError(

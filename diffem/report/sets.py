@@ -16,6 +16,7 @@ from diffem.metric import (
     frechet_pixels,
     sinkhorn_divergence,
 )
+from diffem.metric.distribution import FRECHET_PIXELS
 from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator
@@ -66,7 +67,7 @@ def measurement_distance_scores(
     Returns:
         `measurement_energy_distance` and `measurement_energy_distance_truth`; nothing if B = 1.
     """
-    if samples.shape[1] < 2:
+    if samples.shape[1] < MEASUREMENT_ENERGY_DISTANCE.images:
         return {}
     name = MEASUREMENT_ENERGY_DISTANCE.name
     scores = {name: measurement_distance(samples, channel, measurement, seed=seed)}
@@ -87,11 +88,10 @@ def prior_scores(x: Tensor, train: Tensor | None, heldout: Tensor | None) -> dic
     if train is None or heldout is None:
         return {"samples": len(x)}
     truth = train[: len(x)]
-    scores = {
-        "samples": len(x),
-        "frechet_pixels": frechet_pixels(x, heldout),
-        "frechet_pixels_truth": frechet_pixels(truth, heldout),
-    }
+    scores: dict[str, float] = {"samples": len(x)}
+    if min(len(truth), len(heldout)) >= FRECHET_PIXELS.images:
+        scores["frechet_pixels"] = frechet_pixels(x, heldout)
+        scores["frechet_pixels_truth"] = frechet_pixels(truth, heldout)
     if x.ndim == 2:
         scores["sinkhorn"] = sinkhorn_divergence(x, heldout)
         scores["sinkhorn_truth"] = sinkhorn_divergence(truth, heldout)

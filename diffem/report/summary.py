@@ -1,6 +1,7 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ from diffem.report.sets import feature_scores, measurement_distance_scores, prio
 from diffem.runtime.progress import progress_bar
 from diffem.storage.atomic import write_file
 from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.strict_json import to_json
 
 SHOWN = 6  # images in a panel
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
@@ -110,10 +112,11 @@ class RunReport:
             part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
             drawn = self._samples(round.posterior, part, (k,), more, module.device)
             samples = torch.cat([samples, drawn])
-        scores = self._score_store(k, measurements) | self._score_means(samples, measurements)
+        scores, left_out = self._score_store(k, measurements)
+        scores |= self._score_means(samples, measurements)
         scores[POSTERIOR_STD.name] = posterior_std(samples)
         scores |= round.costs
-        self._keep({"round": k, **scores, **round.estimate()}, round)
+        self._keep({"round": k, **scores, **left_out, **round.estimate()}, round)
         scores |= {
             f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
         }
@@ -151,6 +154,7 @@ class RunReport:
         rows = [(str(row["round"]), row) for row in self.rounds]
         print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
         print_closing(self.rounds, final)
+        print_left_out(self.evaluation.scores, [*rows, (HELDOUT, final)])
         print_features(features)
         for name in FILES:
             Console().print(f"wrote {self.run_dir / name}", soft_wrap=True, markup=False)
@@ -237,8 +241,10 @@ class RunReport:
         """The metrics that are computed in each round."""
         return [metric for metric in self.evaluation.metrics.values() if not metric.heavy]
 
-    def _score_store(self, k: int, measurements: MeasurementSet) -> dict[str, Any]:
-        """Returns the mean scores of a round's reconstructions, chunk by chunk."""
+    def _score_store(
+        self, k: int, measurements: MeasurementSet
+    ) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+        """Returns the mean scores of a round's reconstructions, and what `left_out` returns."""
         data, values = self.store.open(k), dict[str, list[Tensor]]()
         for chunk in self.store.chunks:
             rows = self.store.rows(chunk)
@@ -246,14 +252,17 @@ class RunReport:
             for metric in self._metrics:
                 name, value = metric.score.name, compute(metric, x, measurements, rows)
                 values.setdefault(name, []).append(value)
-        means = {name: mean_of(torch.cat(value)) for name, value in values.items()}
+        all_of = {name: torch.cat(value) for name, value in values.items()}
+        means: dict[str, Any] = {name: mean_of(value) for name, value in all_of.items()}
         first = data.__getitems__(range(min(len(data), IMAGES))).x
         means |= diversity_metrics(first)
         if first.ndim == 2 and self.heldout.truth is not None:
             means[SINKHORN.name] = sinkhorn_divergence(first, self.heldout.truth)
-        return means
+        return means, left_out(all_of)
 
-    def _score_means(self, samples: Tensor, measurements: MeasurementSet) -> dict[str, float]:
+    def _score_means(
+        self, samples: Tensor, measurements: MeasurementSet
+    ) -> dict[str, float | None]:
         """Returns the scores of the mean of samples, (S, n, *shape), of the first n posteriors."""
         mean, rows = samples.mean(dim=0), slice(samples.shape[1])
         return {
@@ -270,10 +279,12 @@ class RunReport:
         truth = None if heldout.truth is None else heldout.truth[rows]
         measurement = heldout.select(rows)
         lpips = [] if self.evaluation.lpips is None else [self.evaluation.lpips]
-        final: dict[str, Any] = {
-            metric.score.name: mean_of(compute(metric, first, heldout, rows, device))
+        values = {
+            metric.score.name: compute(metric, first, heldout, rows, device)
             for metric in (*self.evaluation.metrics.values(), *lpips)
         }
+        final: dict[str, Any] = {name: mean_of(value) for name, value in values.items()}
+        final |= left_out(values)
         final |= self._score_means(samples, heldout)
         if first.ndim == 2 and truth is not None:
             final[SINKHORN.name] = sinkhorn_divergence(first, truth)
@@ -321,8 +332,8 @@ class RunReport:
             score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
-        content = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
-        write_file(self.journal, lambda file: file.write(json.dumps(content, indent=1).encode()))
+        content = to_json({"rounds": self.rounds, "wall_seconds": self.wall_seconds}, indent=1)
+        write_file(self.journal, lambda file: file.write(content.encode()))
 
     def _title(self, k: int, scores: Mapping[str, float]) -> str:
         """Returns the title of a round's panel: the round and its first metric, if any."""
@@ -349,7 +360,7 @@ class RunReport:
             "metrics": describe_scores(self.evaluation.scores),
             **results,
         }
-        text = json.dumps(content, indent=1) + "\n"
+        text = to_json(content, indent=1) + "\n"
         write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
 
 
@@ -378,9 +389,27 @@ def compute(
     )
 
 
-def mean_of(values: Tensor) -> float:
-    """Returns the mean of a metric over the reconstructions for which it is defined."""
-    return float(values.double().nanmean())
+def mean_of(values: Tensor) -> float | None:
+    """Returns the mean of a metric over the reconstructions for which it is defined, if any."""
+    mean = float(values.double().nanmean())
+    return mean if math.isfinite(mean) else None
+
+
+def left_out(values: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Returns how many reconstructions are left out of the mean of each metric.
+
+    Those are the ones for which it is not defined, as χ² of a measurement of which nothing was
+    measured.
+
+    Arguments:
+        values: Each metric's values, (N,), by its name.
+
+    Returns:
+        `{"left_out": {name: count}}`; nothing if no reconstruction is left out.
+    """
+    counts = {name: int(value.isnan().sum()) for name, value in values.items()}
+    found = {name: count for name, count in counts.items() if count}
+    return {"left_out": found} if found else {}
 
 
 def print_table(
@@ -405,6 +434,23 @@ def print_table(
     for name, row in rows:
         table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
     Console().print(table)
+
+
+def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Prints how many reconstructions the means of the last row and the last round leave out.
+
+    Arguments:
+        scores: The scores.
+        rows: The name and the scores of each row.
+    """
+    labels = {score.name: score.label for score in scores}
+    for row, found in rows[-2:]:
+        for name, count in found.get("left_out", {}).items():
+            where = row if row == HELDOUT else f"round {row}"
+            Console().print(
+                f"{where}: {labels[name]} is not defined for {count} reconstructions, and leaves "
+                "them out"
+            )
 
 
 def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> None:

@@ -236,11 +236,11 @@ def test_classifier_gives_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(classifier.network(x), network(x))
     assert torch.equal(network.head(extract(classifier, x)), network(x))
     evaluation, noise = Evaluation(2, 2, 2, 2, features=[classifier]), GaussianNoise(0.1)
-    evaluation.fitting(make_channel(Denoising((1, 8, 8)), noise))
+    evaluation.fitting(make_channel(Denoising((1, 8, 8)), noise), train=9, heldout=9)
     with pytest.raises(
         UserError, match=r"images of shape \[1, 8, 8\], but dataset.shape is \[5\]"
     ):
-        evaluation.fitting(make_channel(Projection((5,), rows=2), noise))
+        evaluation.fitting(make_channel(Projection((5,), rows=2), noise), train=9, heldout=9)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +281,10 @@ def test_vectors_have_no_such_features(inception_file: Path, alexnet_file: Path)
     noise = GaussianNoise(0.1)
     evaluation = Evaluation(2, 2, 2, 2, features=[Inception(str(inception_file))])
     with pytest.raises(UserError, match=r"Inception is for images .* got the shape \[5\]"):
-        evaluation.fitting(make_channel(Projection((5,), rows=2), noise))
+        evaluation.fitting(make_channel(Projection((5,), rows=2), noise), train=9, heldout=9)
     evaluation = Evaluation(2, 2, 2, 2, lpips=LPIPS(str(alexnet_file)))
     with pytest.raises(UserError, match=r"metric\.lpips needs images .* shape \[2, 8, 8\]"):
-        evaluation.fitting(make_channel(Denoising((2, 8, 8)), noise))
+        evaluation.fitting(make_channel(Denoising((2, 8, 8)), noise), train=9, heldout=9)
 
 
 def test_dinov2_has_the_name_of_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,15 +121,19 @@ def test_metrics_that_do_not_fit(
     channel: Channel, left_out: set[str], sentence: str | None
 ) -> None:
     """They are left out if they are not required, and refused if they are."""
-    fitting = Evaluation(2, 2, 2, 2, metrics=default_metrics()).fitting(channel)
+    fitting = Evaluation(2, 2, 2, 2, metrics=default_metrics()).fitting(
+        channel, train=9, heldout=9
+    )
     assert {"psnr", "ssim", "residual_chi2"} - fitting.metrics.keys() == left_out
     assert not left_out & {score.name for score in fitting.scores}
     required = Evaluation(2, 2, 2, 2, metrics=default_metrics(required=True))
     if sentence is None:
-        assert required.fitting(channel).metrics.keys() == required.metrics.keys()
+        assert (
+            required.fitting(channel, train=9, heldout=9).metrics.keys() == required.metrics.keys()
+        )
         return
     with pytest.raises(UserError, match=sentence):
-        required.fitting(channel)
+        required.fitting(channel, train=9, heldout=9)
 
 
 def test_a_metric_of_gaussian_noise() -> None:

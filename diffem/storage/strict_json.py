@@ -1,0 +1,24 @@
+"""Strict JSON (RFC 8259), which has neither NaN nor infinity."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - plain types
+    """Returns plain types as JSON; a number that is not finite becomes null.
+
+    Arguments:
+        value: Dictionaries, lists, texts, numbers, truth values and None.
+        indent: The number of spaces a level is indented by; None for one line.
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
