@@ -4,10 +4,11 @@ import os
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffem.cli.compose import sibling_keys
@@ -66,6 +67,14 @@ def sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UserError | FloatingPointError):
         return text
+    if isinstance(error, OverrideParseException):
+        held = [c for c in error.override if unicodedata.category(c) == "Cc"]
+        advice = (
+            f"it holds {held[0]!r} (a file with line ends of Windows?): remove it"
+            if held
+            else "quote a value with spaces, letters like é, or signs, as in KEY='\"A VALUE\"'"
+        )
+        return f"{error.override!r} cannot be read as KEY=VALUE; {advice}"
     if choice := re.search(r"Could not find '([\w/]+)/(.+?)'", text):
         group, name = choice.groups()
         known = ", ".join(re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE))

@@ -85,8 +85,8 @@ def remove_left_over(environment: MutableMapping[str, str]) -> str | None:
         return None
     shown = ", ".join(f"{name}={left[name]}" for name in told)
     why = next((f" ({mistake})" for mistake in mistakes if mistake), "")
-    how = "srun started this process" if starter == SRUN else "this process was started by itself"
-    return f"{shown} is left over in the environment{why}, and not used: {how}; unset it"
+    how = "srun alone" if starter == SRUN else "neither torchrun nor srun"
+    return f"{shown} is left over in the environment{why}: {how} started this process; unset it"
 
 
 def _claims(environment: Mapping[str, str]) -> list[str]:

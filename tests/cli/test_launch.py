@@ -1,12 +1,25 @@
 """The command answers at once: torch and Lightning are not imported before they are needed."""
 
+import errno
 import json
+import os
+import re
+import runpy
 import subprocess
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command import ROOT
+from hydra import compose, initialize_config_dir
+from lightning import Trainer
+
+from diffem.cli.compose import CONF
+from diffem.cli.launch import quiet
+from diffem.runtime.errors import UserError, usable
+from diffem.storage.lock import lock_folder
 
 # Runs train.py and prints which of the two it has imported, also of a process that exits.
 PROBE = """
@@ -56,6 +69,108 @@ def test_what_is_refused_by_the_channel_imports_torch_alone(tmp_path: Path) -> N
         imported, output = imported_by(given, f"run_dir={tmp_path / 'run'}")
         assert "error: corruption.rho must be a number in [0, 1), got 2" in output
         assert imported == ["torch"]
+
+
+def told(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs the command in this process, which it must not finish, and returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return stop.value.code
+
+
+UNUSABLE = {
+    "/proc/run": "No such file or directory",
+    "FILE": "File exists",
+    "FILE/run": "Not a directory",
+    f"FOLDER/{'x' * 300}": "File name too long",
+    "x" * 300: "File name too long",
+    f"FOLDER/{'/'.join(['y' * 200] * 30)}": "File name too long",
+}
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")], ids=["run", "sweep"])
+@pytest.mark.parametrize("path", UNUSABLE, ids=lambda path: path[:20])
+def test_a_run_directory_that_cannot_be_written(
+    path: str,
+    sweep: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Issue 11, C2: a traceback."""
+    (tmp_path / "file").write_text("precious")
+    run_dir = path.replace("FILE", str(tmp_path / "file")).replace("FOLDER", str(tmp_path))
+    assert told(*sweep, f"run_dir={run_dir}", monkeypatch=monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: run_dir=") and error.count("\n") == 1
+    assert f"cannot be written ({UNUSABLE[path]}: " in error and len(error) < 3000
+    assert error.endswith("; choose another run_dir\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    if not sweep:
+        assert told(f"resume={run_dir}", monkeypatch=monkeypatch) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: resume=") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["the folder above", "the folder itself"])
+def test_a_run_directory_without_permission(
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Simulated: the tests may run as root, whom no permission stops."""
+    run_dir = tmp_path / "run"
+
+    def refuse(path: Path | str, *rest: object, **others: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    if what == "the folder above":
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        assert told(f"run_dir={run_dir}", monkeypatch=monkeypatch) == 1
+        error = capsys.readouterr().err
+    else:
+        run_dir.mkdir()
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(UserError) as refused:
+            lock_folder(run_dir, "run_dir")
+        error = f"{refused.value}\n"
+    assert f"run_dir={run_dir} cannot be written (Permission denied: {run_dir}" in error
+    assert error.endswith("; choose another run_dir\n") and error.count("\n") == 1
+
+
+def test_an_error_of_another_file_is_no_mistake_of_the_user(tmp_path: Path) -> None:
+    for path in (tmp_path / "other", tmp_path / "run" / "a" / "gone"):
+        with pytest.raises(FileNotFoundError), usable("run_dir", tmp_path / "run"):
+            path.open()
+
+
+def test_the_default_run_directory_is_one_of_its_own() -> None:
+    """Issue 11, C5: two runs that start in one second."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run_dir = compose("train").run_dir
+    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run_dir)
+
+
+def test_where_slurm_is_installed_nothing_is_said_of_srun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 11, C4: a warning, and 23 tests that failed by it."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    make = partial(Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    make()  # under pytest's filters
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with quiet():
+            make()
+    assert not [str(w.message) for w in said if "srun" in str(w.message)]
+    with pytest.warns(UserWarning, match="srun"), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        make()  # the warning is there still
 
 
 def test_the_probe_sees_what_is_imported(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Terminals of any encoding, arguments with characters that nobody sees (issue 11, C3)."""
+
+import io
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ROOT, run_python
+
+from diffem.cli.main import main
+from diffem.metric import Score
+from diffem.report.summary import print_closing, print_table
+from diffem.runtime.progress import console, progress_bar, say, warn
+
+ABOUT = {"dataset": "dé", "corruption": "mask", "method": "diffem", "seed": 0}
+FINAL = {
+    "chi2": 0.5,
+    "gaussian_psnr_mean": 15.0,
+    "prior": {"frechet_pixels": 1.0, "frechet_pixels_truth": 2.0},
+}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+def test_what_a_run_prints_can_be_printed_anywhere(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback after the end of a good run, which a sweep then counted as failed."""
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, name, streams[name])
+    with pytest.raises(SystemExit):
+        main(["--help"])  # "…"
+    print_table(ABOUT, (Score("chi2", "χ²", heading="χ²", digits=2),), [("held-out", FINAL)])
+    print_closing([{}], FINAL)  # "Fréchet"
+    with progress_bar("round 0  E-step", 1, "chunks") as advance, console.status("x̂"):
+        advance("loss ½")
+    say("wrote /tmp/é = χ² ≥ 1")
+    warn("x̂ → ŷ")
+    for stream in streams.values():
+        stream.flush()
+        shown = stream.buffer.getvalue().decode(encoding)
+        assert "held-out" in shown or "round 0" in shown
+        assert encoding != "utf-8" or "?" not in shown
+        assert encoding == "utf-8" or "━" not in shown
+
+
+def test_a_command_says_its_errors_in_any_encoding(tmp_path: Path) -> None:
+    done = run_python(
+        "train.py", f"run_dir={tmp_path / 'é – χ²'}", "em.é=0", PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: 'em.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("seed=1\r", r"'seed=1\r' cannot be read as KEY=VALUE; it holds '\r'"),
+        ("corruption=mask\n", r"it holds '\n'"),
+        ("seed=\x1b[2J", r"it holds '\x1b'"),
+        ("seed=é", "'seed=é' cannot be read as KEY=VALUE; quote a value"),
+        ("a b=3", "'a b=3' cannot be read as KEY=VALUE"),
+        ("em.rounds=1,,2", "'em.rounds=1,,2' cannot be read as KEY=VALUE"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_named(
+    argument: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", argument])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1
+    assert error.startswith("error: ") and said in error
+
+
+def test_the_handlers_of_signals_are_installed_before_what_takes_time() -> None:
+    """Issue 11, B11: SIGTERM in the first half second ended a run with -15."""
+    code = (
+        "import sys; import diffem.cli.main; "
+        "print(*{m.partition('.')[0] for m in sys.modules} & {'ctypes', 'subprocess', 'rich', "
+        "'hydra', 'omegaconf', 'torch', 'numpy', 'yaml'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
