@@ -427,9 +427,9 @@ def test_processes_that_another_program_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in environment.items():
+    others = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "29500"}
+    for name, value in ({"TORCHELASTIC_RUN_ID": "none"} | others | environment).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(
         "diffem.runtime.signals.set_parent_death_signal", lambda _: None
     )  # pytest is not torchrun's

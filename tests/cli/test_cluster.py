@@ -33,7 +33,7 @@ def slurm(rank: int, *overrides: str) -> subprocess.Popen[str]:
     names = ("SLURM_PROCID", "SLURM_NODEID")
     one = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
     job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "diffem", "SLURM_NODELIST": "127.0.0.1"}
-    place = {name: str(rank) for name in names} | {"SLURM_LOCALID": "0"}
+    place = {name: str(rank) for name in names} | {"SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
     return start((sys.executable,), *NODES, *overrides, **one, **job, **place)
 
 
