@@ -218,6 +218,7 @@ def check_config(cfg: DictConfig) -> None:
     for name, logger in cfg.logger.items():
         if not OmegaConf.is_dict(logger) or "_target_" not in logger:
             raise UserError(f"logger.{name} must have a _target_, got {logger}")
+        check_logger(name, _resolved(logger), Path(str(cfg.run_dir)))
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
@@ -228,6 +229,35 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.dataset.shape is not None:
         check_assumed(cfg)
     build(cfg.schedule, "schedule")
+
+
+def check_logger(name: object, logger: Mapping[Any, Any], run_dir: Path) -> None:
+    """Checks that a logger of the registry writes in the run directory.
+
+    Arguments:
+        name: The logger's name, a key of `logger`.
+        logger: Its settings, resolved.
+        run_dir: The run directory.
+
+    Raises:
+        UserError: If a path leads out of it.
+    """
+    if logger["_target_"] not in ALLOWED["logger.*"]:
+        return  # of a trusted package
+    # Lightning puts name, version and sub_dir under save_dir.
+    inner = [str(logger.get(key) or "") for key in ("name", "version", "sub_dir")]
+    below = inner if logger["_target_"] != "diffem.logging.wandb.WandbLogger" else []
+    for key in ("path", "save_dir", "metrics", "panels"):
+        if key not in logger:
+            continue
+        path = Path(str(logger[key]), *(below if key == "save_dir" else ()))
+        wrong = path.is_absolute() and key == "path" and path == run_dir
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(run_dir))
+        if not inside or any(".." in part for part in below) or wrong:
+            raise UserError(
+                f"logger.{name}.{key}={logger[key]} must be in the run directory, "
+                f"{run_dir}; start it by ${{run_dir}}/"
+            )
 
 
 def check_assumed(cfg: DictConfig) -> None:

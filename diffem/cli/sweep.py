@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffem.cli.errors import report_user_errors
+from diffem.config.secrets import redact_in_place
 from diffem.config.trust import SEARCH_PATH
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, end_jobs
@@ -33,6 +34,7 @@ from diffem.runtime.progress import console, say
 from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
+from diffem.storage.entries import check_entries
 from diffem.storage.lock import lock_folder
 from diffem.storage.strict_json import to_json
 
@@ -53,6 +55,7 @@ class SweepCallback(Callback):
         with report_user_errors():  # Hydra makes a warning of a callback's exception
             _open_records(folder, config)
         SweepCallback.folder = folder
+        redact_in_place(config)  # Hydra saves it as multirun.yaml; the jobs compose their own
 
 
 def _open_records(folder: Path, config: DictConfig) -> None:
@@ -63,6 +66,7 @@ def _open_records(folder: Path, config: DictConfig) -> None:
     """
     records = folder / RECORDS
     with usable("run_dir", folder):
+        check_entries(folder, writing=True)
         if (folder / ".hydra").exists():
             raise UserError(
                 f"run_dir={folder} holds a run; choose another run_dir for the jobs of a sweep"

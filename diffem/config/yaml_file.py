@@ -31,16 +31,16 @@ def check_yaml(file: Path) -> None:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
         with open(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{file} is no regular file; give another")
+                raise UserError(f"{file} is no regular file; remove it")
             content = opened.read(LARGEST + 1)
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); give another") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}); restore it") from error
     if len(content) > LARGEST:
         raise UserError(f"{file} has more than {LARGEST} bytes; give a smaller file")
     try:
         values, depth = _measure(content)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; restore it") from error
     if values > VALUES or depth > DEPTH:
         raise UserError(
             f"{file} holds more than {VALUES} values or nests them more than {DEPTH} deep; give a "

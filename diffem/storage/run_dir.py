@@ -28,11 +28,13 @@ from yaml import YAMLError
 from diffem import __version__
 from diffem.config.paths import path_override, unquoted
 from diffem.config.secrets import redact_config
+from diffem.config.yaml_file import check_yaml
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import say, warn
 from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_file, write_folder
 from diffem.storage.checkpoint import remove_checkpoint
+from diffem.storage.entries import check_entries
 from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
 
@@ -92,6 +94,7 @@ def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfi
     OmegaConf.update(cfg, "run_dir", str(run_dir))
     with usable("run_dir", run_dir):
         check_places(run_dir)
+        check_entries(run_dir, writing=True)
         check_version(run_dir)
         saved = run_dir / ".hydra" / "config.yaml"
         changed = _changes(run_dir, _load(saved, DictConfig), cfg) if saved.exists() else None
@@ -340,11 +343,17 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     with usable("resume", run_dir):
         if not file.is_file():
             raise UserError(f"resume={run_dir}: no run is there; give a run directory, or auto")
+        check_entries(run_dir, writing=False)
         check_version(run_dir)
     others = [a for a in arguments if not a.startswith("resume=")]
     replaced = {_key(a) for a in others} | {"run_dir", "resume"}
     # Not resolved: an interpolation in an override is of the configuration it goes into.
     saved = OmegaConf.to_container(_load(file, ListConfig), resolve=False)
+    if wrong := [o for o in saved or () if not _is_setting(o)]:
+        raise UserError(
+            f"{file} is damaged: {str(wrong[0])[:80]!r} sets no key of a run's configuration; "
+            "start a new run in another run_dir"
+        )
     before = [str(o) for o in saved or () if _key(str(o)) not in replaced]
     if trust := [o for o in before if _key(o) == "trust"]:
         raise UserError(
@@ -414,9 +423,10 @@ def _load(file: Path, config_type: type) -> Any:  # noqa: ANN401 - a DictConfig 
     Raises:
         UserError: If the file is damaged.
     """
+    check_yaml(file)
     try:
         saved = OmegaConf.load(file)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError):
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError):
         saved = None
     if not isinstance(saved, config_type):
         raise UserError(f"{file} is damaged; choose another run_dir")
@@ -440,6 +450,16 @@ def is_evaluation(path: Path) -> bool:
 
 def _is_mutable(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in MUTABLE)
+
+
+def _is_setting(override: object) -> bool:
+    """Returns whether an override sets a key that is not Hydra's own; a flag, for one, does not."""
+    # What a run directory holds may come from elsewhere: it is data, and Hydra's keys run things.
+    return (
+        isinstance(override, str)
+        and re.fullmatch(r"(\+{0,2}[\w./@:-]+=.*|~[\w./@:-]+(=.*)?)", override, re.DOTALL) is not None
+        and re.match(r"[+~]*(-|hydra([./=@:]|$))", override) is None
+    )
 
 
 def _key(override: str) -> str:
