@@ -1,5 +1,6 @@
 """Composes the configuration, and checks it before anything is built or written."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from diffem.cli.composition import (
     is_hydra,
     is_hydra_choice,
 )
-from diffem.config.allow_list import check_targets
+from diffem.config.allow_list import ALLOWED, check_targets
 from diffem.config.build import build
 from diffem.config.extras import check_extras, check_plugins
 from diffem.config.hydra_node import check_hydra
@@ -218,7 +219,7 @@ def check_config(cfg: DictConfig) -> None:
     for name, logger in cfg.logger.items():
         if not OmegaConf.is_dict(logger) or "_target_" not in logger:
             raise UserError(f"logger.{name} must have a _target_, got {logger}")
-        check_logger(name, _resolved(logger), Path(str(cfg.run_dir)))
+        check_logger(name, OmegaConf.to_container(logger, resolve=True), Path(str(cfg.run_dir)))
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
@@ -231,12 +232,12 @@ def check_config(cfg: DictConfig) -> None:
     build(cfg.schedule, "schedule")
 
 
-def check_logger(name: object, logger: Mapping[Any, Any], run_dir: Path) -> None:
+def check_logger(name: object, logger: Any, run_dir: Path) -> None:  # noqa: ANN401
     """Checks that a logger of the registry writes in the run directory.
 
     Arguments:
         name: The logger's name, a key of `logger`.
-        logger: Its settings, resolved.
+        logger: Its settings, in plain types, resolved.
         run_dir: The run directory.
 
     Raises:
@@ -246,18 +247,16 @@ def check_logger(name: object, logger: Mapping[Any, Any], run_dir: Path) -> None
         return  # of a trusted package
     # Lightning puts name, version and sub_dir under save_dir.
     inner = [str(logger.get(key) or "") for key in ("name", "version", "sub_dir")]
-    below = inner if logger["_target_"] != "diffem.logging.wandb.WandbLogger" else []
+    below = inner if logger["_target_"].startswith("lightning.") else []
+    root = os.path.abspath(run_dir)
     for key in ("path", "save_dir", "metrics", "panels"):
-        if key not in logger:
-            continue
-        path = Path(str(logger[key]), *(below if key == "save_dir" else ()))
-        wrong = path.is_absolute() and key == "path" and path == run_dir
-        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(run_dir))
-        if not inside or any(".." in part for part in below) or wrong:
-            raise UserError(
-                f"logger.{name}.{key}={logger[key]} must be in the run directory, "
-                f"{run_dir}; start it by ${{run_dir}}/"
-            )
+        if key in logger:
+            path = os.path.abspath(Path(str(logger[key]), *below))
+            if not Path(path).is_relative_to(root) or (path == root and key != "save_dir"):
+                raise UserError(
+                    f"logger.{name}.{key}={logger[key]} must be in the run directory; start it by "
+                    "${run_dir}/, and let name and version lead nowhere else"
+                )
 
 
 def check_assumed(cfg: DictConfig) -> None:

@@ -46,6 +46,7 @@ class JSONLLogger(Logger):
             line = {"step": step, **line}
         stage, counter = _line_stage(line), metrics.get("round", step or 0)
         if counter <= self._counters.get(stage, counter):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove_repeated(self.path, line)
         self._counters[stage] = counter
         with self.path.open("a") as file:
@@ -58,22 +59,32 @@ class JSONLLogger(Logger):
 
 
 def _remove_repeated(path: Path, first: Mapping[str, Any]) -> None:
-    """Removes a stage's lines from a step or round on, and a last line that a kill has cut off.
+    """Removes a stage's lines from a step or round on, and lines that are damaged.
 
     Arguments:
         path: The file of lines.
         first: The line to come; its first key is "step" or "round".
     """
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(errors="replace") if path.is_file() else ""
     counter, kept = next(iter(first)), []
     for old in text.splitlines(keepends=True):
-        if not old.endswith("}\n"):
-            continue
-        line = json.loads(old)
-        if _line_stage(line) != _line_stage(first) or line[counter] < first[counter]:
+        line = _read_line(old)
+        if line and (_line_stage(line) != _line_stage(first) or line[counter] < first[counter]):
             kept.append(old)
     if (content := "".join(kept)) != text:
         write_file(path, lambda file: file.write(content.encode()))
+
+
+def _read_line(text: str) -> dict[str, Any] | None:
+    """Returns a line's object; None if a kill has cut it off, or it is damaged otherwise."""
+    try:
+        line = json.loads(text) if text.endswith("}\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not line:
+        return None
+    counter = line.get("round" if _line_stage(line) == "round" else "step")
+    return line if isinstance(counter, int | float) else None
 
 
 def _line_stage(line: Mapping[str, Any]) -> str:

@@ -122,7 +122,7 @@ class WandbLogger(Logger):
             new = file.read()
         new = new[: new.rfind(b"\n") + 1]
         for number, line in enumerate(new.splitlines(), start=self._lines):
-            with suppress(json.JSONDecodeError):  # a line that a kill cut off
+            with suppress(ValueError, RecursionError):  # cut off by a kill, or damaged
                 self.run.log(self._row(json.loads(line)), step=number, commit=True)
         self._lines += new.count(b"\n")
         self._bytes += len(new)

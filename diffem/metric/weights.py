@@ -19,7 +19,7 @@ def weights_file(weights: str | None, url: str) -> Path:
 
     Arguments:
         weights: The local file, or None.
-        url: The address of the published file.
+        url: The https address of the published file.
 
     Raises:
         UserError: If the local file is missing, or the published one cannot be downloaded.
@@ -29,6 +29,8 @@ def weights_file(weights: str | None, url: str) -> Path:
         if not path.is_file():
             raise UserError(f"weights: no file at {path}; give a local file, or null to download")
         return path
+    if not url.startswith("https://"):  # file:// would copy any local file
+        raise UserError(f"weights: {url!r} is no https address; give a local file, weights=FILE")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
