@@ -15,7 +15,6 @@ from omegaconf.errors import ConfigKeyError
 
 from diffem.cli.composition import (
     CONF,
-    NAME,
     check_overrides,
     compose,
     default_hydra_node,

@@ -1,7 +1,7 @@
 """Hydra's `compose`, on files and overrides that were checked before Hydra reads them.
 
-Hydra resolves interpolations in lists of defaults, follows aliases and nesting without a limit, and
-leaves some errors as tracebacks.
+Hydra resolves interpolations in lists of defaults, follows aliases and nesting without a limit,
+and leaves some errors as tracebacks.
 """
 
 from collections.abc import Sequence

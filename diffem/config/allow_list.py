@@ -94,9 +94,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "torch.optim.NAdam": (*_ADAM, "decoupled_weight_decay", "momentum_decay"),
         "torch.optim.RAdam": (*_ADAM, "decoupled_weight_decay"),
         "torch.optim.RMSprop": (*_LOSS, "alpha", "capturable", "centered", "eps", "momentum"),
-        "torch.optim.Rprop": (
-            *("capturable", "etas", "foreach", "lr", "maximize", "step_sizes"),
-        ),
+        "torch.optim.Rprop": (*("capturable", "etas", "foreach", "lr", "maximize", "step_sizes"),),
         "torch.optim.SGD": (*_LOSS, "dampening", "fused", "momentum", "nesterov"),
     },
     "m_step.schedule": {
@@ -286,9 +284,7 @@ def _check_target(where: str, target: object, allowed: Registry) -> None:
         raise UserError(f"{where}={target} is not allowed; allowed: {known}{advice}")
 
 
-def _check_keys(
-    node: Mapping[Any, Any], where: str, owner: str, allowed: Sequence[str]
-) -> None:
+def _check_keys(node: Mapping[Any, Any], where: str, owner: str, allowed: Sequence[str]) -> None:
     """Refuses keys of a node that are none of its class's, or of its own."""
     for key in node:
         if key not in allowed and key not in RESERVED:

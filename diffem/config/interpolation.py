@@ -47,8 +47,8 @@ def check_interpolations(config: object, where: str = "") -> None:
                 raise UserError(f"{key} has more than {LONGEST} characters; give a shorter text")
             if "${" in _ALLOWED.sub("", value):
                 raise UserError(
-                    f"{key} holds an interpolation that is not allowed; {SENTENCE}, not inside one "
-                    "another"
+                    f"{key} holds an interpolation that is not allowed; {SENTENCE}, not inside "
+                    "one another"
                 )
 
 

@@ -1,9 +1,9 @@
 """Keeps secrets out of files, logs and W&B.
 
-A value is secret if its key is named like one: token, password, api_key, auth and so on; so is the
-password in a URL. A secret on a command line is moved to an environment variable, and `${oc.env:NAME}` takes its place; a secret in
-a configuration file is left out where the configuration is saved. Interpolations are saved
-unresolved.
+A value is secret if its key is named like one: token, password, api_key, auth and so on; so is
+the password in a URL. A secret on a command line is moved to an environment variable, and
+`${oc.env:NAME}` takes its place; a secret in a configuration file is left out where the
+configuration is saved. Interpolations are saved unresolved.
 """
 
 import os
@@ -28,8 +28,9 @@ _NAME = re.compile(  # of one part of a key, or its end; a part in capitals or c
 )
 _TEXT = r"[\"']?([A-Za-z][\w.-]*)[\"']?\s*"
 _INNER_KEY = re.compile(rf"[{{,]\s*{_TEXT}:")
-_KEY = re.compile(rf"\s*[+~]*\s*{_TEXT}(?=[=:\s])")  # of an argument, also of one that is malformed
+_KEY = re.compile(rf"\s*[+~]*\s*{_TEXT}(?=[=:\s])")  # of an argument, malformed or not
 _URL = re.compile(r"(\w[\w+.-]*://[^/\s:@]*):[^/\s@]+@")  # with a password
+
 
 def is_secret(name: str) -> bool:
     """Returns whether a key, or one that it is under, is named like a secret."""

@@ -40,7 +40,9 @@ def check_yaml(file: Path) -> None:
     try:
         values, depth = _measure(content)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; restore it") from error
+        raise UserError(
+            f"{file} is damaged: {' '.join(str(error).split())}; restore it"
+        ) from error
     if values > VALUES or depth > DEPTH:
         raise UserError(
             f"{file} holds more than {VALUES} values or nests them more than {DEPTH} deep; give a "

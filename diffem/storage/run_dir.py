@@ -457,7 +457,8 @@ def _is_setting(override: object) -> bool:
     # What a run directory holds may come from elsewhere: it is data, and Hydra's keys run things.
     return (
         isinstance(override, str)
-        and re.fullmatch(r"(\+{0,2}[\w./@:-]+=.*|~[\w./@:-]+(=.*)?)", override, re.DOTALL) is not None
+        and re.fullmatch(r"(\+{0,2}[\w./@:-]+=.*|~[\w./@:-]+(=.*)?)", override, re.DOTALL)
+        is not None
         and re.match(r"[+~]*(-|hydra([./=@:]|$))", override) is None
     )
 

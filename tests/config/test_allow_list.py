@@ -67,9 +67,18 @@ def test_what_is_allowed_in_one_place_is_not_in_another() -> None:
     check_targets({"corruption": {**mask, "noise": noise}})
     for config, sentence in (
         ({"sampler": mask}, r"sampler\._target_=.*Mask is not allowed; allowed: az"),
-        ({"sampler": {"x": mask}}, r"sampler\.x\._target_=.*Mask is not .* nothing is built there"),
-        ({"corruption": noise}, r"corruption\._target_=.*GaussianNoise is not allowed; allowed: di"),
-        ({"corruption": {**mask, "noise": mask}}, r"corruption\.noise\._target_=.*Mask is not all"),
+        (
+            {"sampler": {"x": mask}},
+            r"sampler\.x\._target_=.*Mask is not .* nothing is built there",
+        ),
+        (
+            {"corruption": noise},
+            r"corruption\._target_=.*GaussianNoise is not allowed; allowed: di",
+        ),
+        (
+            {"corruption": {**mask, "noise": mask}},
+            r"corruption\.noise\._target_=.*Mask is not all",
+        ),
         ({"assumed": noise}, r"assumed\._target_=.*GaussianNoise is not allowed"),
         ({"note": [mask]}, r"note\.0\._target_=.*Mask is not allowed.* nothing is built there"),
     ):
@@ -83,7 +92,10 @@ SAMPLER = {"_target_": "azula.sample.DDPMSampler", "_partial_": True, "steps": 5
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"sampler": SAMPLER | {"foo": 1}}, "sampler.foo is not a key of azula.sample.DDPMSampler"),
+        (
+            {"sampler": SAMPLER | {"foo": 1}},
+            "sampler.foo is not a key of azula.sample.DDPMSampler",
+        ),
         ({"sampler": SAMPLER | {"_args_": [1]}}, "sampler._args_ is not allowed; leave it out"),
         ({"sampler": SAMPLER | {"_convert_": "all"}}, "sampler._convert_ is not allowed"),
         ({"note": [{"_recursive_": False}]}, "note.0._recursive_ is not allowed"),
