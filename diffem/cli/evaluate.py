@@ -27,6 +27,7 @@ from diffem.report import RunReport
 from diffem.result import build_channel, read_weights, restore
 from diffem.result.result import POSTERIOR
 from diffem.runtime.errors import UserError, check_count
+from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
@@ -79,6 +80,7 @@ def evaluate_run(
     Raises:
         UserError: If the run is not finished, or an override has no effect on a finished run.
     """
+    check_entries(run_dir, writing=True)
     file = run_dir / "checkpoints" / POSTERIOR
     if not file.is_file():
         raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")

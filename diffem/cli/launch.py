@@ -15,7 +15,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffem.cli.compose import CONF, NAME, SWEEP, check_arguments, check_config, complete
+from diffem.cli.compose import SWEEP, check_arguments, check_config, complete
+from diffem.cli.composition import CONF, NAME
 from diffem.cli.errors import report_user_errors
 from diffem.cli.processes import end_with_collectives
 from diffem.cli.sweep import SubprocessJobs, print_sweep_summary

@@ -22,9 +22,11 @@ from diffem.data.scale import Scale
 from diffem.denoiser import Denoiser
 from diffem.posterior import Posterior, Prior, sample_chunks
 from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
+from diffem.result.settings import OTHER_NETWORK, check_settings, check_weights
 from diffem.result.weights import Description, Weights, read_weights
 from diffem.runtime.errors import UserError, check_count
 from diffem.runtime.rng import Key, seeded
+from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
@@ -228,6 +230,7 @@ def load(
             settings name a class that is not allowed.
     """
     path = Path(path)
+    check_entries(path, writing=False)
     file = path if path.is_file() else path / "checkpoints" / POSTERIOR
     if not file.is_file():
         state = "is not finished" if (path / ".hydra").is_dir() else "holds no run"
@@ -258,7 +261,11 @@ def restore(
     about = weights.about
     config = about.config if config is None else config
     package_folders(trust)  # that they are found, and can be imported
-    check_targets(config, trust=trust)
+    try:
+        check_settings(config)
+        check_targets(config, trust=trust)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; give another run") from error
     sampling = Sampling(
         checked_device(device),
         config["trainer"]["precision"],
@@ -311,11 +318,13 @@ def restore_denoiser(weights: Weights, config: Mapping[str, Any], path: Path) ->
     Raises:
         UserError: If the weights are of another network than the settings.
     """
-    denoiser = build_denoiser(config, cond_channels=weights.about.cond_channels)
     try:
+        check_weights(config, weights.about.cond_channels, weights.state)
+        denoiser = build_denoiser(config, cond_channels=weights.about.cond_channels)
         denoiser.load_state_dict(weights.state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights are of another network than its settings") from error
+    except (UserError, RuntimeError) as error:
+        why = error if isinstance(error, UserError) else OTHER_NETWORK
+        raise UserError(f"{path}: {why}; give another run") from error
     return denoiser.requires_grad_(False).eval()
 
 

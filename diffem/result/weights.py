@@ -8,6 +8,7 @@ scale and format, and what was learned of the channel.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffem import __version__
 from diffem.corruption import Channel, LinearChannel
 from diffem.corruption.recorded import Recorded
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, check_count, check_fraction
 from diffem.storage.atomic import write_file
 from diffem.storage.run_dir import check_same_version
 
@@ -96,7 +97,7 @@ def read_weights(path: Path) -> Weights:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last of a size beyond memory
         raise UserError(f"{path} cannot be read ({error}); give a finished run") from error
     if METADATA not in metadata:
         raise UserError(
@@ -107,8 +108,40 @@ def read_weights(path: Path) -> Weights:
         held = json.loads(metadata[METADATA])
         check_same_version(str(path), held.pop("version"))
         about = Description(**held)
-    except UserError:
-        raise
+        check_form(about)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description is damaged ({error!r})") from error
     return Weights(tensors, about, tensors.pop(RECORDED, None))
+
+
+def check_form(about: Description) -> None:
+    """Checks the types in a description, besides the settings, which `check_settings` checks.
+
+    Raises:
+        UserError: If one is another, or a number is out of its range.
+    """
+    for name in ("cond_channels", "round", "size"):
+        check_count(f"its description's {name}", getattr(about, name), minimum=0)
+    pair = isinstance(about.scale, list | tuple) and len(about.scale) == 2
+    if not pair or not all(_is_number(bound) for bound in about.scale):
+        raise UserError(f"its description's scale must be two numbers, got {about.scale!r}")
+    if not isinstance(about.estimates, Mapping) or not all(
+        isinstance(name, str) and _is_number(value) for name, value in about.estimates.items()
+    ):
+        raise UserError("its description's estimates must be numbers by name")
+    if about.removed is not None:
+        check_fraction("its description's removed", about.removed)
+    form = about.format
+    types = {"suffix": str, "dtype": str, "channel_axis": bool}
+    if form is not None and not (
+        isinstance(form, Mapping)
+        and form.keys() == types.keys()
+        and all(isinstance(form[name], types[name]) for name in types)
+    ):
+        raise UserError(f"its description's format must have {', '.join(types)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -56,6 +56,9 @@ MUTABLE = (  # keys whose values may differ between the processes of one run
     "m_step.rollbacks",
 )
 AUTO = "auto"
+_SETTING = re.compile(  # KEY=VALUE, GROUP=CHOICE or ~KEY
+    r"(\+{0,2}(?!hydra\b)\w[\w./@:-]*=.*|~(?!hydra\b)\w[\w./@:-]*(=.*)?)", re.DOTALL
+)
 OWN = (*LOCK_NAMES, ".hydra", "measurements.npz")  # what a new run's directory may hold
 SAVED = ("overrides.yaml", "hydra.yaml", "config.yaml")
 FOLDERS = (".hydra", "checkpoints", "figures")  # of files alone
@@ -453,14 +456,11 @@ def _is_mutable(key: str) -> bool:
 
 
 def _is_setting(override: object) -> bool:
-    """Returns whether an override sets a key that is not Hydra's own; a flag, for one, does not."""
-    # What a run directory holds may come from elsewhere: it is data, and Hydra's keys run things.
-    return (
-        isinstance(override, str)
-        and re.fullmatch(r"(\+{0,2}[\w./@:-]+=.*|~[\w./@:-]+(=.*)?)", override, re.DOTALL)
-        is not None
-        and re.match(r"[+~]*(-|hydra([./=@:]|$))", override) is None
-    )
+    """Returns whether an override sets a key of a run; a flag or a key of Hydra's own does not.
+
+    What a run directory holds may come from elsewhere: it is data, and Hydra's keys run things.
+    """
+    return isinstance(override, str) and bool(_SETTING.fullmatch(override))
 
 
 def _key(override: str) -> str:
