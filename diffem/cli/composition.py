@@ -4,6 +4,7 @@ Hydra resolves interpolations in lists of defaults, follows aliases and nesting 
 and leaves some errors as tracebacks.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,8 @@ PACKAGE = Path(__file__).parents[1]
 # A wheel has the folder in the package, a checkout beside it.
 CONF = next(c for c in (PACKAGE / "conf", PACKAGE.parent / "conf") if c.is_dir())
 NAME = "train"
+DIGITS = 1000
+"""The largest number of digits of a number; Python refuses to read more than 4,300."""
 
 
 class CheckedFileSource(FileConfigSource):
@@ -93,6 +96,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             depth += (character in "[{(") - (character in ")}]")
             if depth > DEPTH:
                 raise UserError(f"{name} is nested more than {DEPTH} deep; give a flatter value")
+        if re.search(rf"\d{{{DIGITS}}}", value):
+            raise UserError(f"{name} holds a number of more than {DIGITS} digits; give another")
         check_interpolations(value, name)
         if "${" in key:
             raise UserError("a key holds an interpolation; give it as it is")

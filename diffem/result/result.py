@@ -307,6 +307,11 @@ def restore_channel(weights: Weights, config: Mapping[str, Any]) -> Channel:
         if weights.recorded is not None:
             channel = channel.with_operator(Recorded(channel.forward_operator, weights.recorded))
     if about.estimates:
+        known = channel.parameters if isinstance(channel, LinearGaussianChannel) else {}
+        if unknown := about.estimates.keys() - known.keys():
+            raise UserError(
+                f"the channel has no {min(unknown)} that was learned; give another run"
+            )
         assert isinstance(channel, LinearGaussianChannel)
         channel = channel.with_estimates(about.estimates)
     return channel

@@ -18,6 +18,8 @@ from diffem.runtime.errors import UserError, check_count
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PARTS = ("corruption", "dataset", "em", "method", "network", "sampler", "schedule", "trainer")
+BUILT = ("corruption", "method", "network", "sampler", "schedule")
+NEEDED = ("corruption", "method.posterior", "network", "sampler", "schedule")
 LARGEST = 10**6
 """The largest whole number in the settings of channel, sampler and posterior."""
 PIXELS = 2**28
@@ -42,6 +44,15 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - from JSON
         if not isinstance(config.get(part), Mapping):
             raise UserError(f"the settings have no {part}")
     check_interpolations(config)
+    for place in (p for p in ALLOWED if p.partition(".")[0] in BUILT):
+        _check_part(config, place)
+    corruption = config["corruption"]
+    if corruption["_target_"] in ALLOWED["corruption"]:
+        learn = corruption.get("learn")
+        if "noise" not in corruption or not isinstance(learn, list | tuple):
+            raise UserError("corruption must have a noise and a list of what to learn")
+    if "steps" in config["sampler"]:
+        check_count("sampler.steps", config["sampler"]["steps"])
     shape = config["dataset"].get("shape")
     if not isinstance(shape, list | tuple) or not shape:
         raise UserError(f"dataset.shape must be a list of sides, got {shape!r}")
@@ -54,10 +65,27 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - from JSON
     check_count("em.chunk_size", config["em"].get("chunk_size"))
     if type(config.get("seed")) is not int:
         raise UserError(f"seed must be a whole number, got {config.get('seed')!r}")
-    for part in ("corruption", "method", "sampler", "schedule"):
+    for part in (p for p in BUILT if p != "network"):
         for key, number in whole_numbers(config[part], part):
             if abs(number) > LARGEST:
                 raise UserError(f"{key} must be at most {LARGEST}, got {number:.3g}")
+
+
+def _check_part(config: Mapping[str, Any], place: str) -> None:
+    """Refuses a value at a place of the registry that builds nothing.
+
+    Raises:
+        UserError: If there is one, or nothing where something is needed.
+    """
+    node: Any = config
+    for name in place.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            if place in NEEDED:
+                raise UserError(f"the settings have no {place}")
+            return
+        node = node[name]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{place} must be a part with a _target_, got {str(node)[:80]!r}")
 
 
 def check_weights(
