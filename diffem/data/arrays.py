@@ -108,14 +108,7 @@ def numbers(values: Array, name: str, *, nan: bool = False) -> Tensor:
         UserError: If they are no real numbers with one row for each measurement, or one is
             infinite, or NaN where it must not be.
     """
-    if isinstance(values, Tensor):
-        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu()
-    array = np.asarray(values)
-    if array.dtype.kind not in "buif" or array.ndim == 0:
-        raise UserError(
-            f"{name} must be real numbers, (N, …), got {array.dtype} of shape "
-            f"{list(array.shape)}; convert it"
-        )
+    array = plain_array(values, name)
     tensor = torch.from_numpy(array.astype(np.float64))
     if tensor.isinf().any():
         advice = "mark it by NaN" if nan else "correct it"
@@ -123,6 +116,35 @@ def numbers(values: Array, name: str, *, nan: bool = False) -> Tensor:
     if not nan and tensor.isnan().any():
         raise UserError(f"{name} holds NaN; correct it")
     return tensor
+
+
+def plain_array(values: Array, name: str) -> np.ndarray:
+    """Returns real numbers as an array of numpy, in their own dtype.
+
+    Arguments:
+        values: The numbers, (N, …): an array, a tensor on any device, or nested lists.
+        name: What the sentences call them.
+
+    Raises:
+        UserError: If they are no real numbers with one row for each measurement, or masked.
+    """
+    if isinstance(values, Tensor):
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu()
+    if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
+        raise UserError(
+            f"{name} is a masked array, whose mask is not read; give NaN where nothing was "
+            "measured, y.astype(float).filled(numpy.nan)"
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"{name} must have rows of one shape ({error}); mend them") from error
+    if array.dtype.kind not in "buif" or array.ndim == 0:
+        raise UserError(
+            f"{name} must be real numbers, (N, …), got {array.dtype} of shape "
+            f"{list(array.shape)}; convert it"
+        )
+    return array
 
 
 def _linear(

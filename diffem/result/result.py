@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from diffem.result.parts import build_channel, build_denoiser, build_posterior, 
 from diffem.result.settings import OTHER_NETWORK, check_settings, check_weights
 from diffem.result.weights import Description, Weights, read_weights
 from diffem.runtime.errors import UserError, check_count
-from diffem.runtime.rng import Key, seeded
+from diffem.runtime.rng import Key, default_float32, seeded
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 
@@ -48,10 +48,16 @@ class Sampling:
     seed: int
     """The seed of a call that gives none: the run's own."""
 
-    def context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def context(self) -> Iterator[None]:
         """Opens a scope in the precision that the run was evaluated in."""
         dtype = AUTOCAST[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+        with default_float32():
+            if dtype is None:
+                yield
+            else:
+                with torch.autocast(self.device.type, dtype=dtype):
+                    yield
 
 
 class PosteriorSampler:
@@ -229,13 +235,14 @@ def load(
         UserError: If the run is not finished, a file is damaged, another version wrote it, or its
             settings name a class that is not allowed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check_entries(path, writing=False)
     file = path if path.is_file() else path / "checkpoints" / POSTERIOR
     if not file.is_file():
         state = "is not finished" if (path / ".hydra").is_dir() else "holds no run"
         raise UserError(f"{path} {state}: {file} is missing; give a finished run's directory")
-    return restore(path, read_weights(file), device=device, trust=trust)
+    with default_float32():
+        return restore(path, read_weights(file), device=device, trust=trust)
 
 
 def restore(
@@ -325,7 +332,8 @@ def restore_denoiser(weights: Weights, config: Mapping[str, Any], path: Path) ->
     """
     try:
         check_weights(config, weights.about.cond_channels, weights.state)
-        denoiser = build_denoiser(config, cond_channels=weights.about.cond_channels)
+        with torch.random.fork_rng(devices=[]):  # the fresh weights that it draws are replaced
+            denoiser = build_denoiser(config, cond_channels=weights.about.cond_channels)
         denoiser.load_state_dict(weights.state)
     except (UserError, RuntimeError) as error:
         why = error if isinstance(error, UserError) else OTHER_NETWORK

@@ -30,3 +30,14 @@ def seeded(*key: Key, device: torch.device | str = "cpu") -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(*key))
         yield
+
+
+@contextmanager
+def default_float32() -> Iterator[None]:
+    """Opens a scope in which new tensors are float32, whatever the process has chosen."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)

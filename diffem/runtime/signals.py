@@ -34,6 +34,8 @@ def install_signal_handlers() -> None:
     Nothing needs to be saved first: a run that is killed resumes to the same weights. The other
     processes of the run end with this one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python lets the main thread alone install them
     for number in STOP_SIGNALS:
         signal.signal(number, _handle)
 

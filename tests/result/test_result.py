@@ -1,9 +1,13 @@
 """The result as an object: what `diffem.load` and `diffem.fit` give is what the run learned."""
 
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +270,105 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fit runs on one device"):
         fit(masked(10), tmp_path / "new", "trainer.devices=2")
     assert not (tmp_path / "new").exists()
+
+
+def process_state() -> list[object]:
+    return [
+        *(signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)),
+        *(
+            list(sys.argv),
+            random.getstate(),
+            str(np.random.get_state()),
+            torch.get_default_dtype(),
+        ),
+        *(torch.get_rng_state().tolist(), os.getcwd(), torch.is_grad_enabled()),
+    ]
+
+
+def test_a_fit_leaves_the_process_as_it_was(run: Run, tmp_path: Path) -> None:
+    """Also in a thread, and where tensors are float64 by default: the weights are the same."""
+    y, before = masked(60), process_state()
+    other = fit(y, tmp_path / "again")
+    assert process_state() == before
+    assert torch.equal(other.posterior.sample(y[:3]), run[0].posterior.sample(y[:3]))
+    found: list[Tensor] = []
+
+    def in_a_thread() -> None:
+        with torch.inference_mode():
+            found.append(fit(y, tmp_path / "thread").posterior.sample(y[:3]))
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        thread = threading.Thread(target=in_a_thread)
+        thread.start()
+        thread.join()
+        found.append(diffem.load(tmp_path / "thread").posterior.sample(y[:3]))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(x, run[0].posterior.sample(y[:3])) for x in found) and len(found) == 2
+
+
+def test_a_call_that_was_refused_can_be_corrected(tmp_path: Path) -> None:
+    y = masked(10)
+    with pytest.raises(UserError, match="holds infinity"):
+        fit(np.where(np.isnan(y), np.inf, y), tmp_path / "run")
+    fit(y, tmp_path / "run")
+
+
+def test_an_interrupted_fit_is_resumed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, on_round = masked(60), RunReport.on_round
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunReport, "on_round", lambda *_: signal.raise_signal(signal.SIGINT))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            fit(y, tmp_path / "run")
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert RunReport.on_round is on_round
+    assert torch.equal(
+        fit(y, tmp_path / "run").posterior.sample(y[:3]), run[0].posterior.sample(y[:3])
+    )
+
+
+Y = torch.ones(8, 4, 4)
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (Y.to(torch.complex64), {}, "y must be real numbers"),
+    (None, {}, "y must be real numbers"),
+    ("y.npy", {}, "y must be real numbers"),
+    ([Y[0].tolist(), Y[0, 0].tolist()], {}, "rows of one shape"),
+    (np.ma.masked_less(np.arange(32.0).reshape(8, 2, 2), 3), {}, "is a masked array"),
+    ({"y": Y, "mask": Y}, {}, "must hold y, and may hold operator, std, truth; got y, mask"),
+    ({}, {}, "must hold y, .*; got nothing"),
+    ({"y": Y, "truth": None}, {}, "truth must be real numbers"),
+    (Y, {"corruption": ""}, "corruption must be the name of a choice, got ''"),
+    (Y, {"corruption": ["mask"]}, "corruption must be the name of a choice"),
+    (Y, {"network": "unet seed=1"}, "network must be the name of a choice"),
+    (Y, {"overrides": "seed=1"}, "overrides must be a list such as"),
+    (Y, {"overrides": [1]}, "overrides must be a list such as"),
+    (Y, {"overrides": ["run_dir=other"]}, "run_dir=other is not for fit"),
+    (Y, {"overrides": ["resume=other"]}, "resume=other is not for fit"),
+    (Y, {"overrides": ["dataset=digits"]}, "dataset=digits is not for fit"),
+    (Y, {"overrides": ["+dataset.path=y.npy"]}, "dataset.path=y.npy is not for fit"),
+    (Y, {"overrides": ["em.rounds=3"]}, "em.rounds=3 is not for fit"),
+    (Y, {"overrides": ["hydra.run.dir=x"]}, "hydra.run.dir=x is not for fit"),
+    (Y, {"overrides": ["-m"]}, "-m is not for fit"),
+    (Y, {"noise": 1.0, "overrides": ["corruption.noise.std=2"]}, "noise.std=2 is not for fit"),
+    (Y, {"run_dir": "${seed}"}, "must be a path without"),
+    (Y, {"run_dir": "/dev/null"}, "/dev/null cannot be made"),
+]
+
+
+@pytest.mark.parametrize(("y", "given", "sentence"), REFUSED)
+def test_what_fit_is_not_given(
+    y: Any, given: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        diffem.fit(y, **{"corruption": "denoising", "run_dir": "run", **given})
+    assert not list(tmp_path.iterdir())
 
 
 def test_import_is_cheap_and_loading_needs_neither_hydra_nor_lightning(
