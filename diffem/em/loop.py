@@ -122,6 +122,7 @@ class EMLoop(StateCheckpoint):
         self._lap()
         if self.state.e_step_pending:
             self.next_round(trainer)
+        self.prune(trainer)  # a kill may have come before, or in the middle
         self.stop_if_exhausted(trainer)
 
     def on_train_batch_end(
@@ -149,9 +150,14 @@ class EMLoop(StateCheckpoint):
         self.save(trainer)
         self.next_round(trainer)
         self.save(trainer)
-        if self.settings.keep_rounds is not None and trainer.is_global_zero:
-            data.store.prune(self.settings.keep_rounds)
+        self.prune(trainer)
         self.stop_if_exhausted(trainer)
+
+    def prune(self, trainer: Trainer) -> None:
+        """Removes the rounds that `em.keep_rounds` does not keep."""
+        _, data = _parts(trainer)
+        if self.settings.keep_rounds is not None and trainer.is_global_zero:
+            data.store.prune(self.settings.keep_rounds, newest=self.state.round)
 
     def next_round(self, trainer: Trainer) -> None:
         """Draws round 0 from the init's posterior, any other with the averaged weights."""

@@ -36,6 +36,7 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.storage.atomic import matches, read_record, write_file, write_record
 from diffem.storage.identity import RunIdentity
+from diffem.storage.run_dir import is_round
 
 POLL_SECONDS = 0.05
 MOST_BUFFERS = 1024  # that the kernel fills in one call (IOV_MAX)
@@ -224,7 +225,7 @@ class ReconstructionStore:
         """Removes what an earlier attempt left and this one cannot use."""
         self._verified = {k for k in self._verified if k < round}
         if self.opened_for(round) != weights_hash:
-            for folder in self.path.glob("round_*"):
+            for folder in self._folders():
                 if _number(folder) >= round:
                     shutil.rmtree(folder)
         elif not self.is_intact(round):
@@ -328,17 +329,22 @@ class ReconstructionStore:
             paths[chunk].unlink()
         return damaged
 
-    def prune(self, keep: int) -> None:
-        """Removes all committed rounds but the newest ones.
+    def prune(self, keep: int, *, newest: int) -> None:
+        """Removes old rounds, and what a kill has left of rounds that were being removed.
 
         Arguments:
             keep: How many to keep, >= 1.
+            newest: The newest round that is kept; later ones are not touched.
         """
-        manifests = self.path.glob("round_*/manifest.json")
-        committed = sorted((path.parent for path in manifests), key=_number)
-        for folder in committed[:-keep]:
-            (folder / "manifest.json").unlink()  # first: a part of a round is never a round
-            shutil.rmtree(folder)
+        for folder in self._folders():
+            if _number(folder) <= newest - keep:
+                # First: a part of a round is never a round.
+                (folder / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(folder)
+
+    def _folders(self) -> list[Path]:
+        """Returns the folders of rounds; a user may have put others beside them."""
+        return sorted(filter(is_round, self.path.glob("round_*")))
 
     def committed(self, round: int) -> bool:
         """Returns whether a round has a manifest that can be read."""
@@ -384,7 +390,7 @@ class ReconstructionStore:
         Raises:
             UserError: If it does; it names the file.
         """
-        for folder in sorted(self.path.glob("round_*")):
+        for folder in self._folders():
             for name in ("manifest.json", "weights.json", "channel.json"):
                 record = read_record(folder / name)
                 if record is not None and not self._is_own(record):

@@ -248,10 +248,13 @@ def _exists(path: Path) -> bool:
 
 
 def _remove_temporary(run_dir: Path) -> None:
-    """Removes the temporary files that processes of the run left when they were killed."""
-    folders = [run_dir, *(run_dir / name for name in FOLDERS)]
-    for folder in _folders(folders):
-        for path in filter(is_temporary, folder.iterdir()):
+    """Removes the temporary files and locks that killed processes of the run left."""
+    reconstructions = run_dir / RECONSTRUCTIONS
+    rounds = filter(is_round, reconstructions.iterdir() if reconstructions.is_dir() else ())
+    for folder in _folders([run_dir, *(run_dir / name for name in FOLDERS), *rounds]):
+        for path in list(folder.iterdir()):
+            if not (is_temporary(path) or (is_round(folder) and is_lock_folder(path))):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from diffem.cli import processes
 from diffem.cli.errors import report_user_errors

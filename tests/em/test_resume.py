@@ -79,6 +79,39 @@ def test_law_4_a_killed_run_is_an_uninterrupted_run(
     assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
 
 
+@pytest.mark.parametrize("point", ["before pruning", "in pruning", "in the last pruning"])
+def test_a_kill_in_pruning_leaves_no_old_round(
+    point: str, whole: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 11, B10: `round_000` stayed."""
+
+    def run(rounds: int = ROUNDS) -> SmallRun:
+        small = SmallRun(tmp_path / "r", rounds=rounds)
+        small.settings = replace(small.settings, keep_rounds=2)
+        return small
+
+    if point == "in the last pruning":
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            remove = shutil.rmtree
+
+            def killed(path: Path, *rest: object, **others: object) -> None:
+                if Path(path).name == "round_000":
+                    raise Killed
+                remove(path, *rest, **others)  # type: ignore[arg-type]
+
+            patch.setattr(shutil, "rmtree", killed)
+            run().fit()
+        assert not (tmp_path / "r" / "round_000" / "manifest.json").exists()
+    else:
+        first = run()
+        call = {"before pruning": 3, "in pruning": -3}[point]
+        with pytest.raises(Killed):
+            dying(first, first.store, "prune", call).fit()
+    resumed = run().fit()
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["round_001", "round_002"]
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+
+
 def test_chunks_that_were_written_are_kept(tmp_path: Path) -> None:
     first = SmallRun(tmp_path / "r")
     with pytest.raises(Killed):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from diffem.logging.jsonl import JSONLLogger
 
 
@@ -38,6 +40,20 @@ def test_a_line_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     for cut in (content[:-1], content[:-9], content[: len(content) // 2 + 1]):
         path.write_bytes(cut)
         assert log(path, (M, 3), (M, 5)) == [[M, 1, 0], [M, 3, 0], [M, 5, 1]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"[1]\n", b"3\n", b"null\n", b"{}\n", b'{"step": "x", "m_step/loss": 1}\n', b"\xff}\n",
+     b"}\n", b'{"m_step/loss": 1}\n', b"[" * 9999 + b"}\n", b'{"step": 1'],
+)  # fmt: skip
+def test_a_line_that_was_edited_is_dropped(damage: bytes, tmp_path: Path) -> None:
+    """Issue 11, B10: a traceback."""
+    path = tmp_path / "metrics.jsonl"
+    log(path, (M, 1), (M, 3))
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + (b"" if damage.endswith(b"\n") else b"\n") + second)
+    assert log(path, (M, 5)) == [[M, 1, 0], [M, 3, 1], [M, 5, 0]]
 
 
 def test_a_prior_of_more_rounds_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

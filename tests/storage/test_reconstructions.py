@@ -130,9 +130,16 @@ def test_old_rounds_are_removed_whole(store: ReconstructionStore, x: torch.Tenso
         write_all(store, round, x)
         store.commit(round, "w")
     store.write(11, 0, x[:4])  # a round in the making stays
-    store.prune(2)
+    store.folder(7).mkdir()  # of a kill while it was removed (issue 11, B10)
+    backup = store.path / "round_007_backup"  # by a user (issue 11, B10)
+    backup.mkdir()
+    store.prune(2, newest=10)
     assert [k for k in (8, 9, 10) if store.committed(k)] == [9, 10]
     assert not store.folder(8).exists() and store.missing(11) == [1, 2]
+    assert not store.folder(7).exists() and backup.exists()
+    store.begin(11, "others")
+    store.check_own()
+    assert backup.exists()
 
 
 def flip(path: Path) -> None:

@@ -344,10 +344,21 @@ def test_a_summary_that_was_edited_is_no_finished_run(opened: Callable[..., Path
 def test_temporary_files_of_a_killed_process_are_removed(opened: Callable[..., Path]) -> None:
     """Issue 11, B10: `*.tmpPID` stayed."""
     run_dir = opened()
-    left = ["rounds.json.tmp7", "checkpoints/last.new.tmp8", ".hydra/config.yaml.tmp9"]
-    mine = ["notes.tmp", "figures/a.tmpfile"]
+    left = [
+        "rounds.json.tmp7",
+        "checkpoints/last.new.tmp8",
+        ".hydra/config.yaml.tmp9",
+        "reconstructions/round_000/manifest.json.tmp7",
+        "reconstructions/round_000/locks_6f.closed/00001",
+    ]
+    mine = [
+        "notes.tmp",
+        "locks_of_mine/x",
+        "figures/a.tmpfile",
+        "reconstructions/round_000/chunk_00000.npy",
+    ]
     for name in (*left, *mine):
-        (run_dir / name).parent.mkdir(exist_ok=True)
+        (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / name).write_text("x")
     opened()
     assert not any((run_dir / name).exists() for name in left)
