@@ -40,6 +40,7 @@ from diffem.em import (
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
+from diffem.em.datamodule import check_batch
 from diffem.em.init import FromCheckpoint, FromClean
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
@@ -67,6 +68,8 @@ from diffem.storage.run_dir import check_space, config_hash, open_run
 def run(cfg: DictConfig) -> None:
     """Composes the parts, fits by EM, fits the prior, evaluates and reports."""
     settings: EMSettings = build(cfg.em, "em")
+    if type(cfg.trainer.devices) is int:  # of others Lightning knows the number, later
+        check_batch(settings.batch_size, cfg.trainer.devices * cfg.trainer.num_nodes)
     evaluation: Evaluation = build(cfg.metric, "metric")
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)

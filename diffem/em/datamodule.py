@@ -61,6 +61,20 @@ class StepSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size]
 
 
+def check_batch(batch_size: int, devices: int) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+        UserError: If the batch size is no multiple of their number.
+    """
+    if batch_size % devices:
+        raise UserError(
+            f"em.batch_size must be a multiple of the number of devices, {devices}, got "
+            f"{batch_size}; choose another number of devices, or start again in a new run_dir "
+            "with another em.batch_size"
+        )
+
+
 class CleanImages(Dataset[Batch]):
     """The truth in place of the reconstructions, for the supervised upper bound."""
 
@@ -129,11 +143,7 @@ class ReconstructionDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Checks that the devices share a batch evenly."""
         assert self.trainer is not None
-        if self.batch_size % self.trainer.world_size:
-            raise UserError(
-                f"em.batch_size must be a multiple of the number of devices, "
-                f"{self.trainer.world_size}, got {self.batch_size}"
-            )
+        check_batch(self.batch_size, self.trainer.world_size)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

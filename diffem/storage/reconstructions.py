@@ -265,7 +265,8 @@ class ReconstructionStore:
         if not torch.isfinite(x).all():
             raise FloatingPointError(
                 f"round {round}, chunk {chunk}: the reconstructions hold values that are not "
-                "finite; lower m_step.optimizer.lr or raise sampler.steps, and start the run again"
+                "finite; start again in a new run_dir with a lower m_step.optimizer.lr or more "
+                "sampler.steps"
             )
         path = self._chunk(round, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
