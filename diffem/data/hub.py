@@ -102,7 +102,7 @@ class HubImages:
         if not all(isinstance(v, int) and v >= 0 for v in (*train, *heldout)):
             raise UserError(
                 f"dataset.label: column {self.label!r} of {self.path!r} must hold whole numbers "
-                "of at least 0; choose another column"
+                "of at least 0; choose another column by +dataset.label=COLUMN"
             )
         return Labels(torch.tensor(train).long(), torch.tensor(heldout).long())
 

@@ -124,7 +124,11 @@ def set_parent_death_signal(parent: int) -> None:
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
-        os._exit(RESUMABLE)
+        exit_now(
+            f"stopped: process {parent}, which started this one, has ended (if none did: unset "
+            f"{PARENT}); {RESUME_HINT}",
+            RESUMABLE,
+        )
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

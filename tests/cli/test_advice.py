@@ -31,6 +31,7 @@ SAYS = (
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 TOP = ("em", "m_step", "blind", "schedule", "prior", "assumed", *GROUPS)
 KEY = re.compile(rf"(?<![\w./-])(?:{'|'.join(TOP)})\.[a-z][a-z_.0-9]*")
+ADDED = {"dataset.label"}  # keys that are in no file, and given as +KEY=VALUE
 LATE = (  # where a run may be when it says something, once its configuration is saved
     "cli/errors.py",
     "em/callbacks.py",
@@ -65,8 +66,8 @@ def keys_of_files() -> set[str]:
     found = set()
     for path in CONF.rglob("*.yaml"):
         group = ".".join(path.relative_to(CONF).parent.parts)
-        if "@package _global_" in path.read_text():
-            group = ""
+        if package := re.match(r"# @package (\S+)", path.read_text()):
+            group = package[1].replace("_global_", "")
         found |= set(walk(OmegaConf.to_container(OmegaConf.load(path)), group))
     return found
 
@@ -84,13 +85,14 @@ def test_advice_on_a_run_that_has_begun_can_be_followed() -> None:
 
 
 def test_advice_names_keys_that_there_are() -> None:
-    known, seen = keys_of_files(), 0
+    known, seen, wrong = keys_of_files(), 0, []
     for path, line, text in messages():
         for key in KEY.findall(text):
             seen += 1
-            name = key.rstrip(".")
-            assert name in known, f"{path}:{line}: {name} in: {text}"
-    assert seen > 40
+            name = re.escape(key.rstrip(".")).replace(r"\.\.", r"\.\w+\.")  # a name is put in
+            if not any(re.fullmatch(name, k) for k in known | ADDED):
+                wrong.append(f"{path}:{line}: {name} in: {text}")
+    assert not wrong and seen > 40
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_written() -> None:
