@@ -58,8 +58,8 @@ from diffem.result import (
 from diffem.result.result import POSTERIOR, PRIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
+from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import seeded
-from diffem.runtime.signals import global_rank
 from diffem.storage.identity import RunIdentity, bind
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
@@ -91,6 +91,8 @@ def run(cfg: DictConfig) -> None:
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
+    if line := weak_noise(cfg, train.channel):
+        warn(line)
     run_dir = open_run(cfg, HydraConfig.get())
     identity = RunIdentity(config_hash(cfg), data_digest(train, heldout))
     if global_rank() == 0:
@@ -113,7 +115,8 @@ def run(cfg: DictConfig) -> None:
     )
     if supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
-    report = RunReport(run_dir, describe_run(cfg), evaluation, train, heldout, store=store)
+    about = {**describe_run(cfg), "run": identity._asdict()}
+    report = RunReport(run_dir, about, evaluation, train, heldout, store=store)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMLoop(
         init,
@@ -155,6 +158,24 @@ def unused_settings(
     ):
         if unused and is_given(key):
             yield key, reason
+
+
+def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
+    """Returns what to set where the noise is much weaker than what sampling leaves in x.
+
+    A sample keeps noise of about the standard deviation σ_min, so that its residual χ² is about
+    1 + (σ_min / σ_y)².
+    """
+    if not isinstance(channel, LinearGaussianChannel) or "sigma_min" not in cfg.schedule:
+        return None
+    std, left = channel.noise.parameters["std"].bounds[0], cfg.schedule.sigma_min
+    if 2 * std >= left:
+        return None
+    return (
+        f"corruption.noise.std is {std:.3g} on the scale of [-1, 1], and samples keep noise of "
+        f"schedule.sigma_min={left}: their residual χ² is about {1 + (left / std) ** 2:.2g} in "
+        f"place of 1; set schedule.sigma_min={std:.3g}"
+    )
 
 
 def build_data(

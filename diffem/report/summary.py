@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from rich.console import Console
@@ -37,8 +37,10 @@ from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.posterior import chunk_count
 from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
-from diffem.runtime.progress import progress_bar
-from diffem.storage.atomic import write_file
+from diffem.runtime.errors import UserError
+from diffem.runtime.progress import progress_bar, warn
+from diffem.runtime.rank import global_rank
+from diffem.storage.atomic import read_json, write_file
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.strict_json import to_json
 
@@ -76,9 +78,19 @@ class RunReport:
 
     def __post_init__(self) -> None:
         """Reads the rounds that an earlier process of the run reported."""
-        if self.journal.is_file():
-            held = json.loads(self.journal.read_text())
-            self.rounds, self.start = held["rounds"], self.start - held["wall_seconds"]
+        held = read_json(self.journal) or {}
+        rounds, seconds = held.get("rounds"), held.get("wall_seconds")
+        own = "run" not in self.about or held.get("run") == self.about["run"]
+        if own and _are_rows(rounds) and isinstance(seconds, int | float):
+            self.rounds, self.start = rounds, self.start - seconds
+        elif self.journal.is_file():
+            self.rounds = logged_rounds(self.run_dir / "metrics.jsonl")
+            warn(
+                f"{self.journal} is damaged or of another run; the scores of its rounds are taken "
+                f"from metrics.jsonl, which has {len(self.rounds)}"
+            )
+            if global_rank() == 0:
+                self.journal.replace(self.run_dir / "rounds.damaged.json")
 
     @property
     def journal(self) -> Path:
@@ -141,6 +153,11 @@ class RunReport:
             prior: Draws n samples from the prior, (n, *shape); None if there is none.
             device: Where to sample.
         """
+        if not self.rounds:
+            raise UserError(
+                f"{self.journal} and metrics.jsonl beside it are damaged: what the rounds scored "
+                "and cost is lost, and there is no summary; `diffem evaluate` scores the result"
+            )
         final, features = self._evaluate(posterior, channel, prior, device)
         if (floor := self.rounds[0].get("heldout_gaussian_psnr_mean")) is not None:
             final["gaussian_psnr_mean"] = floor
@@ -332,7 +349,9 @@ class RunReport:
             score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_gaussian_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
-        content = to_json({"rounds": self.rounds, "wall_seconds": self.wall_seconds}, indent=1)
+        held = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
+        held |= {key: self.about[key] for key in ("run",) if key in self.about}
+        content = to_json(held, indent=1)
         write_file(self.journal, lambda file: file.write(content.encode()))
 
     def _title(self, k: int, scores: Mapping[str, float]) -> str:
@@ -362,6 +381,36 @@ class RunReport:
         }
         text = to_json(content, indent=1) + "\n"
         write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
+
+
+def logged_rounds(log: Path) -> list[dict[str, Any]]:
+    """Returns the rows of the rounds that a metrics.jsonl holds, as rounds.json has them.
+
+    What is no number of a round, and lines that are damaged, are left out.
+
+    Arguments:
+        log: The file, which may be missing.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
+        try:
+            held = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(held, dict) and isinstance(k := held.pop("round", None), int | float):
+            scores = {name.removeprefix("round/"): value for name, value in held.items()}
+            rows[int(k)] = {"round": int(k), **scores}
+    found = [rows[k] for k in sorted(rows)]
+    return found if _are_rows(found) else []
+
+
+def _are_rows(rounds: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Returns whether a value is rows of rounds, with the number and the costs of each."""
+    keys = ("round", "e_step_seconds", "m_step_seconds")
+    return isinstance(rounds, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in keys)
+        for row in rounds
+    )
 
 
 def compute(

@@ -4,6 +4,7 @@ run.json in the run directory is written when the run starts. Every round, every
 summary name the same hashes, so that a file of another run is never taken for one of this run.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,25 @@ class RunIdentity(NamedTuple):
     data_sha256: str
     """The hash of the measurements."""
 
+    def short(self) -> str:
+        """Returns one short hash of both."""
+        return hashlib.sha256(" ".join(self).encode()).hexdigest()[:16]
+
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Returns whether a record names the same run."""
         return all(record.get(key) == value for key, value in self._asdict().items())
+
+
+def is_of_run(run_dir: Path, summary: Mapping[str, Any]) -> bool:
+    """Returns whether a summary names the run that a directory is bound to.
+
+    Arguments:
+        run_dir: The run directory.
+        summary: The content of a summary.
+    """
+    record = read_record(run_dir / FILE) or {}
+    bound = {key: record.get(key) for key in RunIdentity._fields}
+    return summary.get("run") == bound
 
 
 def bind(run_dir: Path, identity: RunIdentity, *, threads: int) -> None:

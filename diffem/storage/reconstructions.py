@@ -1,7 +1,8 @@
 """The reconstructions D_k on disk, and their batches. A round is complete or absent.
 
     reconstructions/round_003/chunk_00017.npy      float32; fixed-size chunks, the last one shorter
-    reconstructions/round_003/chunk_00017.sha256   the chunk's sha256, for `sha256sum --check`
+    reconstructions/round_003/chunk_00017.sha256   the chunk's sha256, for `sha256sum --check`, and
+                                                   a comment that names the round and the run
     reconstructions/round_003/locks_6f…/           one file for each chunk that a rank has taken;
                                                    removed at the commit
     reconstructions/round_003/weights.json         the hash of the weights that draw the round
@@ -276,8 +277,8 @@ class ReconstructionStore:
         data = buffer.getbuffer()
         # The checksum is of the bytes in memory and is written first: whatever the disk makes of
         # the chunk, a difference is seen.
-        line = _checksum_line(hashlib.sha256(data).hexdigest(), path)
-        write_file(_checksum_file(path), lambda file: file.write(line))
+        lines = self._checksum_lines(hashlib.sha256(data).hexdigest(), round, path)
+        write_file(_checksum_file(path), lambda file: file.write(lines))
         write_file(path, lambda file: file.write(data), size=len(data))
 
     def write_channel(self, round: int, path: list[dict[str, float]]) -> None:
@@ -313,7 +314,7 @@ class ReconstructionStore:
             **self._bound(),
             "previous_sha256": self.digest(round - 1),
             "channel": self.channel(round),
-            "chunks": {path.name: expected_sha256(path) for path in paths},
+            "chunks": {path.name: self.expected_sha256(round, path) for path in paths},
         }
         write_record(self._manifest(round), manifest)
 
@@ -323,12 +324,32 @@ class ReconstructionStore:
         damaged = [
             c
             for c, path in paths.items()
-            if path.exists() and not matches(path, expected_sha256(path))
+            if path.exists() and not matches(path, self.expected_sha256(round, path))
         ]
         for chunk in damaged:
             warn(f"{paths[chunk]} is damaged; it is drawn again")
             paths[chunk].unlink()
         return damaged
+
+    def expected_sha256(self, round: int, chunk: Path) -> str | None:
+        """Returns the sha256 of the bytes that were written as a chunk.
+
+        Arguments:
+            round: The round k.
+            chunk: The chunk's file.
+
+        Returns:
+            The digest in the file beside the chunk; None if that file is absent, damaged, or of
+            another round or run.
+        """
+        checksum = _checksum_file(chunk)
+        lines = checksum.read_bytes() if checksum.exists() else b""
+        digest = lines[:64].decode("ascii", errors="replace")
+        return digest if lines == self._checksum_lines(digest, round, chunk) else None
+
+    def _checksum_lines(self, digest: str, round: int, chunk: Path) -> bytes:
+        run = "" if self.identity is None else f" of run {self.identity.short()}"
+        return f"{digest}  {chunk.name}\n# round {round}{run}\n".encode()
 
     def prune(self, keep: int, *, newest: int) -> None:
         """Removes old rounds, and what a kill has left of rounds that were being removed.
@@ -515,27 +536,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def expected_sha256(chunk: Path) -> str | None:
-    """Returns the sha256 of the bytes that were written as a chunk.
-
-    Arguments:
-        chunk: The chunk's file.
-
-    Returns:
-        The digest in the file beside the chunk; None if that file is absent or damaged.
-    """
-    checksum = _checksum_file(chunk)
-    line = checksum.read_bytes() if checksum.exists() else b""
-    digest = line[:64].decode("ascii", errors="replace")
-    return digest if line == _checksum_line(digest, chunk) else None
-
-
 def _checksum_file(chunk: Path) -> Path:
     return chunk.with_suffix(".sha256")
-
-
-def _checksum_line(digest: str, chunk: Path) -> bytes:
-    return f"{digest}  {chunk.name}\n".encode()
 
 
 def _number(folder: Path) -> int:

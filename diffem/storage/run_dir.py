@@ -35,6 +35,7 @@ from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_file, write_folder
 from diffem.storage.checkpoint import remove_checkpoint
 from diffem.storage.entries import check_entries
+from diffem.storage.identity import is_of_run
 from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
 
@@ -380,8 +381,10 @@ def is_finished(run_dir: Path) -> bool:
     file = run_dir / "summary.json"
     summary = read_json(file)
     if summary is not None and isinstance(summary.get("final"), dict):
-        return True
-    if file.exists() and global_rank() == 0:
+        if is_of_run(run_dir, summary):
+            return True
+        warn(f"{file} is of another run; the run is evaluated again")
+    elif file.exists():
         warn(f"{file} is damaged; the run is evaluated again")
     return False
 
