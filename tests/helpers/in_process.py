@@ -17,8 +17,6 @@ TINY = (  # two seconds a run
     "sampler.steps=2",
     "network.channels=[16]",
     "network.blocks=[1]",
-    "init.iterations=1",
-    "init.rank=4",
     "metric.samples=2",
     "metric.subset=4",
     "metric.heldout=8",
@@ -28,12 +26,18 @@ TINY = (  # two seconds a run
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
 )
+DEFAULTS = {  # of groups of which another choice may be given
+    "init=": ("init.iterations=1", "init.rank=4"),
+    "dataset=": ("dataset.train=60",),
+}
 
 
 def run_here(run_dir: Path, *overrides: str) -> Path:
     """Runs `diffem train` to its end in this process, and returns the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    cfg = compose_run([*TINY, *overrides], run_dir)
+    chosen = [group for group in DEFAULTS if any(o.startswith(group) for o in overrides)]
+    defaults = [o for group, own in DEFAULTS.items() if group not in chosen for o in own]
+    cfg = compose_run([*TINY, *defaults, *overrides], run_dir)
     try:
         check_config(cfg)
         with quiet():
