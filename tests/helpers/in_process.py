@@ -1,6 +1,7 @@
 """Runs a command's run in this process: seconds instead of the start of a process."""
 
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 from diffem.cli.compose import check_config, compose_run
 from diffem.cli.launch import quiet
@@ -26,6 +27,7 @@ TINY = (  # two seconds a run
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
 )
+FIGURES = {name: Mock() for name in ("save_panel", "save_curves", "save_samples")}
 DEFAULTS = {  # of groups of which another choice may be given
     "init=": ("init.iterations=1", "init.rank=4"),
     "dataset=": ("dataset.train=60",),
@@ -33,14 +35,18 @@ DEFAULTS = {  # of groups of which another choice may be given
 
 
 def run_here(run_dir: Path, *overrides: str) -> Path:
-    """Runs `diffem train` to its end in this process, and returns the run directory."""
+    """Runs `diffem train` to its end in this process, without its figures.
+
+    Returns:
+        The run directory.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     chosen = [group for group in DEFAULTS if any(o.startswith(group) for o in overrides)]
     defaults = [o for group, own in DEFAULTS.items() if group not in chosen for o in own]
     cfg = compose_run([*TINY, *defaults, *overrides], run_dir)
     try:
         check_config(cfg)
-        with quiet():
+        with quiet(), patch.multiple("diffem.report.summary", **FIGURES):
             run(cfg)
     finally:
         unlock_folder(run_dir)
