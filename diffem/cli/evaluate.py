@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from diffem.cli.compose import check_config, compose_run, describe_run
+from diffem.cli.compose import check_config, compose_config, compose_run, describe_run
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
 from diffem.cli.train import build_data, sampling_config
@@ -27,11 +27,13 @@ from diffem.report import RunReport
 from diffem.result import build_channel, read_weights, restore
 from diffem.result.result import POSTERIOR
 from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.progress import warn
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
 ALLOWED = ("dataset", "metric", "method.posterior", "sampler", "trust")
+MOVES_HELDOUT = {"dataset.heldout", "dataset.limit", "dataset.train"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,9 +96,20 @@ def evaluate_run(
     weights = read_weights(file)
     # The run's own overrides, those given in place of them, and then its directory.
     *arguments, _, _ = resumed_arguments([*overrides, f"resume={run_dir}"])
-    cfg = compose_run(arguments, run_dir.absolute())
-    if "range" in cfg.dataset and weights.about.format is not None:
-        cfg.dataset.range = list(weights.about.scale)  # what the network was trained in
+    cfg = compose_run(without_lost_keys(arguments, overrides), run_dir.absolute())
+    if cfg.dataset._target_ == "diffem.data.MeasurementFiles":
+        if given := [o for o in overrides if o.lstrip("+~").startswith("dataset.range=")]:
+            raise UserError(
+                f"{given[0]} has no effect on a finished run, which works in the range of its "
+                f"training, {list(weights.about.scale)}; leave it out"
+            )
+        cfg.dataset.range = list(weights.about.scale)
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if (moved := keys & MOVES_HELDOUT) and not keys & {"dataset", "dataset.path"}:
+        warn(
+            f"{min(moved)} changes which measurements are held out: the run may have been trained "
+            "on some of those that are evaluated"
+        )
     check_config(cfg)
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
@@ -130,6 +143,30 @@ def evaluate_run(
             sampling.device,
             about={"overrides": list(overrides), "repeats": repeats, "measurements": len(heldout)},
         )
+
+
+def without_lost_keys(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Returns a run's settings without those of groups for which another choice was given.
+
+    Of a sampler and a metric those stay that the new choice has too, such as `sampler.steps`.
+
+    Arguments:
+        arguments: The run's own overrides and those given in place of them.
+        overrides: Those given.
+    """
+    kept = list(arguments)
+    for choice in overrides:
+        group = choice.partition("=")[0]
+        if group in ("dataset", "metric", "sampler"):
+            chosen = compose_config([choice])
+            kept = [
+                argument
+                for argument in kept
+                if argument in overrides
+                or not (key := argument.lstrip("+~").partition("=")[0]).startswith(f"{group}.")
+                or (group != "dataset" and OmegaConf.select(chosen, key) is not None)
+            ]
+    return kept
 
 
 def repeated(

@@ -4,7 +4,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -197,10 +198,9 @@ class RunReport:
             device: Where to sample.
             about: What differs from the run's own evaluation, for the file.
         """
-        taken = [int(f.stem[-3:]) for f in self.run_dir.glob("evaluation_[0-9][0-9][0-9].json")]
-        name = f"evaluation_{max(taken, default=0) + 1:03d}"
-        final, features = self._evaluate(posterior, channel, prior, device, f"{name}_")
-        self._write(name, {**about, "final": final})
+        with free_number(self.run_dir, "evaluation") as name:
+            final, features = self._evaluate(posterior, channel, prior, device, f"{name}_")
+            self._write(name, {**about, "final": final})
         summary = self.run_dir / "summary.json"
         before = json.loads(summary.read_text())["final"] if summary.is_file() else {}
         rows = [("the run", before), (name, final)]
@@ -411,6 +411,29 @@ def _are_rows(rounds: object) -> TypeGuard[list[dict[str, Any]]]:
         isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in keys)
         for row in rounds
     )
+
+
+@contextmanager
+def free_number(folder: Path, stem: str) -> Iterator[str]:
+    """Opens a scope that writes STEM_001.json, or the next number, which no other process takes.
+
+    Yields:
+        The file's name without its suffix; an empty file holds it, and goes if the scope fails.
+    """
+    names = (file.stem.removeprefix(f"{stem}_") for file in folder.glob(f"{stem}_*.json"))
+    k = max((int(name) for name in names if name.isdecimal()), default=0) + 1
+    while True:
+        file = folder / f"{stem}_{k:03d}.json"
+        try:
+            file.open("x").close()
+            break
+        except FileExistsError:  # another process was faster
+            k += 1
+    try:
+        yield file.stem
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def compute(

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 import diffem
 from diffem.cli import evaluate, generate, sample
+from diffem.report.summary import free_number
 
 TINY = (
     *("em.rounds=1", "em.steps_per_round=4", "network.channels=[16]", "network.blocks=[1]"),
@@ -192,6 +193,41 @@ def test_evaluate_leaves_what_was_there(benchmark: Path) -> None:
     assert len({e["final"]["psnr"] for e in held}) == 3
 
 
+def test_evaluations_are_never_written_over(benchmark: Path) -> None:
+    last = benchmark / "evaluation_999.json"
+    last.write_text("mine")
+    try:
+        for k in (1000, 1001):
+            done = run(evaluate.main, benchmark)
+            assert f"wrote {benchmark / f'evaluation_{k}.json'}" in done.out, done.err
+        with (
+            free_number(benchmark, "evaluation") as one,
+            free_number(benchmark, "evaluation") as other,
+        ):
+            assert (one, other) == ("evaluation_1002", "evaluation_1003")
+            for name in (one, other):
+                (benchmark / f"{name}.json").unlink()
+    finally:
+        for k in (999, 1000, 1001):
+            (benchmark / f"evaluation_{k}.json").unlink(missing_ok=True)
+
+
+def test_a_run_on_a_benchmark_is_evaluated_on_measurements_of_ones_own(
+    benchmark: Path, tmp_path: Path
+) -> None:
+    """Its own settings of the data set, which has none of them, do not stay."""
+    y = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8))
+    y[:, 2] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    given = ("dataset=measurements", f"dataset.path={tmp_path / 'y.npy'}", "dataset.heldout=0.9")
+    done = run(evaluate.main, benchmark, *given)
+    assert done.code == 0, done.err
+    file = Path(done.out.split("wrote ")[1].split("\n")[0])
+    assert json.loads(file.read_text())["measurements"] == 18
+    done = run(evaluate.main, benchmark, "dataset.train=1600")
+    assert "warning: dataset.train changes which measurements are held out" in done.err
+
+
 def test_generate_from_a_benchmark(benchmark: Path, tmp_path: Path) -> None:
     run(generate.main, benchmark, "--count", 300, "--out", tmp_path / "new", "--seed", 3)
     x = np.load(tmp_path / "new" / "generated.npy")
@@ -210,6 +246,7 @@ REFUSED = [
     (["sample", "{run}", "--input", "{crops}", "--device", "cuda", "--out", "{tmp}/o"], "device="),
     (["generate", "{run}", "--count", "-1", "--out", "{tmp}/o"], "--count must be"),
     (["generate", "{run}", "--out", "{crops}/crop_000.tif"], "exists and is not empty"),
+    (["evaluate", "{run}", "dataset.range=[0,9]"], "which works in the range of its training"),
     (["evaluate", "{run}", "em.rounds=3"], "em.rounds=3 has no effect on a finished run"),
     (["evaluate", "{run}", "--repeats", "2"], "--repeats=2 needs a benchmark"),
     (["evaluate", "{tmp}", "sampler=heun"], "holds no finished run"),
