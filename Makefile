@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 DATASET ?= digits
 SEED ?= 0
-COUNT ?= 50
+COUNT ?= 100
 SIGNAL ?= KILL
 
 .PHONY: train test lint clean features test-experiments test-kills soak
@@ -33,7 +33,7 @@ test-experiments: $(DEV)  # every experiment file at its own size; minutes
 test-kills: $(DEV)  # runs that are killed and resumed; minutes
 	$(BIN)/python -m pytest -m kill
 
-soak: $(DEV)  # COUNT kills at random moments, or stops with SIGNAL=TERM; a quarter of an hour
+soak: $(DEV)  # COUNT kills at random moments in every stage, or stops with SIGNAL=TERM; half an hour
 	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
