@@ -189,15 +189,21 @@ def check_config(cfg: DictConfig) -> None:
             laws, this machine lacks the devices, or several processes would each choose a run
             directory.
     """
-    check_count("sampler.steps", cfg.sampler.steps)
-    for key in ("order", "corrections"):
+    check_count("sampler.steps", cfg.sampler.steps, maximum=2**20)
+    for key, most in (("order", 8), ("corrections", 2**10)):
         if key in cfg.sampler:
-            check_count(f"sampler.{key}", cfg.sampler[key])
+            check_count(f"sampler.{key}", cfg.sampler[key], maximum=most)
+    eta = cfg.sampler.get("eta", 0)
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
+        raise UserError(
+            f"sampler.eta must be a number in [0, 1], got {eta!r}: 0 draws no noise, 1 is "
+            "sampler=ddpm"
+        )
     if "delta" in cfg.sampler:
-        if check_fraction("sampler.delta", cfg.sampler.delta) == 0:
+        if check_fraction("sampler.delta", cfg.sampler.delta) < 1e-6:
             raise UserError(
-                "sampler.delta=0 leaves sampler.corrections without effect; give a number in "
-                "(0, 1), or choose sampler=ddim"
+                f"sampler.delta={cfg.sampler.delta} leaves sampler.corrections without effect; "
+                "give a number in [1e-6, 1), or choose sampler=ddim"
             )
     if "order" in cfg.sampler and cfg.sampler.order > cfg.sampler.steps:
         raise UserError(
@@ -209,10 +215,12 @@ def check_config(cfg: DictConfig) -> None:
     check_trainer(_plain(cfg.trainer))
     if type(cfg.seed) is not int:
         raise UserError(f"seed must be a whole number, got {cfg.seed!r}")
+    if cfg.dataset.shape is not None and not cfg.dataset.shape:
+        raise UserError("dataset.shape must have at least one side, as in [1,8,8], got []")
     for side in cfg.dataset.shape or ():  # null: that of the files
         check_count("dataset.shape: a side", side)
     sigmas = [k for k in ("sigma_min", "sigma_max") if k in cfg.schedule]
-    levels = [check_positive(f"schedule.{k}", cfg.schedule[k]) for k in sigmas]
+    levels = [check_positive(f"schedule.{k}", cfg.schedule[k], 1e-9, 1e9) for k in sigmas]
     if levels != sorted(set(levels)):
         raise UserError(f"schedule.sigma_min must be below schedule.sigma_max, got {levels}")
     for name, logger in cfg.logger.items():

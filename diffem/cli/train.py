@@ -56,7 +56,7 @@ from diffem.result import (
     write_weights,
 )
 from diffem.result.result import POSTERIOR, PRIOR
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, check_positive
 from diffem.runtime.progress import console, warn
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import seeded
@@ -196,9 +196,13 @@ def build_data(
             raise UserError(
                 "assumed has no effect on measurements of your own; set the corruption's keys"
             )
-        return source.measurement_sets(build_channel(cfg.corruption, source.shape))
+        sets = source.measurement_sets(build_channel(cfg.corruption, source.shape))
+        check_noise(sets[0].channel)
+        return sets
     shape = cfg.dataset.shape
     channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, assumed_corruption(cfg)))
+    for each in (channel, assumed):
+        check_noise(each)
     clean = source.load()
     darkest = min(float(x.min()) for x in clean)
     if isinstance(channel, LinearChannel) and channel.noise.counts_photons and darkest < -1:
@@ -211,6 +215,17 @@ def build_data(
         for split, x in zip(clean._fields, clean, strict=True)
     )
     return train, heldout
+
+
+def check_noise(channel: Channel) -> None:
+    """Refuses noise whose variance, on the scale of [-1, 1], is no number of float32.
+
+    Raises:
+        UserError: If its standard deviation is too small or too large.
+    """
+    if isinstance(channel, LinearChannel) and (std := channel.noise.parameters.get("std")):
+        for bound in std.bounds:
+            check_positive(f"{std.name}, on the scale of [-1, 1],", bound, 1e-12, 1e12)
 
 
 def build_module(

@@ -36,7 +36,7 @@ class Blur(LinearOperator):
         kernel_size: int,
     ) -> None:
         super().__init__(shape)
-        self.sigma = ChannelParameter.of("corruption.sigma", sigma)
+        self.sigma = ChannelParameter.of("corruption.sigma", sigma, smallest=1e-3, largest=1e3)
         if len(self.shape) < 2:
             raise UserError(
                 f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import LARGEST, SMALLEST, UserError, check_positive
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,35 @@ class ChannelParameter:
     known: float | None
 
     @classmethod
-    def of(cls, name: str, value: float | Sequence[float]) -> "ChannelParameter":
+    def of(
+        cls,
+        name: str,
+        value: float | Sequence[float],
+        *,
+        smallest: float = SMALLEST,
+        largest: float = LARGEST,
+    ) -> "ChannelParameter":
         """Returns the parameter that a configuration's number, or range [low, high], means.
 
+        Arguments:
+            name: The configuration key.
+            value: The number or the range.
+            smallest: The smallest number that is allowed.
+            largest: The largest number that is allowed.
+
         Raises:
-            UserError: If the value is not a positive number or a range 0 < low <= high.
+            UserError: If the value is not a positive number or a range 0 < low <= high, or outside
+                what is allowed.
         """
         bounds = tuple(value) if isinstance(value, Sequence) else (value, value)
         numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in bounds)
         if not numbers or len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
+            advice = "; without noise, give about 1e-3 of the measurements' range"
             raise UserError(
                 f"{name} must be a positive number or a range [low, high] with 0 < low <= high, "
-                f"got {value!r}"
+                f"got {value!r}{advice if value == 0 and name.endswith('std') else ''}"
             )
-        low, high = float(bounds[0]), float(bounds[1])
+        low, high = (check_positive(name, bound, smallest, largest) for bound in bounds)
         return cls(name, (low, high), low if low == high else None)
 
     def draw(self, n: int, generator: Generator) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from diffem.data.images import DEEP, lost_bits
 from diffem.data.scale import Scale, clean_images
 from diffem.data.source import Labels, Splits, checked, inside
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, check_count
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +48,9 @@ class HubImages:
         range: [low, high], the values that become -1 and 1; None for all that unsigned 8-bit or
             16-bit numbers hold. Nothing is clipped.
         label: The column that holds the labels: whole numbers from 0, or booleans.
+
+    Raises:
+        UserError: If a number is too small, or there are not two splits and two limits.
     """
 
     def __init__(
@@ -62,6 +65,16 @@ class HubImages:
         range: Sequence[float] | None = None,
         label: str = "label",
     ) -> None:
+        if len(splits) != 2 or not all(isinstance(split, str) for split in splits):
+            raise UserError(
+                f"dataset.splits must be the names of a training and a held-out split, got "
+                f"{list(splits)}"
+            )
+        if len(limits) != 2:
+            raise UserError(f"dataset.limits must be two numbers or null, got {list(limits)}")
+        for key, number in (("crop", crop), *(("limits: each", limit) for limit in limits)):
+            if number is not None:
+                check_count(f"dataset.{key}", number)
         self.path = path
         self.shape = tuple(shape)
         self.column = column

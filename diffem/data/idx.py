@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffem.data.scale import Scale, clean_images
 from diffem.data.source import Labels, Splits, checked, inside
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, check_count
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 LARGEST = 2**33  # bytes of an unpacked file
@@ -31,6 +31,9 @@ class IdxImages:
             clipped.
         train: The largest number of training images to use; None for all.
         heldout: The largest number of held-out images to use; None for all.
+
+    Raises:
+        UserError: If a number is too small.
     """
 
     def __init__(
@@ -42,6 +45,9 @@ class IdxImages:
         train: int | None = None,
         heldout: int | None = None,
     ) -> None:
+        for key, number in (("train", train), ("heldout", heldout)):
+            if number is not None:
+                check_count(f"dataset.{key}", number)
         self.path = Path(path)
         self.shape = shape
         self.scale = Scale.of(range)

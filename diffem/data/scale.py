@@ -38,7 +38,7 @@ class Scale:
         """
         if bounds is None:
             return None
-        if len(bounds) != 2:
+        if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
             raise UserError(f"dataset.range must be [low, high] with low < high, got {bounds}")
         return cls(*bounds)
 

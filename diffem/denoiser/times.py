@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, check_positive
 
 
 class BetaMixture:
@@ -19,11 +19,14 @@ class BetaMixture:
     """
 
     def __init__(self, components: Sequence[Sequence[float]]) -> None:
-        if not components or any(len(c) != 2 or min(c) <= 0 for c in components):
+        if not components or any(not isinstance(c, Sequence) or len(c) != 2 for c in components):
             raise UserError(
                 "m_step.times.components must be pairs [a, b] of positive numbers, "
                 f"got {components}"
             )
+        for pair in components:
+            for number in pair:
+                check_positive("m_step.times.components: each", number, 1e-2, 1e6)
         self.components = torch.tensor([list(c) for c in components], dtype=torch.float32)
 
     def sample(self, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -51,7 +51,7 @@ class Blind:
     def __post_init__(self) -> None:
         check_count("blind.iterations", self.iterations)
         check_count("blind.samples", self.samples)
-        if check_positive("blind.widen", self.widen) < 1:
+        if check_positive("blind.widen", self.widen, largest=1e3) < 1:
             raise UserError(f"blind.widen must be at least 1, got {self.widen}")
 
     def start(

@@ -40,8 +40,10 @@ class EMSettings:
                 "give one of em.steps_per_round and em.epochs_per_round and set the other to "
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
-        for name in ("rounds", "steps_per_epoch", "batch_size", "chunk_size"):
+        for name in ("rounds", "steps_per_epoch"):
             check_count(f"em.{name}", getattr(self, name))
+        for name in ("batch_size", "chunk_size"):  # they are in memory at once
+            check_count(f"em.{name}", getattr(self, name), maximum=2**20)
         for name in ("steps_per_round", "epochs_per_round", "keep_rounds"):
             if (value := getattr(self, name)) is not None:
                 check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)

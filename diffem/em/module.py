@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import ema
 from diffem.em.objective import Objective
-from diffem.runtime.errors import UserError, check_count, check_fraction
+from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
 from diffem.runtime.rng import seeded
 from diffem.storage.reconstructions import Batch
 
@@ -52,9 +52,10 @@ class MStep:
         if self.augment is not None and not callable(self.augment):
             raise UserError(f"m_step.augment must be null or an Augment, got {self.augment!r}")
         try:  # an optimiser checks its numbers when it is built
-            self.optimizer([nn.Parameter(torch.zeros(1))])
+            built = self.optimizer([nn.Parameter(torch.zeros(1))])
         except Exception as error:  # torch's optimisers raise what they like
             raise UserError(f"m_step.optimizer cannot be built: {error}") from error
+        check_positive("m_step.optimizer.lr", built.defaults["lr"], largest=1e3)
 
 
 class NonFiniteError(FloatingPointError):

@@ -150,17 +150,17 @@ class Ambient(Objective):
     The reconstructions are not used; nor is an augmentation.
 
     Arguments:
-        delta: δ, the probability in (0, 1) that a pixel is masked further.
+        delta: δ, the probability in [1e-6, 1) that a pixel is masked further.
 
     Raises:
-        UserError: If delta is outside (0, 1).
+        UserError: If delta is outside [1e-6, 1).
     """
 
     uses_reconstructions = False
 
     def __init__(self, *, delta: float) -> None:
-        if not isinstance(delta, int | float) or not 0 < delta < 1:
-            raise UserError(f"method.objective.delta must be a number in (0, 1), got {delta!r}")
+        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 1e-6 <= delta < 1:
+            raise UserError(f"method.objective.delta must be a number in [1e-6, 1), got {delta!r}")
         self.delta = delta
 
     def cond_channels(self, channel: Channel) -> int:

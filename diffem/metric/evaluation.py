@@ -134,7 +134,9 @@ class Evaluation:
                 "metric.features compares with clean images, and these measurements have none; "
                 "use metric=default"
             )
-        for score in OF_SETS:
-            if score.images > count and (truth or score is not FRECHET_PIXELS):
-                warn(f"{score.label} needs {score.images} images, {there}: it is left out")
+        possible = OF_SETS if truth else [s for s in OF_SETS if s is not FRECHET_PIXELS]
+        if few := [score for score in possible if score.images > count]:
+            labels = ", ".join(score.label for score in few)
+            needed = max(score.images for score in few)
+            warn(f"{labels}: each needs {needed} images, {there}: what lacks them is left out")
         return replace(self, metrics=fitting)

@@ -40,7 +40,7 @@ class MLP(nn.Module):
                 "use network=unet for images and signals"
             )
         for name, value in (("width", width), ("depth", depth), ("embedding", embedding)):
-            check_count(f"network.{name}", value)
+            check_count(f"network.{name}", value, maximum=2**16)
         if embedding % 2:
             raise UserError(f"network.embedding must be even, got {embedding}")
         (dim,) = shape

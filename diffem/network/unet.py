@@ -141,7 +141,7 @@ class UNet(nn.Module):
             )
         for name, numbers in (("channels", channels), ("blocks", blocks)):
             for number in numbers:
-                check_count(f"network.{name}: each", number)
+                check_count(f"network.{name}: each", number, maximum=2**14)
         if not channels or any(c % GROUPS for c in channels):
             raise UserError(f"network.channels must be multiples of {GROUPS}, got {channels}")
         if len(channels) != len(blocks):

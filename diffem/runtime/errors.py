@@ -21,6 +21,9 @@ UNUSABLE = (  # why a folder cannot be made or written
 )
 LONGEST = 1000  # characters of a path in a message
 
+LARGEST_COUNT = 2**31 - 1
+SMALLEST, LARGEST = 1e-18, 1e18  # their squares, and the inverses of these, are finite in float32
+
 
 class UserError(ValueError):
     """An error caused by user input; commands show its message without a traceback.
@@ -61,34 +64,45 @@ def _shown(path: Path) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def check_count(name: str, value: object, minimum: int = 1) -> int:
+def check_count(
+    name: str, value: object, minimum: int = 1, *, maximum: int = LARGEST_COUNT
+) -> int:
     """Returns a value that is a whole number of at least a minimum.
 
     Arguments:
         name: The setting's name, for the message.
         value: The value.
         minimum: The smallest value that is allowed.
+        maximum: The largest value that is allowed.
 
     Raises:
         UserError: If the value is no such number.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise UserError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    if value > maximum:
+        raise UserError(f"{name} must be a whole number of at most {maximum}, got {value!r}")
     return value
 
 
-def check_positive(name: str, value: object) -> float:
-    """Returns a value that is a positive, finite number.
+def check_positive(
+    name: str, value: object, smallest: float = SMALLEST, largest: float = LARGEST
+) -> float:
+    """Returns a value that is a positive number whose square is one in float32 too.
 
     Arguments:
         name: The setting's name, for the message.
         value: The value.
+        smallest: The smallest value that is allowed.
+        largest: The largest value that is allowed.
 
     Raises:
         UserError: If the value is no such number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{name} must be a positive number, got {value!r}")
+    if not smallest <= value <= largest:
+        raise UserError(f"{name} must be in [{smallest:g}, {largest:g}], got {value!r}")
     return float(value)
 
 

@@ -1,0 +1,230 @@
+"""Every number of every configuration group has a range (issue 11, D 5).
+
+Each leaf of each choice that is a number, or a list of numbers, is replaced by values that a user
+may give by mistake. Each is refused in one sentence, or a training step and samples are finite:
+never a traceback, never minutes. A property test draws the values at large (`slow`).
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from diffem.cli.compose import check_config
+from diffem.cli.train import build_module, check_noise
+from diffem.config.build import build
+from diffem.config.types import check_types
+from diffem.data import Digits, Manifold
+from diffem.data.measurements import MeasurementSet
+from diffem.em import EMSettings, Objective
+from diffem.em.datamodule import StepSampler
+from diffem.em.init import Gaussian
+from diffem.metric import Evaluation
+from diffem.posterior.gaussian import fit_gaussian
+from diffem.result import build_channel, build_posterior
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator, seeded
+from diffem.storage.reconstructions import Batch
+
+CONF = ROOT / "conf"
+N = 4
+HOSTILE: tuple[object, ...] = (
+    -1, 0, 1e-300, 1e300, 2**70, math.nan, math.inf, -math.inf, "", "x", [], {}, True, None,
+)  # fmt: skip
+TINY = (
+    "dataset.train=60",
+    "sampler.steps=2",
+    "network.channels=[16]",
+    "network.blocks=[1]",
+    "init.iterations=1",
+    "init.samples=8",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+)
+
+
+def measurements() -> Path:
+    """Writes measurements of one's own, and returns their file."""
+    file = Path(tempfile.mkdtemp()) / "y.npy"
+    np.save(file, np.random.default_rng(0).normal(0, 0.5, (20, 8, 8)))
+    return file
+
+
+# What a choice of a group needs besides itself.
+BESIDE = {
+    "corruption=projection": ("dataset=manifold", "network=mlp"),
+    "dataset=manifold": ("corruption=projection", "network=mlp"),
+    "network=mlp": ("dataset=manifold", "corruption=projection"),
+    "method=ambient": ("corruption=mask",),
+    "init=checkpoint": ("init.path=x",),
+    "dataset=measurements": (f"dataset.path={measurements()}", "dataset.shape=[1,8,8]"),
+    "dataset=cifar10": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
+    "dataset=celeba": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
+    "dataset=fashion_mnist": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
+    "method=em_pnp": ("sampler.steps=16",),
+}
+GROUPS = (
+    "dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init", "metric",
+    "trainer",
+)  # fmt: skip
+OWN = ("seed", "em", "m_step", "blind", "schedule", "prior")  # of train.yaml itself
+# Numbers that are null in the files.
+NULLABLE = (
+    "seconds",
+    "nfe",
+    "keep_rounds",
+    "variance",
+    "crop",
+    "train",
+    "heldout",
+    "limit",
+    "range",
+)
+WITHOUT = tuple(f"metric={name}" for name in ("classifier", "dinov2", "inception", "lpips"))
+
+
+@cache
+def composed(choice: str) -> DictConfig:
+    """Returns a tiny configuration with a choice of a group."""
+    given = [*BESIDE.get(choice, ()), *([choice] if choice else [])]
+    groups = {o.partition("=")[0] for o in given}
+    kept = [o for o in TINY if o.partition(".")[0] not in groups]
+    keys = {o.partition("=")[0] for o in given}
+    kept = [o for o in kept if o.partition("=")[0] not in keys]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*kept, *given])
+    if "dataset=manifold" in given:
+        cfg.dataset.train, cfg.dataset.heldout = 60, 8
+    if "network" in groups:
+        for key, value in (("channels", [16]), ("blocks", [1]), ("attention", [0])):
+            if key in cfg.network:
+                cfg.network[key] = value
+    return cfg
+
+
+def numbers(node: Any, where: str) -> Iterator[str]:
+    """Yields the keys of numbers below a node, and of lists of them."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numbers(value, f"{where}.{key}")
+    elif isinstance(node, list):
+        if node:
+            yield where
+        for i, value in enumerate(node):
+            yield from numbers(value, f"{where}.{i}")
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield where
+    elif node is None and where.rpartition(".")[2] in NULLABLE:
+        yield where
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """Yields (choice, key) of each number of each choice; of each class once."""
+    plain = OmegaConf.to_container(composed(""), resolve=False)
+    assert isinstance(plain, dict)
+    for key in OWN:
+        yield from (("", name) for name in numbers(plain[key], key))
+    seen = set()
+    for group in GROUPS:
+        for path in sorted((CONF / group).glob("*.yaml")):
+            choice, where = f"{group}={path.stem}", group.replace("/", ".")
+            if choice in WITHOUT:
+                continue
+            cfg = composed(choice)
+            held = OmegaConf.to_container(OmegaConf.select(cfg, where), resolve=False)
+            for key in numbers(held, where):
+                parent = OmegaConf.select(cfg, key.rpartition(".")[0])
+                target = parent.get("_target_") if isinstance(parent, DictConfig) else choice
+                if (key, target) not in seen:
+                    seen.add((key, target))
+                    yield choice, key
+
+
+def attempt(cfg: DictConfig, files: dict[Any, Any]) -> None:
+    """Checks a configuration, takes a training step and draws samples, as a run would.
+
+    Raises:
+        UserError: If the configuration is refused.
+        FloatingPointError: If what comes out is not finite.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    check_types(plain, files)
+    check_config(cfg)
+    settings: EMSettings = build(cfg.em, "em")
+    evaluation: Evaluation = build(cfg.metric, "metric")
+    source = build(cfg.dataset, "dataset")
+    if isinstance(source, Digits | Manifold):  # the other data are not here
+        source.load()
+    channel = build_channel(cfg.corruption, cfg.dataset.shape)
+    check_noise(channel)
+    evaluation.fitting(channel, train=60, heldout=8)
+    objective: Objective = build(cfg.method.objective, "method.objective")
+    module = build_module(cfg, objective, channel, "m_step", steps=settings.steps(60))
+    build(cfg.blind, "blind")
+    init = build(cfg.init, "init")
+    rows = next(iter(StepSampler(60, settings.batch_size, steps=range(1), key=("x",))))
+    assert len(rows) == settings.batch_size
+    x = torch.rand(N, *channel.shape, generator=generator("x")) * 2 - 1
+    measurement = channel.draw(x, generator("y"))
+    measurements = MeasurementSet(measurement, channel, x)
+    optimizer = module.m_step.optimizer(module.denoiser.parameters())
+    with seeded("step"):
+        t = module.m_step.times.sample(N)
+        batch = Batch(x, 0, torch.arange(N))
+        key = (0, "m_step", 0, 0)
+        loss = objective.loss(module.denoiser, batch, t, measurements=measurements, key=key)
+        loss.backward()
+        optimizer.step()
+    posterior = build_posterior(cfg)(module.denoiser, channel)
+    posterior.fit(x)
+    with seeded("samples"), torch.no_grad():
+        drawn = posterior.draw(measurement)
+        if isinstance(init, Gaussian):
+            fitted = fit_gaussian(
+                channel, measurement,  # type: ignore[arg-type] - of conf/ all are linear
+                rank=init.rank, iterations=init.iterations, variance=init.variance,
+            )  # fmt: skip
+            drawn = drawn + fitted.draw(measurement)
+    if not (loss.isfinite() and drawn.isfinite().all()):
+        raise FloatingPointError("the loss or the samples are not finite")
+
+
+def outcome(choice: str, key: str, value: object) -> str:
+    """Returns the sentence that refuses a value of a key, or "" if it is accepted."""
+    cfg = deepcopy(composed(choice))
+    files = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(files, dict)
+    node, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, node) if node else cfg
+    parent[int(name) if isinstance(parent, ListConfig) else name] = value
+    try:
+        attempt(cfg, files)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+CASES = list(dict.fromkeys(cases()))
+
+
+@pytest.mark.parametrize(("choice", "key"), CASES)
+def test_what_is_no_sensible_number_is_refused_in_one_sentence(choice: str, key: str) -> None:
+    assert outcome(choice, key, OmegaConf.select(composed(choice), key)) == ""
+    for value in HOSTILE:
+        sentence = outcome(choice, key, value)
+        assert "\n" not in sentence, (value, sentence)
+        if isinstance(value, float) and (math.isnan(value) or value == 1e300):
+            assert sentence, value
+        if sentence:
+            assert len(sentence) > 20, (value, sentence)
