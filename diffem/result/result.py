@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ class Sampling:
     """The largest number of images that are sampled together; the last bits depend on it."""
     seed: int
     """The seed of a call that gives none: the run's own."""
+
+    def chosen(self, seed: int | None) -> int:
+        """Returns a seed that was given, or the run's own.
+
+        Raises:
+            UserError: If it is no whole number.
+        """
+        if seed is None:
+            return self.seed
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise UserError(f"seed must be a whole number, got {seed!r}")
+        return int(seed)  # a number of numpy's would be another key
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -129,7 +142,7 @@ class PosteriorSampler:
             seed: The seed; None for the run's.
         """
         sampling = self.sampling
-        key = (sampling.seed if seed is None else seed, "evaluation", "heldout")
+        key = (sampling.chosen(seed), "evaluation", "heldout")
         draws = sample_chunks(
             self.posterior, measurements, n,
             chunk_size=sampling.chunk_size, key=key, device=sampling.device,
@@ -182,7 +195,7 @@ class PriorSampler:
             seed: The seed; None for the run's.
         """
         sampling = self.sampling
-        key = (sampling.seed if seed is None else seed, "prior samples", *key)
+        key = (sampling.chosen(seed), "prior samples", *key)
         with torch.no_grad(), sampling.context(), seeded(*key, device=sampling.device):
             return self.prior.sample(n).float().cpu()
 
@@ -236,6 +249,10 @@ def load(
             settings name a class that is not allowed.
     """
     path = Path(path).expanduser()
+    if isinstance(trust, str):
+        raise UserError(f'trust must be a list such as ["mypackage"], got {trust!r}')
+    if path.name == PRIOR:
+        raise UserError(f"{path} holds a prior alone; give the run directory, or {POSTERIOR}")
     check_entries(path, writing=False)
     file = path if path.is_file() else path / "checkpoints" / POSTERIOR
     if not file.is_file():

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 UNUSABLE = (  # why a folder cannot be made or written
@@ -78,11 +79,11 @@ def check_count(
     Raises:
         UserError: If the value is no such number.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise UserError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
     if value > maximum:
         raise UserError(f"{name} must be a whole number of at most {maximum}, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_positive(

@@ -260,6 +260,17 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
             result.posterior.sample(y)
     with pytest.raises(UserError, match="n must be a whole number"):
         result.posterior.sample(masked(2), n=0)
+    assert result.prior is not None
+    for sampler, of in ((result.posterior.sample, masked(2)), (result.prior.sample, 2)):
+        for seed in ("1", 1.0, True):
+            with pytest.raises(UserError, match="seed must be a whole number"):
+                sampler(of, seed=seed)  # type: ignore[operator]
+        assert torch.equal(sampler(of, seed=np.int64(3)), sampler(of, seed=3))  # type: ignore[operator]
+    assert result.posterior.sample(masked(2), n=np.int64(2)).shape[0] == 2  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="holds a prior alone; give the run directory"):
+        diffem.load(result.path / "checkpoints" / "prior.safetensors")
+    with pytest.raises(UserError, match="trust must be a list such as"):
+        diffem.load(result.path, trust="mypackage")
     with pytest.raises(UserError, match="holds no run"):
         diffem.load(tmp_path)
     for device in ("cuda:7", "nonsense", "meta", "hpu", ""):
