@@ -60,8 +60,9 @@ class LPIPS(Metric):
         from torchmetrics.functional.image.lpips import _NoTrainLpips
         from torchvision.models import alexnet
 
+        state = read_weights(self.path)
         backbone = alexnet(weights=None)
-        fill(backbone, read_weights(self.path), self.path)
+        fill(backbone, state, self.path)
         # torchmetrics' public class can only download its backbone.
         network = _NoTrainLpips(net="alex", pnet_rand=True)
         layers = backbone.features.state_dict()  # slice2.3.weight there is 3.weight here

@@ -45,9 +45,55 @@ def test_a_secret_moves_to_the_environment(argument: str, value: str) -> None:
     assert move_secrets_to_env([left]) == [left]  # as a process that this one starts sees it
 
 
-@pytest.mark.parametrize("name", ["api_key", "apiKey", "hf_token", "PASSWORD", "my-secret.value"])
+NAMES = [
+    *("api_key", "apiKey", "hf_token", "PASSWORD", "my-secret.value"),
+    # Issue 11, A 6, and their siblings
+    *("secret_key", "auth", "pwd", "github_pat", "githubPat", "aws_secret_access_key", "db_pass"),
+    *("wandb_key", "hf.authorization", "PAT", "bearer", "session_cookie", "authToken"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_secrets(name: str) -> None:
     assert move_secrets_to_env([f"x.{name}=canary"])[0].startswith(f"x.{name}=${{oc.env:DIFFEM_X_")
+
+
+@pytest.mark.parametrize(
+    "name", ["path", "pattern", "author", "network.tokens", "key", "patch_size", "compass"]
+)
+def test_names_of_no_secrets(name: str) -> None:
+    assert move_secrets_to_env([f"{name}=x"]) == [f"{name}=x"]
+    assert redact_config({name: "x"}) == {name: "x"}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(
+            "'+hub.token =canary'",
+            "+hub.token =canary",
+            " +hub.token=canary",
+            "+ hub.token=canary",
+        ),
+        *("hub.token: canary", "+hub.token canary", "hub.token:canary", "--hub.token=canary"),
+        *("'hub.token'=canary", '"hub.token" = canary', "hub.token==canary"),
+    ],
+)
+def test_what_is_malformed_does_not_show_a_secret(argument: str) -> None:
+    """Issue 11, A 6: `'+hub.token =X'` was refused with X printed."""
+    try:
+        left = str(move_secrets_to_env([argument]))
+    except UserError as error:
+        left = str(error)
+    assert "canary" not in left and "token" in left.lower()
+
+
+def test_a_password_in_a_url() -> None:
+    url = "mysql://me:canary@host/db"
+    assert redact_config({"storage": url}) == {"storage": f"mysql://me:{REDACTED}@host/db"}
+    assert "canary" not in redact_text(f"cannot reach {url}")
+    with pytest.raises(UserError, match="storage was not saved with the run; give it again"):
+        move_secrets_to_env([f"+storage=mysql://me:{REDACTED}@host/db"])
 
 
 @pytest.mark.parametrize(
@@ -117,3 +163,8 @@ def test_what_comes_from_the_environment_is_not_shown() -> None:
 def test_a_sentence_holds_no_secret_of_the_environment() -> None:
     os.environ |= {"HF_TOKEN": "hf_canary", "A_TOKEN": "user", "HOME": "/home/user"}
     assert redact_text("no user hf_canary in /home/user") == f"no user {REDACTED} in /home/user"
+
+
+def test_the_current_directory_is_no_password() -> None:
+    os.environ |= {"PWD": "/home/user/work", "OLDPWD": "/home/user/work/a"}
+    assert redact_text("in /home/user/work/a") == "in /home/user/work/a"

@@ -401,6 +401,22 @@ def test_no_link_is_followed_for_writing(
         assert f"{link} is a" in error
 
 
+def test_a_sweep_does_not_save_an_experiment_s_secret(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 11, A 6: a token in an experiment file stood in multirun.yaml."""
+    folder = place.root / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    secret = "hub: {token: canary-1, auth: canary-2, url: 'https://me:canary-3@host'}"
+    (folder / "x.yaml").write_text(f"# @package _global_\n{secret}\n")
+    search = f"hydra.searchpath=['file://{place.root / 'conf'}']"
+    # The job itself ends at once.
+    code = tell(monkeypatch, "train", "-m", "run_dir=new", search, "experiment=x", "seed=1.5")
+    assert code == 1 and (place.root / "new" / "multirun.yaml").is_file()
+    files = [path for path in (place.root / "new").rglob("*") if path.is_file()]
+    assert [path for path in files if b"canary" in path.read_bytes()] == []
+
+
 def test_wandb_s_own_links_stay(place: Place) -> None:
     from diffem.storage.entries import check_entries
 
