@@ -11,7 +11,7 @@ from diffem.runtime.rank import global_rank, remove_left_over
 from diffem.runtime.signals import (
     INTERRUPTED,
     exit_now,
-    install_interrupt_handler,
+    exit_on_interrupt,
     install_signal_handlers,
     stoppable,
 )
@@ -65,11 +65,10 @@ def run(name: str) -> None:
     """Imports and runs a command, with this process's arguments."""
     if name == "train":
         install_signal_handlers()  # before imports that take seconds
-        install_interrupt_handler()
     # Those that train resume, and end their processes themselves.
-    scope = nullcontext() if name in ("train", "compare") else stoppable()
+    scope = {"train": exit_on_interrupt, "compare": nullcontext}.get(name, stoppable)
     try:
-        with scope:
+        with scope():
             import_module(f"diffem.cli.{MODULES.get(name, name)}").main()
     except KeyboardInterrupt:
         exit_now("stopped by SIGINT; start the same command again", INTERRUPTED)

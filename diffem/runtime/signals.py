@@ -40,13 +40,20 @@ def install_signal_handlers() -> None:
         signal.signal(number, _handle)
 
 
-def install_interrupt_handler() -> None:
-    """Makes Ctrl-C end this process at once too, with exit code 130; not for a notebook.
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Opens a scope in which Ctrl-C ends this process at once too, with exit code 130.
 
     A process that ignores Ctrl-C, as one in a shell's background, goes on ignoring it.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _handle)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -140,6 +140,17 @@ def test_a_run_directory_without_permission(
     assert error.endswith("; choose another run_dir\n") and error.count("\n") == 1
 
 
+def test_a_left_over_rank_is_named_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 11, B3: the run took no lock, saved nothing and ended 0."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert told("em.foo=1", monkeypatch=monkeypatch) == 1
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: LOCAL_RANK=1 is left over in the environment")
+    assert error.startswith("error: em.foo is not a key")  # as the first process of a run
+
+
 def test_an_error_of_another_file_is_no_mistake_of_the_user(tmp_path: Path) -> None:
     for path in (tmp_path / "other", tmp_path / "run" / "a" / "gone"):
         with pytest.raises(FileNotFoundError), usable("run_dir", tmp_path / "run"):

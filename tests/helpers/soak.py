@@ -193,6 +193,7 @@ class Soak:
         time.sleep(self.random.uniform(0, STAGES[target][1]))
         found = ranks(run_dir)
         if process.poll() is not None or 0 not in found:
+            self.report(f"{target} was missed")
             return self.finish(run_dir, process)
         rank = self.random.choice(sorted(found)) if self.number == signal.SIGKILL else 0
         stage, killed = stage_of(run_dir, started), time.monotonic()
@@ -218,6 +219,7 @@ class Soak:
             if ranks(run_dir):
                 os.killpg(process.pid, signal.SIGKILL)
         if process.returncode == 0:  # it had fewer such writes left
+            self.report(f"{stage} was missed")
             return self.finish(run_dir, process)
         code, how = process.returncode, "rank 0, at a write"
         expected = -signal.SIGKILL if self.number == signal.SIGKILL else 75

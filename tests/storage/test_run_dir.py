@@ -332,8 +332,10 @@ def test_a_damaged_summary_is_no_finished_run(
 
 
 def test_a_summary_that_was_edited_is_no_finished_run(opened: Callable[..., Path]) -> None:
-    summary = opened() / "summary.json"
-    write_record(summary, {"final": {"psnr": 11.0}})
+    run_dir = opened()
+    summary, run = run_dir / "summary.json", {"config_sha256": "a", "data_sha256": "b"}
+    write_record(run_dir / "run.json", run)
+    write_record(summary, {"final": {"psnr": 11.0}, "run": run})
     with pytest.raises(SystemExit):
         opened(resume="auto")
     summary.write_text(summary.read_text().replace("11.0", "44.0"))
