@@ -227,7 +227,7 @@ def test_two_processes_reconstruct_every_observation_once(tmp_path: Path) -> Non
     for devices in (1, 2):
         run_dir = tmp_path / str(devices)
         done = train(
-            *SHORT, f"run_dir={run_dir}", "corruption=blur", "m_step.optimizer.lr=0.0",
+            *SHORT, f"run_dir={run_dir}", "corruption=blur", "m_step.optimizer.lr=1e-18",
             "prior=null", "trainer.accelerator=cpu", f"trainer.devices={devices}",
             OMP_NUM_THREADS="1",
         )  # fmt: skip
