@@ -14,6 +14,7 @@ from in_process import run_here
 from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
 from diffem.data.measurements import simulate_measurements
+from diffem.metric import Evaluation, PixelFeatures
 from diffem.runtime.errors import UserError
 from diffem.storage.strict_json import to_json
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"
 
 
 def strict(path: Path) -> list[Any]:
-    """Returns the JSON in a file, or in each line of it, which must have no NaN and no infinity."""
+    """Returns the JSON in a file, or in each of its lines; NaN and infinity are refused."""
 
     def refuse(constant: str) -> NoReturn:
         pytest.fail(f"{path} holds {constant}")
@@ -81,9 +82,8 @@ def test_scores_that_need_more_images_are_left_out_with_a_warning(
     train: int, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Issue 11, D 2: it was a traceback after the training."""
-    few = (f"dataset.train={train}", "prior.steps=2", "metric.prior=4", "em.chunk_size=600")
-    own = "metric.metrics={residual_chi2:{_target_:diffem.metric.ResidualChi2}}"
-    run_dir = run_here(tmp_path / "run", "prior={steps:2}", few[0], *few[2:], own)
+    few = (f"dataset.train={train}", "metric.prior=4", "em.chunk_size=600")
+    run_dir = run_here(tmp_path / "run", *few, "prior={steps:2}")
     told = capsys.readouterr().err
     assert told.count("is left out") == 1 and f"each needs 2 images, and {part}" in told
     (summary,) = strict(run_dir / "summary.json")
@@ -92,10 +92,13 @@ def test_scores_that_need_more_images_are_left_out_with_a_warning(
     assert summary["final"]["prior"] == {"samples": 4}
 
 
-def test_a_feature_space_of_one_image_is_refused_before_the_training(tmp_path: Path) -> None:
-    alexnet = tmp_path / "none"
-    with pytest.raises(UserError, match="metric.features.*no file at"):
-        run_here(tmp_path / "run", "metric=inception", f"metric.features.0.weights={alexnet}")
+def test_a_feature_space_of_one_image_is_refused_before_the_training() -> None:
+    evaluation = Evaluation(2, 2, 2, 2, features=[PixelFeatures((1, 8, 8))])
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.3))
+    with pytest.raises(
+        UserError, match=r"metric\.features: pixels needs 2 images, and there is 1"
+    ):
+        evaluation.fitting(channel, train=60, heldout=1)
 
 
 def test_noise_far_below_what_sampling_leaves_is_said_once(
