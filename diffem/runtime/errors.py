@@ -79,11 +79,12 @@ def check_count(
     Raises:
         UserError: If the value is no such number.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or number < minimum:
         raise UserError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-    if value > maximum:
+    if number > maximum:
         raise UserError(f"{name} must be a whole number of at most {maximum}, got {value!r}")
-    return int(value)
+    return number
 
 
 def check_positive(
