@@ -35,6 +35,9 @@ from diffem.config.types import check_types
 from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
 from diffem.runtime.rank import external_processes
 
+MEASUREMENTS = "diffem.data.MeasurementFiles"
+OPERATOR = ("sigma", "factor", "rows")  # parameters of operators that a user's own data come with
+LEVELS = ("std", "photons")  # of the noise
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
 HELP = ("-h", "--help", "--hydra-help", "--version")
@@ -185,9 +188,9 @@ def check_config(cfg: DictConfig) -> None:
         cfg: The composed configuration.
 
     Raises:
-        UserError: If a number is out of its range, a key of the trainer is not known to keep the
-            laws, this machine lacks the devices, or several processes would each choose a run
-            directory.
+        UserError: If the channel of a user's own measurements was not given, a number is out of
+            its range, a key of the trainer is not known to keep the laws, this machine lacks the
+            devices, or several processes would each choose a run directory.
     """
     check_count("sampler.steps", cfg.sampler.steps, maximum=2**20)
     for key, most in (("order", 8), ("corrections", 2**10)):
@@ -234,6 +237,7 @@ def check_config(cfg: DictConfig) -> None:
             "run_dir must be given where torchrun or srun starts the processes, or each would "
             "name its own by the time: run_dir=runs/NAME"
         )
+    check_described(cfg)
     if cfg.dataset.shape is not None:
         check_assumed(cfg)
     build(cfg.schedule, "schedule")
@@ -298,6 +302,33 @@ def check_assumed(cfg: DictConfig) -> None:
             f"{keys} must leave the shapes of measurement, operator and noise as they are, "
             f"{shapes[0]}, got {shapes[1]}; leave it out"
         )
+
+
+def check_described(cfg: DictConfig) -> None:
+    """Checks that the channel of a user's own measurements was given, not left at its defaults.
+
+    The defaults are those of benchmarks: a noise of 0.5 grey values would be silently wrong.
+
+    Raises:
+        UserError: If the corruption, its noise level or a parameter of its operator was not given.
+    """
+    if cfg.dataset.get("_target_") != MEASUREMENTS or is_given("experiment"):
+        return
+    own = str(cfg.corruption.get("_target_", "")).startswith("diffem.")
+    if not is_given("corruption"):
+        raise UserError(
+            "corruption must be given with dataset=measurements: what they went through, as in "
+            "corruption=denoising"
+        )
+    operator = [f"corruption.{k}" for k in OPERATOR if own and k in cfg.corruption]
+    noise = [f"corruption.noise.{k}" for k in LEVELS if k in (cfg.corruption.get("noise") or {})]
+    for key in (*operator, *noise):
+        if not is_given(key):
+            raise UserError(
+                f"{key} must be given with dataset=measurements, {key}=VALUE: the file's "
+                f"{OmegaConf.select(cfg, key)} is that of a benchmark; noise is in the units of "
+                "the measurements"
+            )
 
 
 def assumed_corruption(cfg: DictConfig) -> DictConfig:

@@ -279,7 +279,8 @@ def _check_target(where: str, target: object, allowed: Registry) -> None:
     if not isinstance(target, str) or target not in allowed:
         known = ", ".join(allowed) or "nothing is built there"
         root = str(target).partition(".")[0]
-        trust = f"; if {root} is a package that you trust, add trust=[{root}]"
+        how = f"trust=[{root}] (to sample and generate: --trust {root})"
+        trust = f"; if {root} is a package that you trust, add {how}"
         advice = trust if allowed and _is_of_a_user(root) else ""
         raise UserError(f"{where}={target} is not allowed; allowed: {known}{advice}")
 

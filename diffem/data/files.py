@@ -218,7 +218,7 @@ class MeasurementFiles:
                 say(f"dataset.range=[{low:.6g},{high:.6g}], estimated from the measurements")
         elif self.survey.outside > OUTSIDE:
             warn(
-                f"{100 * self.survey.outside:.2g} % of the measured values are outside "
+                f"{100 * self.survey.outside:.3g} % of the measured values are outside "
                 f"dataset.range=[{low:g},{high:g}]; they are kept, not clipped"
             )
 
@@ -286,7 +286,9 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
             values = numbers(array[rows], f"{held.name}: {name}")
             if name == "std" and values.ndim == 1 and not (values > 0).all():
                 raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
-    return Survey(np.concatenate(sample), missing, outside / max(1, measured))
+    return Survey(
+        np.concatenate(sample), missing, max(0, outside - 2) / max(1, measured)
+    )  # the ends of an estimated range are between values
 
 
 def _storable(values: np.ndarray) -> np.ndarray:

@@ -337,7 +337,7 @@ def warn_of_clipped(clipped: int, total: int, format: Format) -> None:
     """Warns if values of samples were outside the range of the measurements' dtype."""
     if clipped:
         warn(
-            f"{100 * clipped / total:.2g} % of the samples' values were outside the range of "
+            f"{100 * clipped / total:.3g} % of the samples' values were outside the range of "
             f"{format.dtype} and were clipped to it; for all of them give the measurements as a "
             "float32 .npy file"
         )

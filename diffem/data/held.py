@@ -86,6 +86,8 @@ def open_measurements(
         names = tuple(file.stem for file in images.files)
         form = Format(suffix, images.dtype.name, channel_axis=images.shape[1] > 1)
         return Held(name, form, images, names=names)
+    if not path.exists():
+        raise UserError(f"{name} does not exist; give a folder of images, a .npz or a .npy file")
     if path.suffix not in (".npz", ".npy") or not path.is_file():
         raise UserError(f"{name} is no folder and no .npz or .npy file; give one of these")
     if path.suffix == ".npy":

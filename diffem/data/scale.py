@@ -74,13 +74,15 @@ def clean_images(pixels: np.ndarray, scale: Scale | None, name: str) -> Tensor:
         name: What the sentence calls the images.
 
     Raises:
-        UserError: If the type does not say which values become -1 and 1.
+        UserError: If the type does not say which values become -1 and 1, or one is not finite.
     """
     if scale is not None:
         return scale.normalise(torch.from_numpy(pixels.astype(np.float64))).float()
     largest = {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name)
     if largest is None:
-        found = f"[{np.nanmin(pixels):g}, {np.nanmax(pixels):g}]" if pixels.size else "nothing"
+        if not np.isfinite(pixels).all():
+            raise UserError(f"{name} holds NaN or infinity; remove or repair such images")
+        found = f"[{pixels.min():g}, {pixels.max():g}]" if pixels.size else "nothing"
         raise UserError(
             f"dataset.range must say which values become -1 and 1: {name} is {pixels.dtype.name} "
             f"with values in {found}; give [low, high]"

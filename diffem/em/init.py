@@ -69,11 +69,20 @@ class Gaussian:
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
-        """Returns the posterior of the fitted Gaussian."""
+        """Returns the posterior of the fitted Gaussian.
+
+        Raises:
+            UserError: If the measurements measure nothing.
+        """
         channel = data.measurements.channel
         if not isinstance(channel, LinearChannel):
             return UninformedGaussian(channel.shape, self.variance or 1 / 3)
         measurement = data.measurements.select(slice(self.samples))
+        if not channel.measured_mask(measurement.y, measurement.operator).any():
+            raise UserError(
+                f"init=gaussian: nothing was measured in the first {len(measurement.y)} "
+                "measurements (init.samples); choose a corruption that leaves something"
+            )
         with (
             progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.posterior.posterior import Posterior
-from diffem.runtime.errors import UserError
 
 VARIANCE_FLOOR = 1e-6  # a pixel that never varies keeps Σ invertible
 
@@ -131,15 +130,7 @@ def fit_gaussian(
         variance: The variance to start from, > 0, which stays in directions that no measurement
             measures; None for that of the measurements themselves.
         advance: Called after each iteration.
-
-    Raises:
-        UserError: If the measurements measure nothing.
     """
-    if not channel.measured_mask(measurement.y, measurement.operator).any():
-        raise UserError(
-            f"init=gaussian: nothing was measured in the first {len(measurement.y)} measurements "
-            "(init.samples); choose a corruption that leaves something"
-        )
     dim = math.prod(channel.shape)
     mean = torch.zeros(dim, dtype=torch.float64, device=measurement.y.device)
     start = observed_variance(channel, measurement) if variance is None else variance

@@ -46,13 +46,19 @@ def check_entries(folder: Path, *, writing: bool) -> None:
 
 
 def _is_of_wandb(link: Path, folder: Path, root: Path) -> bool:
-    """Returns whether a link is in a folder of W&B's, and leads to something in it."""
+    """Returns whether a link is one of W&B's.
+
+    They lead to something in its own folder, or, in the logs of a run of W&B that is over, to a
+    log of its own elsewhere; a run that is resumed has another folder for its logs.
+    """
     parts = link.relative_to(folder).parts
     if LINKS_OF not in parts[:-1]:
         return False
-    own = root.joinpath(*parts[: parts.index(LINKS_OF) + 1])
+    own = parts[: parts.index(LINKS_OF) + 1]
+    if len(parts) == len(own) + 3 and parts[-2] == "logs":
+        return True
     try:
-        return link.resolve().is_relative_to(own)
+        return link.resolve().is_relative_to(root.joinpath(*own))
     except (OSError, RuntimeError):  # in a circle
         return False
 

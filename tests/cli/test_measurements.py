@@ -8,6 +8,10 @@ import pytest
 from command import SHORT, train
 from PIL import Image
 
+from diffem.cli.compose import check_config, compose_run
+from diffem.data.held import open_measurements
+from diffem.runtime.errors import UserError
+
 SMALL = [o for o in SHORT if not o.startswith("dataset.")]
 
 
@@ -46,8 +50,32 @@ def test_a_file_with_missing_pixels_and_the_truth(tmp_path: Path) -> None:
     np.savez(tmp_path / "y.npz", y=y, truth=truth)
     done = train(
         *SMALL, "dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}",
-        "dataset.range=[-1,1]", "prior=null", f"run_dir={tmp_path / 'run'}",
+        "corruption=mask", "corruption.noise.std=0.05", "dataset.range=[-1,1]", "prior=null",
+        f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
     assert {"psnr", "ssim", "residual_chi2", "diversity_truth"} <= final.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([], "corruption must be given with dataset=measurements"),
+        (["corruption=denoising"], "corruption.noise.std must be given with dataset=measurements"),
+        (["corruption=blur", "corruption.noise.std=9"], "corruption.sigma must be given with"),
+        (["corruption=mask", "corruption/noise=poisson"], "corruption.noise.photons must be given"),
+    ],
+)
+def test_the_channel_of_one_s_own_measurements_is_not_left_at_a_benchmark_s(
+    crops: Path, tmp_path: Path, given: list[str], missing: str
+) -> None:
+    with pytest.raises(UserError, match=missing.replace(".", r"\.")):
+        check_config(
+            compose_run(["dataset=measurements", f"dataset.path={crops}", *given], tmp_path)
+        )
+
+
+def test_a_path_that_does_not_exist_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none does not exist; give a folder of images"):
+        open_measurements(tmp_path / "none")
