@@ -9,6 +9,7 @@ DATASET ?= digits
 SEED ?= 0
 COUNT ?= 100
 SIGNAL ?= KILL
+FILES ?= 0
 
 .PHONY: train test lint clean features test-experiments test-kills soak
 
@@ -34,7 +35,7 @@ test-kills: $(DEV)  # runs that are killed and resumed; minutes
 	$(BIN)/python -m pytest -m kill
 
 soak: $(DEV)  # COUNT kills at random moments in every stage, or stops with SIGNAL=TERM; half an hour
-	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL)
+	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL) --files $(FILES)
 
 # torch and torchvision first and pinned: a range could pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

@@ -20,8 +20,8 @@ PATHS = {  # what is written or removed in a stage, below the run directory
     "configuration": r"/(\.lock|\.hydra\.tmp.*|run\.json.*)$",
     "resume": r"/(\.lock|\.hydra/.*|run\.json|summary.*|checkpoints/.*|.*manifest\.json)$",
     "checkpoint": r"/checkpoints/.*(ckpt|new|SHA256SUMS).*$",
-    "commit": r"/round_\d+/manifest\.json.*$",
-    "pruning": r"/round_\d+/manifest\.json$",
+    "commit": r"/reconstructions/round_\d+/manifest\.json.*$",
+    "pruning": r"/reconstructions/round_\d+/manifest\.json$",
     "summary": r"/(figures/.*|summary\.json.*)$",
 }
 READS = ("resume",)  # stages in which opening a file to read counts too

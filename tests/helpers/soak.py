@@ -2,6 +2,7 @@
 
     make soak SEED=0 COUNT=100               one process of a run is killed (kill -9)
     make soak SEED=0 COUNT=10 SIGNAL=TERM    the run is asked to stop: exit code 75 within 30 s
+    make soak COUNT=20 FILES=256             rounds of 1,000 chunks, with 256 open files at most
 
 Half of the kills meet runs of one CPU process, half of two. A run is killed, resumed
 by the same command and killed again, until it is left to finish: then its weights and its last
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from command import ROOT, SHORT, ranks
@@ -111,10 +114,19 @@ def left_behind(run_dir: Path) -> list[str]:
 
 
 def start(
-    run_dir: Path, devices: int, environment: Mapping[str, str] | None = None
+    run_dir: Path, devices: int, files: int, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a run, or resumes it by the same command."""
-    command = [*RUN, f"trainer.devices={devices}", f"run_dir={run_dir}"]
+    """Starts a run, or resumes it by the same command.
+
+    Arguments:
+        run_dir: The run directory.
+        devices: The number of processes.
+        files: How many files each may have open, in rounds of 1,000 chunks; 0 for no limit.
+        environment: Further environment variables.
+    """
+    many = ("dataset.train=1000", "em.chunk_size=1") if files else ()
+    command = [*RUN, *many, f"trainer.devices={devices}", f"run_dir={run_dir}"]
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
     with run_dir.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *command],
@@ -123,6 +135,7 @@ def start(
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             start_new_session=True,
+            preexec_fn=limit if files else None,
         )
 
 
@@ -136,6 +149,7 @@ class Soak:
     number: signal.Signals
     random: random.Random
     hook: Path
+    files: int = 0
     stages: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     failures: list[str] = field(default_factory=list)
@@ -167,8 +181,8 @@ class Soak:
 
     def finish(self, run_dir: Path, process: subprocess.Popen[bytes] | None = None) -> None:
         """Waits until a run has finished."""
-        process = process or start(run_dir, self.devices)
-        if process.wait(timeout=300) != 0:
+        process = process or start(run_dir, self.devices, self.files)
+        if process.wait(timeout=600) != 0:
             raise SystemExit(f"exit code {process.returncode}: {run_dir}.log")
 
     def aim(self, run_dir: Path, reached: str) -> str:
@@ -186,7 +200,7 @@ class Soak:
         started, target = time.time(), self.aim(run_dir, reached)
         if target in PATHS:
             return self.attempt_at_write(run_dir, target, reached)
-        process = start(run_dir, self.devices)
+        process = start(run_dir, self.devices, self.files)
         time.sleep(START)
         while process.poll() is None and stage_of(run_dir, started) != target:
             time.sleep(0.002)
@@ -211,9 +225,9 @@ class Soak:
         """As `attempt`, at a write of a short stage, by the process itself."""
         aim = aim_at(stage, run_dir, self.number, self.random)
         path = f"{self.hook}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        process = start(run_dir, self.devices, {**aim, "PYTHONPATH": path})
+        process = start(run_dir, self.devices, self.files, {**aim, "PYTHONPATH": path})
         try:
-            process.wait(timeout=300)
+            process.wait(timeout=600)
             self.await_end(process, run_dir)
         finally:
             if ranks(run_dir):
@@ -256,13 +270,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    parser.add_argument("--files", type=int, default=0)
     given = parser.parse_args()
     folder, begun = Path(tempfile.mkdtemp(prefix="soak_")), time.monotonic()
     watcher = hook(folder / "hook")
     number = signal.Signals[f"SIG{given.signal}"]
     counts = {1: given.count // 2, 2: given.count - given.count // 2}
     soaks = [
-        Soak(folder, devices, count, number, random.Random(f"{given.seed} {devices}"), watcher)
+        Soak(
+            folder,
+            devices,
+            count,
+            number,
+            random.Random(f"{given.seed} {devices}"),
+            watcher,
+            given.files,
+        )
         for devices, count in counts.items()
     ]
     with ThreadPoolExecutor(len(soaks)) as pool:
