@@ -188,9 +188,9 @@ def check_config(cfg: DictConfig) -> None:
         cfg: The composed configuration.
 
     Raises:
-        UserError: If the channel of a user's own measurements was not given, a number is out of
-            its range, a key of the trainer is not known to keep the laws, this machine lacks the
-            devices, or several processes would each choose a run directory.
+        UserError: If a number is out of its range, a key of the trainer is not known to keep the
+            laws, this machine lacks the devices, or several processes would each choose a run
+            directory.
     """
     check_count("sampler.steps", cfg.sampler.steps, maximum=2**20)
     for key, most in (("order", 8), ("corrections", 2**10)):
@@ -237,7 +237,6 @@ def check_config(cfg: DictConfig) -> None:
             "run_dir must be given where torchrun or srun starts the processes, or each would "
             "name its own by the time: run_dir=runs/NAME"
         )
-    check_described(cfg)
     if cfg.dataset.shape is not None:
         check_assumed(cfg)
     build(cfg.schedule, "schedule")

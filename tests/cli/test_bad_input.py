@@ -299,7 +299,10 @@ DATA: dict[str, tuple[Make, str]] = {
     "idx, too long": (images(idx(3, 4, 5) + b"0"), "announces 3 × 4 × 5 entries but holds more"),
     "idx, absurd": (images(idx(2**31, 2**31, 2, data=b"")), "more than it can hold"),
     "idx, another shape": (images(idx(3, 5, 5)), "train images have shape [1, 5, 5]"),
-    "idx, NaN": (images(idx(3, 4, 5, data=NAN, code=0xD)), "train-images-idx3-ubyte holds NaN or infinity"),
+    "idx, NaN": (
+        images(idx(3, 4, 5, data=NAN, code=0xD)),
+        "train-images-idx3-ubyte holds NaN or infinity",
+    ),
     "gz, none": (images(idx(3, 4, 5), name=GZ), "cannot be read (Not a gzipped file"),
     "gz, cut": (images(gzip.compress(idx(3, 4, 5))[:-9], name=GZ), "cannot be read"),
     "gz, absurd": (

@@ -8,7 +8,7 @@ import pytest
 from command import SHORT, train
 from PIL import Image
 
-from diffem.cli.compose import check_config, compose_run
+from diffem.cli.compose import check_described, compose_run
 from diffem.data.held import open_measurements
 from diffem.runtime.errors import UserError
 
@@ -64,14 +64,17 @@ def test_a_file_with_missing_pixels_and_the_truth(tmp_path: Path) -> None:
         ([], "corruption must be given with dataset=measurements"),
         (["corruption=denoising"], "corruption.noise.std must be given with dataset=measurements"),
         (["corruption=blur", "corruption.noise.std=9"], "corruption.sigma must be given with"),
-        (["corruption=mask", "corruption/noise=poisson"], "corruption.noise.photons must be given"),
+        (
+            ["corruption=mask", "corruption/noise=poisson"],
+            "corruption.noise.photons must be given",
+        ),
     ],
 )
 def test_the_channel_of_one_s_own_measurements_is_not_left_at_a_benchmark_s(
     crops: Path, tmp_path: Path, given: list[str], missing: str
 ) -> None:
     with pytest.raises(UserError, match=missing.replace(".", r"\.")):
-        check_config(
+        check_described(
             compose_run(["dataset=measurements", f"dataset.path={crops}", *given], tmp_path)
         )
 

@@ -238,7 +238,7 @@ REFUSED = [
     (["sample", "{run}", "--input", "{crops}", "--out", "{crops}"], "exists and is not empty"),
     (
         ["sample", "{run}", "--input", "{tmp}/none", "--out", "{tmp}/o"],
-        "{tmp}/none is no folder",
+        "{tmp}/none does not exist",
     ),
     (["sample", "{run}", "--input", "{wide}", "--out", "{tmp}/o"], "have shape [9, 9]"),
     (["sample", "{tmp}", "--input", "{crops}", "--out", "{tmp}/o"], "holds no run"),

@@ -132,7 +132,7 @@ SETTINGS = {
         ),
         "corruption.rows must be at most 1000000, got 1e+12",
     ),
-    "steps": (change("sampler", "steps", to=10**18), "sampler.steps must be a whole number of at most"),
+    "steps": (change("sampler", "steps", to=10**18), "sampler.steps must be a whole number of"),
     "a precision": (change("trainer", "precision", to="64"), "trainer.precision must be one of"),
     "chunks": (change("em", "chunk_size", to=0), "em.chunk_size must be a whole number of at"),
     "a seed": (change("seed", to="0"), "seed must be a whole number, got '0'"),
