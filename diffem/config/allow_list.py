@@ -179,8 +179,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {  # nodes without a class of their ow
     "method": ("condition", "objective", "posterior", "supervised"),
     "prior": ("steps",),
 }
-RESERVED = ("_args_", "_convert_", "_partial_", "_recursive_", "_target_")
-"""Keys that mean something to Hydra's `instantiate`."""
+REFUSED = ("_args_", "_convert_", "_recursive_")
+"""Keys that mean something to Hydra's `instantiate`, and nothing here."""
 
 
 def check_targets(config: Any, *, trust: Sequence[str] = ()) -> None:  # noqa: ANN401
@@ -210,7 +210,7 @@ class _Check:
         if not isinstance(node, dict):
             return
         place = _place(where)
-        if wrong := [key for key in RESERVED[:4] if key in node and key != "_partial_"]:
+        if wrong := [key for key in REFUSED if key in node]:
             raise UserError(f"{_join(where, wrong[0])} is not allowed; leave it out")
         if "_target_" in node:
             own = self.target(node, where, place, own)
@@ -243,7 +243,7 @@ class _Check:
 
 def targets(config: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """Yields the full key and the value of every `_target_` in a container of plain types."""
-    yield from found(config, "_target_")
+    yield from _targets(config, "")
 
 
 def _place(where: str) -> str:
@@ -288,7 +288,7 @@ def _check_target(where: str, target: object, allowed: Registry) -> None:
 def _check_keys(node: Mapping[Any, Any], where: str, owner: str, allowed: Sequence[str]) -> None:
     """Refuses keys of a node that are none of its class's, or of its own."""
     for key in node:
-        if key not in allowed and key not in RESERVED:
+        if key not in (*allowed, "_partial_", "_target_"):
             known = ", ".join(allowed) or "none"
             raise UserError(f"{where}.{key} is not a key of {owner}, which has {known}")
 
@@ -301,18 +301,15 @@ def _is_of_a_user(package: str) -> bool:
     return find_package(package) is not None
 
 
-def found(node: object, wanted: str, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the full key and the value of every occurrence of a key."""
+def _targets(node: object, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
+        if "_target_" in node:
+            yield _join(where, "_target_"), node["_target_"]
         for key, value in node.items():
-            name = _join(where, key)
-            if key == wanted:
-                yield name, value
-            else:
-                yield from found(value, wanted, name)
+            yield from _targets(value, _join(where, key))
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            yield from found(value, wanted, f"{where}.{i}")
+            yield from _targets(value, f"{where}.{i}")
 
 
 def _join(where: str, key: object) -> str:

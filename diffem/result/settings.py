@@ -47,7 +47,7 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - from JSON
     for place in (p for p in ALLOWED if p.partition(".")[0] in BUILT):
         _check_part(config, place)
     corruption = config["corruption"]
-    if corruption["_target_"] in ALLOWED["corruption"]:
+    if str(corruption["_target_"]) in ALLOWED["corruption"]:
         learn = corruption.get("learn")
         if "noise" not in corruption or not isinstance(learn, list | tuple):
             raise UserError("corruption must have a noise and a list of what to learn")
