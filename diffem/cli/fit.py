@@ -63,8 +63,8 @@ def fit(
             alone).
         corruption: What they went through, a choice of `corruption`, as in "mask".
         run_dir: The run directory, new or of the same run.
-        noise: The noise's standard deviation in the data's units, for Gaussian noise; None for
-            the corruption's own.
+        noise: The noise's standard deviation in the data's units, for Gaussian noise; None where
+            `overrides` says what the noise is, as in "corruption.noise.photons=30".
         rounds: The number of EM rounds.
         network: A choice of `network`.
         overrides: Further settings as on the command line, as in "prior.steps=400"; none of those

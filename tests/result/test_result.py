@@ -368,7 +368,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (Y, {"overrides": ["-m"]}, "-m is not for fit"),
     (Y, {"noise": 1.0, "overrides": ["corruption.noise.std=2"]}, "noise.std=2 is not for fit"),
     (Y, {"run_dir": "${seed}"}, "must be a path without"),
-    (Y, {"run_dir": "/dev/null"}, "/dev/null cannot be made"),
+    (Y, {"noise": 1.0, "run_dir": "/dev/null"}, "/dev/null cannot be made"),
 ]
 
 
