@@ -58,7 +58,11 @@ def test_what_is_trusted_may_be_built_where_something_is_built(package: Path) ->
 @pytest.mark.parametrize(
     ("target", "advice"),
     [
-        ("ownpackage.Own", "; if ownpackage is a package that you trust, add trust=[ownpackage]"),
+        (
+            "ownpackage.Own",
+            "; if ownpackage is a package that you trust, add trust=[ownpackage] (to sample and "
+            "generate: --trust ownpackage)",
+        ),
         ("subprocess.run", ""),
         ("torch.load", ""),
         ("diffem.cli.main.main", ""),
