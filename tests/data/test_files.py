@@ -245,7 +245,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     Image.fromarray(IMAGES["8-bit"][0][:4]).save(mixed / "zz.png")
     with pytest.raises(UserError, match=r"zz.png is uint8 of shape \[1, 4, 5\], but 000.png"):
         MeasurementFiles(str(mixed))
-    with pytest.raises(UserError, match=r"is no folder and no \.npz or \.npy file"):
+    with pytest.raises(UserError, match="nowhere does not exist; give a folder of images"):
         MeasurementFiles(str(tmp_path / "nowhere"))
 
 
