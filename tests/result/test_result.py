@@ -122,7 +122,9 @@ def test_samples_are_in_the_data_s_units(run: Run) -> None:
     error = (result.posterior.sample(y, n=4).mean(dim=0).numpy() - y)[~np.isnan(y)]
     assert np.abs(error).mean() < 60  # 3 σ_y; the range is 900
     assert result.prior is not None
-    assert LOW - 900 < float(result.prior.sample(4).mean()) < HIGH + 900
+    drawn = result.prior.draw(4).squeeze(1)  # on the scale of [-1, 1]
+    expected = LOW + (drawn + 1) / 2 * (HIGH - LOW)
+    assert torch.allclose(result.prior.sample(4), expected, rtol=1e-5)  # float32's rounding
     assert (result.scale.low, result.scale.high) == (LOW, HIGH)
     with_channel = result.posterior.sample(y[:, None], n=1)
     assert with_channel.shape == (1, 8, 1, 8, 8)
