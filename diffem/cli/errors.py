@@ -1,5 +1,6 @@
 """Shows user errors of every command in one sentence, with exit code 1 and no traceback."""
 
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from diffem.runtime.rank import global_rank
 from diffem.runtime.signals import RANK_DIED, exit_now, report_error
 from diffem.storage.atomic import FREE_SOME, FULL
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # by the system: rights, a read-only disk
 NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
 
 
@@ -35,6 +37,12 @@ def report_user_errors() -> Iterator[None]:
         report_error(f"{where}error: {redact_text(sentence(error))}")
         sys.exit(1)
     except OSError as error:
+        if error.errno in REFUSED and error.filename:
+            report_error(
+                f"error: {error.filename}: {(error.strerror or '').lower()}; allow this user to "
+                "read and write there, or give another path"
+            )
+            sys.exit(1)
         if error.errno not in FULL:
             raise
         where = f" while writing {error.filename}" if error.filename else ""

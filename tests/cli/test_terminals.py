@@ -1,5 +1,6 @@
-"""Terminals of any encoding, arguments with characters that nobody sees (issue 11, C3)."""
+"""What a command prints, on terminals of any encoding and about what it cannot read or write."""
 
+import errno
 import io
 import os
 import runpy
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from command import ROOT, run_python
 
+from diffem.cli.errors import report_user_errors
 from diffem.cli.main import main
 from diffem.metric import Score
 from diffem.report.summary import print_closing, print_table
@@ -94,3 +96,16 @@ def test_the_handlers_of_signals_are_installed_before_what_takes_time() -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_path_that_the_system_refuses_is_one_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `diffem evaluate` on a run that is on a read-only disk."""
+    with pytest.raises(SystemExit) as stop, report_user_errors():
+        raise OSError(number, os.strerror(number), "/mnt/run/evaluation_001.json")
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1
+    assert error.startswith("error: /mnt/run/evaluation_001.json: ")
+    assert error.endswith("or give another path\n")
