@@ -303,7 +303,7 @@ def check_assumed(cfg: DictConfig) -> None:
         )
 
 
-def check_described(cfg: DictConfig) -> None:
+def check_channel_given(cfg: DictConfig) -> None:
     """Checks that the channel of a user's own measurements was given, not left at its defaults.
 
     The defaults are those of benchmarks: a noise of 0.5 grey values would be silently wrong.

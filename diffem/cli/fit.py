@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from diffem.cli.compose import check_config, check_described, compose_run
+from diffem.cli.compose import check_channel_given, check_config, compose_run
 from diffem.cli.errors import sentence
 from diffem.cli.launch import quiet
 from diffem.data.arrays import plain_array
@@ -100,7 +100,7 @@ def fit(
                 "train` for several"
             )
         check_config(cfg)
-        check_described(cfg)
+        check_channel_given(cfg)
         _keep(arrays, run_dir)
         from diffem.cli.train import run  # imports Lightning
 

@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffem.cli.compose import SWEEP, check_arguments, check_config, check_described, complete
+from diffem.cli.compose import SWEEP, check_arguments, check_channel_given, check_config, complete
 from diffem.cli.composition import CONF, NAME
 from diffem.cli.errors import report_user_errors
 from diffem.cli.processes import end_with_collectives
@@ -57,7 +57,7 @@ def hydra_main(cfg: DictConfig) -> None:
     with report_user_errors():
         check_version(Path(HydraConfig.get().runtime.output_dir))
         check_config(cfg)
-        check_described(cfg)
+        check_channel_given(cfg)
         from diffem.cli.train import run  # imports torch and Lightning
 
         with quiet():

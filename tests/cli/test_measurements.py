@@ -8,7 +8,7 @@ import pytest
 from command import SHORT, train
 from PIL import Image
 
-from diffem.cli.compose import check_described, compose_run
+from diffem.cli.compose import check_channel_given, compose_run
 from diffem.data.held import open_measurements
 from diffem.runtime.errors import UserError
 
@@ -74,7 +74,7 @@ def test_the_channel_of_one_s_own_measurements_is_not_left_at_a_benchmark_s(
     crops: Path, tmp_path: Path, given: list[str], missing: str
 ) -> None:
     with pytest.raises(UserError, match=missing.replace(".", r"\.")):
-        check_described(
+        check_channel_given(
             compose_run(["dataset=measurements", f"dataset.path={crops}", *given], tmp_path)
         )
 
