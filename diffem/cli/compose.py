@@ -1,5 +1,6 @@
 """Composes the configuration, and checks it before anything is built or written."""
 
+import math
 import os
 import re
 import sys
@@ -40,6 +41,7 @@ OPERATOR = ("sigma", "factor", "rows")  # parameters of operators that a user's 
 LEVELS = ("std", "photons")  # of the noise
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
+LARGEST_IMAGE = 2**26  # numbers; a chunk of them is in memory at once
 HELP = ("-h", "--help", "--hydra-help", "--version")
 FLAGS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-i", "--info")
 
@@ -222,6 +224,11 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError("dataset.shape must have at least one side, as in [1,8,8], got []")
     for side in cfg.dataset.shape or ():  # null: that of the files
         check_count("dataset.shape: a side", side)
+    if (numbers := math.prod(cfg.dataset.shape or ())) > LARGEST_IMAGE:
+        raise UserError(
+            f"dataset.shape={list(cfg.dataset.shape)} are {numbers} numbers an image, and at most "
+            f"{LARGEST_IMAGE} are allowed; give smaller images"
+        )
     sigmas = [k for k in ("sigma_min", "sigma_max") if k in cfg.schedule]
     levels = [check_positive(f"schedule.{k}", cfg.schedule[k], 1e-9, 1e9) for k in sigmas]
     if levels != sorted(set(levels)):

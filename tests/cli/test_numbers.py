@@ -130,6 +130,7 @@ def test_noise_far_below_what_sampling_leaves_is_said_once(
         (["sampler.steps=1180591620717411303424"], "sampler.steps must be a whole number of at"),
         (["em.chunk_size=1180591620717411303424"], "em.chunk_size must be a whole number of at"),
         (["em.batch_size=1000000000"], "em.batch_size must be a whole number of at most 1048576"),
+        (["dataset.shape=[1,100000,100000]"], "and at most 67108864 are allowed"),
         (["objective=''"], "objective must be a score of this run, got ''; it has"),
         (["objective=fid"], "objective must be a score of this run, got 'fid'; it has psnr"),
         (["m_step.optimizer.lr=0"], "m_step.optimizer.lr must be a positive number, got 0"),
