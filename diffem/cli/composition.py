@@ -54,6 +54,10 @@ class CheckedFileSource(FileConfigSource):
         return result
 
 
+# A launcher hands Hydra's registry to its jobs, where Hydra refuses a source of another name.
+CheckedFileSource.__name__ = FileConfigSource.__name__
+
+
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """Returns the configuration that overrides compose to, unresolved.
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import NASTY, ROOT, SHORT, train, wait_until, weights
+from command import NASTY, ROOT, SHORT, run_python, train, wait_until, weights
 from omegaconf import OmegaConf
 
 from diffem.cli.sweep import SweepCallback
@@ -94,6 +94,28 @@ def test_two_sweeps_do_not_write_one_folder(
     with pytest.raises(SystemExit):
         SweepCallback().on_multirun_start(config)
     assert "holds a run; choose another run_dir" in capsys.readouterr().err
+
+
+def test_a_job_in_another_process_takes_over_the_state_of_hydra(tmp_path: Path) -> None:
+    """As submitit hands it over: "file is already registered with a different class"."""
+    pytest.importorskip("cloudpickle")
+    state = str(tmp_path / "state")
+    give = """
+import cloudpickle, sys
+from hydra.core.singleton import Singleton
+from diffem.cli.composition import compose
+compose([])
+open(sys.argv[1], "wb").write(cloudpickle.dumps(Singleton.get_state()))
+"""
+    take = """
+import pickle, sys
+from hydra.core.singleton import Singleton
+state = pickle.load(open(sys.argv[1], "rb"))
+Singleton.set_state(state)
+"""
+    for program in (give, take):
+        done = run_python("-c", program, state, PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
 
 
 def single(run_dir: Path, devices: int, seed: int, *overrides: str) -> Path:
