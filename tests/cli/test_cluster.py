@@ -116,11 +116,18 @@ def test_the_sbatch_script_starts_the_run_that_it_says() -> None:
         if line.startswith("#SBATCH --") and "=" in line
     )
     command = text[text.index("srun --") : text.index("code=$?")].replace("\\\n", " ")
-    words = shlex.split(command.replace('"$@"', "experiment=cifar10_mask75"))
+    for name, value in (
+        ('"$@"', "experiment=cifar10_mask75"),
+        ("$SLURM_NTASKS_PER_NODE", options["ntasks-per-node"]),
+        ("$SLURM_JOB_NUM_NODES", options["nodes"]),
+        ('"${seed[@]}"', "seed=3"),
+    ):
+        command = command.replace(name, value)
+    words = shlex.split(command)
     assert words[:4] == ["srun", "--kill-on-bad-exit=1", "python", "train.py"]
     check_arguments(words[4:])
     given = dict(word.split("=", 1) for word in words[4:])
-    assert given["trainer.devices"] == options["ntasks-per-node"] == options["gpus-per-node"]
-    assert given["trainer.num_nodes"] == options["nodes"]
-    assert given["run_dir"] == "runs/$SLURM_JOB_ID" and given["resume"] == "auto"
+    assert given["trainer.devices"] == options["gpus-per-node"] == "4"
+    assert given["trainer.num_nodes"] == options["nodes"] == "2"
+    assert given["run_dir"] == "runs/$job" and given["resume"] == "auto"
     assert options["signal"].startswith("USR1@")
