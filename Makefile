@@ -11,7 +11,7 @@ COUNT ?= 100
 SIGNAL ?= KILL
 FILES ?= 0
 
-.PHONY: train test lint clean features test-experiments test-kills soak
+.PHONY: train test lint clean features test-experiments test-kills test-slurm soak
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -33,6 +33,9 @@ test-experiments: $(DEV)  # every experiment file at its own size; minutes
 
 test-kills: $(DEV)  # runs that are killed and resumed; minutes
 	$(BIN)/python -m pytest -m kill
+
+test-slurm: $(DEV)  # jobs of a SLURM of two nodes, as `tests/helpers/slurm.sh start` starts; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
 
 soak: $(DEV)  # COUNT kills at random moments in every stage, or stops with SIGNAL=TERM; half an hour
 	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL) --files $(FILES)

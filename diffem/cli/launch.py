@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from diffem.cli.compose import SWEEP, check_arguments, check_channel_given, check_config, complete
 from diffem.cli.composition import CONF, NAME
 from diffem.cli.errors import report_user_errors
-from diffem.cli.processes import end_with_collectives
+from diffem.cli.processes import end_with_collectives, errors_above_stops
 from diffem.cli.sweep import SubprocessJobs, print_sweep_summary
 from diffem.config.paths import path_override, quote_paths, unquoted
 from diffem.config.secrets import move_secrets_to_env
@@ -76,7 +76,7 @@ def main() -> None:
     watch_signals()
     if (external_processes() or 1) > 1:  # torch warns each second while it waits for a process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with end_with_collectives(), exit_with_parent(), report_user_errors():
+    with end_with_collectives(), errors_above_stops(), exit_with_parent(), report_user_errors():
         arguments = quote_paths(_from_lightning(sys.argv[1:]), sweep=_is_sweep(sys.argv))
         arguments = complete(move_secrets_to_env(resumed_arguments(arguments)))
         sys.argv[1:] = sorted(arguments, key=lambda a: a not in SWEEP)  # Hydra wants it first

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import say
 from diffem.runtime.rank import SRUN, external_processes, global_rank, starter_of
-from diffem.runtime.signals import exit_now
+from diffem.runtime.signals import RESUMABLE, exit_now
 
+ERROR_OF_A_TASK = RESUMABLE + 1
+"""The exit code of an error in one of srun's tasks. srun ends the others, which exit with 75, and
+passes on the highest code: with 1, an error would look like a run to requeue, again and again."""
 NOTE_SECONDS = 20.0  # until a line says what a process waits for
 LIMIT_SECONDS = 300.0  # until it ends; processes that read the data differ by less
 POLL_SECONDS = 0.2
@@ -58,7 +61,7 @@ def _watch(address: str, port: str) -> None:
                 f"error: process {global_rank()} has waited {seconds:.0f} s for the others at "
                 f"MASTER_ADDR={address} MASTER_PORT={port}; set MASTER_ADDR to an address of the "
                 "first process's machine that all machines reach, and start all processes",
-                1,
+                ERROR_OF_A_TASK if _is_task_of_several() else 1,
             )
         if seconds > NOTE_SECONDS and not noted:
             noted = True
@@ -70,6 +73,34 @@ def collectives_started() -> bool:
     """Returns whether this process has met the others of its run."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def errors_above_stops() -> Iterator[None]:
+    """Opens a scope in which an error of one of several tasks of srun ends with its own code.
+
+    A process that failed because another is gone does not pass here: it ends with 1, and the
+    other's code counts.
+
+    Raises:
+        SystemExit: With `ERROR_OF_A_TASK` instead of 1, or after the traceback of an exception.
+    """
+    if not _is_task_of_several():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as exit:
+        if exit.code == 1:
+            raise SystemExit(ERROR_OF_A_TASK) from exit
+        raise
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(ERROR_OF_A_TASK) from error
+
+
+def _is_task_of_several() -> bool:
+    return starter_of(os.environ) == SRUN and (external_processes() or 1) > 1
 
 
 @contextmanager

@@ -12,9 +12,15 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from diffem.cli import processes
 from diffem.cli.errors import report_user_errors
-from diffem.cli.processes import end_with_collectives, expect_processes
+from diffem.cli.processes import (
+    ERROR_OF_A_TASK,
+    end_with_collectives,
+    errors_above_stops,
+    expect_processes,
+)
 from diffem.runtime.errors import UserError
 from diffem.runtime.rank import RANK_VARIABLES
+from diffem.runtime.signals import RESUMABLE
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -153,3 +159,33 @@ def test_other_ends_are_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "collectives_started", lambda: True)
     with pytest.raises(ArithmeticError), end_with_collectives():
         raise ArithmeticError  # its traceback is shown
+
+
+def an_end(way: int | Exception) -> None:
+    """Ends by an exit code or an exception."""
+    if isinstance(way, int):
+        sys.exit(way)
+    raise way
+
+
+@pytest.mark.parametrize(
+    ("way", "code"),
+    [(0, 0), (1, ERROR_OF_A_TASK), (75, 75), (ArithmeticError("by it"), ERROR_OF_A_TASK)],
+)
+def test_an_error_of_a_task_counts_more_than_the_stop_of_the_others(
+    way: int | Exception,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """srun passes on the highest code: 75 of the others, and the job was requeued for ever."""
+    started_by(SRUN, monkeypatch)
+    with pytest.raises(SystemExit) as end, errors_above_stops():
+        an_end(way)
+    assert end.value.code == code and ERROR_OF_A_TASK > RESUMABLE
+    assert ("ArithmeticError: by it" in capsys.readouterr().err) == isinstance(way, Exception)
+    for environment in ({}, TORCHRUN, SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}):
+        started_by(environment, monkeypatch)
+        with pytest.raises((SystemExit, ArithmeticError)) as own, errors_above_stops():
+            an_end(way)
+        assert own.value is way or getattr(own.value, "code", None) == way
