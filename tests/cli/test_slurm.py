@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ def test_a_killed_task_fails_the_job_and_leaves_no_process(
 ) -> None:
     job = submit(checkout, BOTH_NODES, *STOPPED)
     job.wait_for_checkpoint()
-    os.kill(tasks(job)[rank], 9)
+    os.kill(tasks(job)[rank], signal.SIGKILL)
     state = job.end()
     assert state == State("FAILED", 137, restarts=0), job.log()
     wait_until(lambda: not tasks(job), seconds=15, every=0.1)
@@ -209,12 +210,12 @@ def tasks(job: Submitted) -> dict[int, int]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            lines = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_text(errors="replace").split("\0")
+            lines = (folder / "environ").read_text(errors="replace").split("\0")
         except OSError:
             continue
-        environment = dict(line.decode().partition("=")[::2] for line in lines if line)
-        if b"train.py" in words[1:2] and environment.get("SLURM_JOB_ID") == job.name:
+        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+        if "train.py" in words[1:2] and environment.get("SLURM_JOB_ID") == job.name:
             found[int(environment["SLURM_PROCID"])] = int(folder.name)
     return found
 
