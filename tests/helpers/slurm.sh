@@ -91,7 +91,7 @@ start() {
 }
 
 running() {
-    [ -s "$STATE/$1.pid" ] && kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null
+    [ -s "$STATE/$1.pid" ] && kill -0 "$(cat "$STATE/$1.pid" 2>/dev/null)" 2>/dev/null
 }
 
 stop() {
