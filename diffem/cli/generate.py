@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shown(result.prior, count, seed=chosen.seed),
             count=count,
         )
-        console.print(f"wrote {chosen.out}: {count} images", soft_wrap=True, markup=False)
+        console.print(f"wrote {chosen.out}: {count} images", soft_wrap=True)
 
 
 def shown(prior: PriorSampler, count: int, *, seed: int | None) -> Iterator[Tensor]:

@@ -63,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(
             f"wrote {chosen.out}: {chosen.n} samples of each of {len(measurements)} measurements",
             soft_wrap=True,
-            markup=False,
         )
 
 

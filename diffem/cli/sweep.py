@@ -21,7 +21,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -30,7 +29,7 @@ from diffem.config.secrets import redact_in_place
 from diffem.config.trust import SEARCH_PATH
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, end_jobs
-from diffem.runtime.progress import console, say
+from diffem.runtime.progress import console, plain_console, say
 from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_file
@@ -208,7 +207,7 @@ def print_records(folder: Path) -> list[Record]:
     from diffem.metric import read_scores  # imports torch, which takes seconds
 
     records = [Record(**json.loads(file.read_text())) for file in _record_files(folder)]
-    table = Table(title=escape(f"{len(records)} jobs in {folder}"))
+    table = Table(title=f"{len(records)} jobs in {folder}")
     jobs = [Job(str(record), Path(record.run_dir)) for record in records]
     summaries = [
         (job.summary() or {}) if record.ended == FINISHED else {}
@@ -224,10 +223,10 @@ def print_records(folder: Path) -> list[Record]:
         rows.append({**record._asdict(), "final": final})
         figures = (score.text(final.get(score.name)) for score in scores)
         ended = FINISHED if record.ended == FINISHED else "FAILED"
-        table.add_row(str(record.number), escape("\n".join(record.overrides)), *figures, ended)
+        table.add_row(str(record.number), "\n".join(record.overrides), *figures, ended)
     content = to_json(rows, indent=1).encode()
     write_file(folder / "sweep.json", lambda file: file.write(content))
-    Console().print(table)
+    plain_console().print(table)
     failed = [record for record in records if record.ended != FINISHED]
     for record in failed:
         say(f"{record.line()}; see {Job(str(record), Path(record.run_dir)).log}")

@@ -55,4 +55,4 @@ def fit(
             if trainer.is_global_zero:
                 rate = f"{0.5**module.rollbacks:g} of the learning rate"
                 line = f"warning: {found}; resuming from it at {rate}"
-                console.print(line, soft_wrap=True, markup=False)
+                console.print(line, soft_wrap=True)

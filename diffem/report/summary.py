@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -39,7 +38,7 @@ from diffem.posterior.posterior import chunk_count
 from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import progress_bar, warn
+from diffem.runtime.progress import plain_console, progress_bar, warn
 from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import read_json, write_file
 from diffem.storage.reconstructions import ReconstructionStore
@@ -84,8 +83,11 @@ class RunReport:
         own = "run" not in self.about or held.get("run") == self.about["run"]
         if own and _are_rows(rounds) and isinstance(seconds, int | float):
             self.rounds, self.start = rounds, self.start - seconds
-        elif self.journal.is_file():
-            self.rounds = logged_rounds(self.run_dir / "metrics.jsonl")
+            return
+        # A new run has no log; without its journal is also a run that was killed after the lines
+        # below and before the next round.
+        self.rounds = logged_rounds(self.run_dir / "metrics.jsonl")
+        if self.journal.is_file():
             warn(
                 f"{self.journal} is damaged or of another run; the scores of its rounds are taken "
                 f"from metrics.jsonl, which has {len(self.rounds)}"
@@ -175,7 +177,7 @@ class RunReport:
         print_left_out(self.evaluation.scores, [*rows, (HELDOUT, final)])
         print_features(features)
         for name in FILES:
-            Console().print(f"wrote {self.run_dir / name}", soft_wrap=True, markup=False)
+            plain_console().print(f"wrote {self.run_dir / name}", soft_wrap=True)
 
     def evaluate_again(
         self,
@@ -206,9 +208,9 @@ class RunReport:
         rows = [("the run", before), (name, final)]
         print_table(self.about, self.evaluation.scores, rows, first="evaluation")
         print_features(features)
-        Console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True, markup=False)
+        plain_console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True)
         for figure in sorted(self.figures.glob(f"{name}_*")):
-            Console().print(f"wrote {figure}", soft_wrap=True, markup=False)
+            plain_console().print(f"wrote {figure}", soft_wrap=True)
 
     def _evaluate(
         self,
@@ -505,7 +507,7 @@ def print_table(
         table.add_column(heading, justify="right")
     for name, row in rows:
         table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -519,7 +521,7 @@ def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[st
     for row, found in rows[-2:]:
         for name, count in found.get("left_out", {}).items():
             where = row if row == HELDOUT else f"round {row}"
-            Console().print(
+            plain_console().print(
                 f"{where}: {labels[name]} is not defined for {count} reconstructions, and leaves "
                 "them out"
             )
@@ -532,7 +534,7 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         rounds: The rows of the rounds.
         final: The held-out scores.
     """
-    console = Console()
+    console = plain_console()
     if (floor := final.get("gaussian_psnr_mean")) is not None:
         console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
     if estimate := rounds[-1].get("estimate"):
@@ -554,4 +556,4 @@ def print_features(features: Mapping[str, Mapping[str, float]]) -> None:
     for name, scores in features.items():
         for key in (key for key in scores if f"{key}_truth" in scores):
             value, true = scores[key], scores[f"{key}_truth"]
-            Console().print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")
+            plain_console().print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")

@@ -16,12 +16,18 @@ from rich.progress import (
 
 from diffem.runtime.rank import global_rank
 
-console = Console(stderr=True, highlight=False)
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """Returns a console that prints texts as they are: brackets are no markup, :x: is no emoji."""
+    return Console(stderr=stderr, highlight=not stderr, markup=False, emoji=False)
+
+
+console = plain_console(stderr=True)
 
 
 def say(text: str) -> None:
-    """Prints a line to stderr as it is: not wrapped, brackets are not markup."""
-    console.print(text, soft_wrap=True, markup=False)
+    """Prints a line to stderr, which is not wrapped."""
+    console.print(text, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -54,13 +60,13 @@ def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
         yield lambda note="": None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     start, last = time.perf_counter(), ""
     disable = not console.is_terminal

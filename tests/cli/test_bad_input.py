@@ -113,6 +113,8 @@ BAD = [
     (["metric.features=[1]"], "metric.features must be a list of feature spaces"),
     (["method=em_mmps", "method.posterior.solver=lu"], "solver must be gmres or cg, got 'lu'"),
     (["method=em_dps", "method.posterior.zeta=0"], "zeta must be a positive number, got 0"),
+    (["metric.shape=[1,2]"], "metric.shape is not a key of the config; allowed: metric.metrics"),
+    (["objective=''"], "objective must be a score of this run, got ''"),
     (["trainer.devices=two"], "or auto, got 'two'"),
     (["trainer.precision=64-true"], "trainer.precision must be one of 32-true, bf16-mixed"),
     (["+trainer.accumulate_grad_batches=2"], "accumulate_grad_batches is missing, or not known"),
@@ -437,9 +439,12 @@ def test_processes_that_another_program_started(
         "diffem.runtime.signals.set_parent_death_signal", lambda _: None
     )  # pytest is not torchrun's
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
     assert tell(["trainer.accelerator=cpu", *overrides], monkeypatch) == 1
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+    # Or torch would warn each second while it waits for a process (issue 11, B 12).
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"
 
 
 def test_a_folder_with_other_files_is_not_touched(

@@ -1,6 +1,7 @@
 """The command answers at once: torch and Lightning are not imported before they are needed."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -149,6 +150,23 @@ def test_a_left_over_rank_is_named_and_not_used(
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: LOCAL_RANK=1 is left over in the environment")
     assert error.startswith("error: em.foo is not a key")  # as the first process of a run
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_a_left_over_rank_is_refused_as_a_second_writer(
+    variable: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Issue 11, B3: it wrote beside the first."""
+    monkeypatch.setenv(variable, "1")
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert told(f"run_dir={tmp_path}", monkeypatch=monkeypatch) == 1
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {variable}=1 is left over in the environment")
+    assert error.startswith(f"error: run_dir={tmp_path} is being written by another process")
 
 
 def test_an_error_of_another_file_is_no_mistake_of_the_user(tmp_path: Path) -> None:

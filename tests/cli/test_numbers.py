@@ -129,12 +129,17 @@ def test_noise_far_below_what_sampling_leaves_is_said_once(
         (["sampler=ddim", "sampler.eta=1e9"], "sampler.eta must be a number in [0, 1]"),
         (["sampler.steps=1180591620717411303424"], "sampler.steps must be a whole number of at"),
         (["em.chunk_size=1180591620717411303424"], "em.chunk_size must be a whole number of at"),
+        (
+            ["em.batch_size=1e9"],
+            "em.batch_size must be a whole number of at least 1, got 1000000000.0",
+        ),
         (["em.batch_size=1000000000"], "em.batch_size must be a whole number of at most 1048576"),
         (["dataset.shape=[1,100000,100000]"], "and at most 67108864 are allowed"),
         (["objective=''"], "objective must be a score of this run, got ''; it has"),
         (["objective=fid"], "objective must be a score of this run, got 'fid'; it has psnr"),
         (["m_step.optimizer.lr=0"], "m_step.optimizer.lr must be a positive number, got 0"),
         (["trainer.gradient_clip_val=1e-300"], "trainer.gradient_clip_val must be in [1e-18, 1e"),
+        (["sampler=multistep", "sampler.order=1e9"], "sampler.order must be a whole number of at"),
         (["sampler=multistep", "sampler.order=9"], "sampler.order must be a whole number of at"),
         (
             ["network.channels=[16,16,16,16,16]", "network.blocks=[1,1,1,1,1]"],

@@ -56,7 +56,9 @@ def sweep(run_dir: Path, *overrides: str, **environment: str) -> tuple[int, list
 
 
 def test_a_job_that_fails_is_one_line_and_the_same_command_resumes_it(tmp_path: Path) -> None:
-    code, jobs, error = sweep(tmp_path / NASTY, "em.rounds=0,1", "prior=null")
+    # On a terminal without UTF-8 a job that had ended well counted as failed (issue 11, C3).
+    given = ("em.rounds=0,1", "prior=null")
+    code, jobs, error = sweep(tmp_path / NASTY, *given, PYTHONIOENCODING="ascii")
     assert code == 1 and "Traceback" not in error
     assert [job["overrides"] for job in jobs] == [["em.rounds=0"], ["em.rounds=1"]]
     assert jobs[0]["ended"] == "em.rounds must be a whole number of at least 1, got 0"
@@ -65,7 +67,7 @@ def test_a_job_that_fails_is_one_line_and_the_same_command_resumes_it(tmp_path: 
     assert lines[-2].startswith("job 0 (em.rounds=0) in ") and lines[-2].endswith("/0.log")
     assert lines[-1].startswith("1 of 2 jobs failed; with run_dir=")
     before = (tmp_path / NASTY / "1" / "summary.json").stat().st_mtime_ns
-    code, again, _ = sweep(tmp_path / NASTY, "em.rounds=0,1", "prior=null")
+    code, again, _ = sweep(tmp_path / NASTY, *given)
     assert code == 1 and [job["ended"] for job in again] == [job["ended"] for job in jobs]
     assert (tmp_path / NASTY / "1" / "summary.json").stat().st_mtime_ns == before
 

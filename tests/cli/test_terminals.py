@@ -15,6 +15,7 @@ from diffem.cli.errors import report_user_errors
 from diffem.cli.main import main
 from diffem.metric import Score
 from diffem.report.summary import print_closing, print_table
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, say, warn
 
 ABOUT = {"dataset": "dé", "corruption": "mask", "method": "diffem", "seed": 0}
@@ -48,6 +49,27 @@ def test_what_a_run_prints_can_be_printed_anywhere(
         assert "held-out" in shown or "round 0" in shown
         assert encoding != "utf-8" or "?" not in shown
         assert encoding == "utf-8" or "━" not in shown
+
+
+@pytest.mark.parametrize("path", ["a[/b]", "a[bold]b", "[red]", "[/]", ":smile:", "a\\[b]"])
+def test_what_looks_like_markup_is_printed_as_it_is(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 11, C1: `[/b]` in a path was a MarkupError, and `[bold]` was swallowed."""
+    say(f"resuming {path}")
+    warn(f"{path} is damaged")
+    with progress_bar(path, 1, "chunks") as advance:
+        advance(path)
+    about = {**ABOUT, "dataset": path}
+    print_table(about, (Score("chi2", "χ²", heading="χ²", digits=2),), [(path, FINAL)])
+    with pytest.raises(SystemExit), report_user_errors():
+        raise UserError(f"run_dir={path} holds other files")
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert lines[0] == f"resuming {path}" and lines[1] == f"warning: {path} is damaged"
+    assert lines[2].startswith(path) and lines[2].endswith(path)
+    assert lines[3] == f"error: run_dir={path} holds other files"
+    assert shown.out.count(path) == 2
 
 
 def test_a_command_says_its_errors_in_any_encoding(tmp_path: Path) -> None:
@@ -96,6 +118,23 @@ def test_the_handlers_of_signals_are_installed_before_what_takes_time() -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "torch"])
+def test_a_run_that_is_stopped_while_it_imports_can_be_resumed(module: str) -> None:
+    """Issue 11, B11: as above, by a signal at the moment of an import."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "def stop(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == {module!r}:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(stop)\n"
+        "sys.argv = ['train.py', 'corruption.rho=2']\n"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 75
+    assert done.stderr == "stopped by SIGTERM; the same command resumes the run\n"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])

@@ -58,6 +58,16 @@ def test_names_of_secrets(name: str) -> None:
     assert move_secrets_to_env([f"x.{name}=canary"])[0].startswith(f"x.{name}=${{oc.env:DIFFEM_X_")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_secret_of_any_name_is_neither_saved_nor_logged(name: str, tmp_path: Path) -> None:
+    """Issue 11, A 6: secret_key, auth, pwd and *_pat of a file were saved, and sent to W&B."""
+    cfg = OmegaConf.create({"x": {}})
+    OmegaConf.update(cfg, f"x.{name}", "canary")
+    save_config(cfg, tmp_path / "config.yaml")
+    assert "canary" not in (tmp_path / "config.yaml").read_text()
+    assert "canary" not in str(public_config(cfg)) and REDACTED in str(public_config(cfg))
+
+
 @pytest.mark.parametrize(
     "name", ["path", "pattern", "author", "network.tokens", "key", "patch_size", "compass"]
 )

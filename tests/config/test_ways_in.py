@@ -379,6 +379,37 @@ def test_a_pipe_does_not_hang(
         assert code == 1 and error.startswith("error: ") and error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("train", ["run_dir=new", "init=checkpoint", "init.path=RUN"]),
+        ("train", ["run_dir=new", "init=checkpoint", "init.path=RUN/checkpoints/last.ckpt"]),
+        ("train", ["run_dir=new", "metric=classifier", "metric.features.0.path=CHECKPOINT"]),
+        ("sample", ["RUN", "--input", "RUN", "--out", "new"]),
+        ("generate", ["RUN", "--out", "new"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given[-1],
+)
+def test_a_pipe_in_place_of_weights_does_not_hang(
+    command: str,
+    given: list[str],
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Issue 11, A 5: the roads `init.path=` and `diffem sample`."""
+    place.checkpoint.unlink()
+    for name in ("last.ckpt", "posterior.safetensors", "prior.safetensors"):
+        os.mkfifo(place.run / "checkpoints" / name)
+    paths = {"RUN": str(place.run), "CHECKPOINT": str(place.checkpoint)}
+    for name, path in paths.items():
+        given = [argument.replace(name, path) for argument in given]
+    before = place.state()
+    with bounded():
+        code = tell(monkeypatch, command, *given)
+    assert_refused(code, capsys.readouterr().err, before, place)
+
+
 @pytest.mark.parametrize("where", LINKED)
 def test_no_link_is_followed_for_writing(
     where: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -224,9 +224,10 @@ class Killed(BaseException):
     """Ends a process where a kill would."""
 
 
+@pytest.mark.parametrize("resume", [None, "auto"])
 @pytest.mark.parametrize("call", range(16))
 def test_a_kill_while_starting_holds_nothing_up(
-    call: int, opened: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    call: int, resume: str | None, opened: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 11, B1: killed at each call that changes a file, before it."""
     calls = 0
@@ -249,7 +250,7 @@ def test_a_kill_while_starting_holds_nothing_up(
             assert call >= calls, "every call was let through"
         except Killed:
             pass
-    run_dir = opened()  # the same command
+    run_dir = opened(resume=resume)  # the same command, or with resume=auto
     folder = run_dir / ".hydra"
     assert (folder / "config.yaml").read_text().startswith(f"# diffem {__version__}")
     assert {p.name for p in folder.iterdir()} - {"resumed.jsonl"} == {

@@ -1,0 +1,68 @@
+"""rounds.json, what the rounds scored, is read again by each process of a run (issue 11, B10)."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from diffem.report import RunReport
+from diffem.runtime.errors import UserError
+
+RUN = {"config_sha256": "a", "data_sha256": "b"}
+ROWS = [{"round": k, "e_step_seconds": 1.0, "m_step_seconds": 2.0, "psnr": 10.0} for k in (0, 1)]
+WHOLE = json.dumps({"rounds": ROWS, "wall_seconds": 5.0, "run": RUN}).encode()
+
+
+def opened(run_dir: Path) -> RunReport:
+    """Returns the report of a run that is resumed; nothing is evaluated."""
+    unused: dict[str, Any] = {name: Mock() for name in ("evaluation", "train", "heldout", "store")}
+    return RunReport(run_dir, {"run": RUN}, **unused)
+
+
+def written(run_dir: Path, journal: bytes, log: str) -> None:
+    (run_dir / "rounds.json").write_bytes(journal)
+    (run_dir / "metrics.jsonl").write_text(log)
+
+
+LOG = "".join(
+    json.dumps({"round": row["round"]} | {f"round/{k}": v for k, v in row.items() if k != "round"})
+    + "\n"
+    for row in ROWS
+)
+
+
+def test_intact_it_is_read_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, WHOLE, "")
+    report = opened(tmp_path)
+    assert report.rounds == ROWS and report.wall_seconds >= 5.0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{", WHOLE[:-9], b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 9999),
+        *(b'{"rounds": 3}', b'{"rounds": [1]}', b'{"rounds": [{}], "wall_seconds": 1}'),
+        *(WHOLE.replace(b"5.0", b'"x"'), WHOLE.replace(b'"round": 1', b'"round": null')),
+    ],
+)
+def test_damaged_it_is_taken_from_the_log(
+    damage: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, damage, LOG + "cut {")
+    assert opened(tmp_path).rounds == ROWS
+    told = "".join(capsys.readouterr().err.split())
+    assert told.startswith("warning:")
+    assert "aretakenfrommetrics.jsonl,whichhas2" in told
+    assert (tmp_path / "rounds.damaged.json").read_bytes() == damage
+    assert opened(tmp_path).rounds == ROWS  # after a kill before the next round is scored
+    assert capsys.readouterr().err == ""
+
+
+def test_where_the_log_is_damaged_too_it_is_said(tmp_path: Path) -> None:
+    written(tmp_path, b"{", "{")
+    with pytest.raises(UserError, match="are damaged: what the rounds scored and cost is lost"):
+        opened(tmp_path).finish(Mock(), Mock(), None, torch.device("cpu"))
