@@ -62,6 +62,9 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.em.init.FromClean": ("count",),
         "diffem.em.init.FromMeasurement": (),
         "diffem.em.init.Gaussian": ("iterations", "rank", "samples", "variance"),
+        "diffem.em.init.Mixture": (
+            *("components", "iterations", "rank", "samples", "shrinkage", "variance"),
+        ),
     },
     "logger.*": {
         "diffem.logging.jsonl.JSONLLogger": ("path",),
@@ -152,6 +155,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "azula.sample.xEABSampler": _MULTISTEP,
         "azula.sample.zABSampler": _MULTISTEP,
         "azula.sample.zEABSampler": _MULTISTEP,
+        "diffem.posterior.SDESampler": _SAMPLER,
     },
     "schedule": {
         "azula.noise.CosineSchedule": ("alpha_min", "sigma_min"),

@@ -39,6 +39,28 @@ def embedding_only(embedding: Tensor) -> Condition:
     return Condition(embedding, Spectrum((), zero), zero, zero)
 
 
+def measured_coefficients(
+    channel: LinearChannel, measurement: Measurement, spectrum: Spectrum, var: Tensor
+) -> tuple[Spectrum, Tensor, Tensor]:
+    """Returns the basis in which measurements measure one coefficient each, and what they say.
+
+    Arguments:
+        channel: The channel.
+        measurement: The measurements.
+        spectrum: The spectrum of their operators.
+        var: The noise's variance σ_y², which broadcasts against y.
+
+    Returns:
+        The basis; the precision s² / σ_y² and the information Vᵀ Aᵀ y / σ_y² of the coefficients,
+        which broadcast against (B, *shape).
+    """
+    At_y = channel.adjoint(measurement.y, measurement.operator)
+    if spectrum.axes and var.shape == measurement.y.shape:
+        # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.
+        var = expand(var.flatten(1).mean(dim=1), At_y)
+    return spectrum, spectrum.square / var, spectrum.analyse(At_y) / var
+
+
 class Conditioning:
     """How a denoiser is conditioned on a measurement.
 
@@ -80,12 +102,8 @@ class Conditioning:
                 )
             return embedding_only(embedding)
         assert isinstance(channel, LinearChannel)
-        At_y = channel.adjoint(measurement.y, measurement.operator)
         var = channel.estimated_variance(measurement)
-        if spectrum.axes and var.shape == measurement.y.shape:
-            # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.
-            var = expand(var.flatten(1).mean(dim=1), At_y)
-        return Condition(embedding, spectrum, spectrum.square / var, spectrum.analyse(At_y) / var)
+        return Condition(embedding, *measured_coefficients(channel, measurement, spectrum, var))
 
     def channels(self, channel: Channel) -> int:
         """Returns the number C' of channels of the embedding.

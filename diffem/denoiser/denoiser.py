@@ -71,6 +71,20 @@ class Denoiser(AzulaDenoiser):
         output = spectrum.analyse(output.to(x_t.dtype))
         return DiracPosterior(spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output))
 
+    def fused_noise(self, noise: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Returns white noise given the variance of the fused measurement, (B, *shape).
+
+        Arguments:
+            noise: White noise, (B, *shape).
+            t: Times in [0, 1], (B,) or ().
+            condition: The measurement's condition.
+        """
+        alpha_t, sigma_t = self.schedule(t)
+        precision = expand((alpha_t / sigma_t) ** 2, noise)
+        if condition is None:
+            return noise * torch.rsqrt(precision)
+        return condition.spectrum.synthesise(noise * torch.rsqrt(precision + condition.precision))
+
     def loss(
         self,
         x: Tensor,
@@ -79,6 +93,7 @@ class Denoiser(AzulaDenoiser):
         *,
         seen: Tensor | float = 1.0,
         weight: Tensor | float = 1.0,
+        basis: Spectrum | None = None,
     ) -> Tensor:
         """Returns the mean of (α_t²/σ_t² + 1) (d_θ(x_t, t, y) - x)² over batch and entries.
 
@@ -88,11 +103,26 @@ class Denoiser(AzulaDenoiser):
             condition: The condition of fresh measurements of x.
             seen: A factor of x_t, which broadcasts against it: 0 hides an entry.
             weight: A factor of the squared error: 0 leaves an entry out.
+            basis: The basis in whose coefficients the error is weighted; None for the entries.
         """
         alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
         x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
         w_t = (alpha_t / sigma_t) ** 2 + 1
-        return (weight * w_t * (self(x_t, t, condition).mean - x).square()).mean()
+        error = self(x_t, t, condition).mean - x
+        if basis is not None:
+            error = basis.analyse(error)
+        return (weight * w_t * error.square()).mean()
+
+    def loss_y(self, x, t, condition, *, own, imputed):
+        alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
+        x_t = alpha_t * x + sigma_t * torch.randn_like(x)
+        w_t = (alpha_t / sigma_t) ** 2 + 1
+        d = own.spectrum.analyse(self(x_t, t, condition).mean)
+        z = own.spectrum.analyse(x)
+        p = own.precision
+        zy = own.information / p.clamp(min=1e-30)
+        w_y = p * w_t / (p + w_t)
+        return (w_y * (d - zy).square() + imputed * (w_t - w_y) * (d - z).square()).mean()
 
     def _count(self, images: Tensor) -> None:
         self.nfe += len(images)

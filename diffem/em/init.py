@@ -14,7 +14,9 @@ from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
 from diffem.posterior import Posterior
-from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
+from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian, observed_variance
+from diffem.posterior.mixture_fit import fit_mixture
+from diffem.posterior.posterior import has_spectrum
 from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import seeded
@@ -77,12 +79,7 @@ class Gaussian:
         channel = data.measurements.channel
         if not isinstance(channel, LinearChannel):
             return UninformedGaussian(channel.shape, self.variance or 1 / 3)
-        measurement = data.measurements.select(slice(self.samples))
-        if not channel.measured_mask(measurement.y, measurement.operator).any():
-            raise UserError(
-                f"init=gaussian: nothing was measured in the first {len(measurement.y)} "
-                "measurements (init.samples); choose a corruption that leaves something"
-            )
+        measurement = self.measured(channel, data)
         with (
             progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
@@ -93,6 +90,86 @@ class Gaussian:
                 rank=self.rank,
                 iterations=self.iterations,
                 variance=self.variance,
+                advance=advance,
+            )
+
+    def measured(self, channel: LinearChannel, data: ReconstructionDataModule) -> Measurement:
+        """Returns the measurements to fit to, of which some entry must be measured.
+
+        Raises:
+            UserError: If they measure nothing.
+        """
+        measurement = data.measurements.select(slice(self.samples))
+        if not channel.measured_mask(measurement.y, measurement.operator).any():
+            raise UserError(
+                f"init: nothing was measured in the first {len(measurement.y)} measurements "
+                "(init.samples); choose a corruption that leaves something"
+            )
+        return measurement
+
+
+class Mixture(Gaussian):
+    """A mixture of Gaussians fitted to the measurements by EM, and its exact posterior.
+
+    It needs a linear channel whose spectrum is at hand; under any other one Gaussian is fitted.
+
+    Arguments:
+        components: The number of Gaussians; None doubles it from 1 while a tenth of the
+            measurements, left out of the fit, become more likely.
+        rank: The largest rank of the low-rank part of each covariance.
+        iterations: The number of EM iterations of the first Gaussian, and again of the mixture.
+        samples: The largest number of measurements to fit to.
+        shrinkage: To how many more images, of the components' mean covariance, each component is
+            fitted, > 0.
+        variance: As of `Gaussian`.
+
+    Raises:
+        UserError: If a number is too small.
+    """
+
+    def __init__(
+        self,
+        components: int | None,
+        rank: int,
+        iterations: int,
+        samples: int,
+        *,
+        shrinkage: float,
+        variance: float | None = None,
+    ) -> None:
+        super().__init__(rank, iterations, samples, variance=variance)
+        self.components = components
+        if components is not None:
+            check_count("init.components", components)
+        self.shrinkage = check_positive("init.shrinkage", shrinkage)
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
+    ) -> Posterior:
+        """Returns the posterior of the fitted mixture.
+
+        Raises:
+            UserError: If the measurements measure nothing.
+        """
+        channel = data.measurements.channel
+        if not isinstance(channel, LinearChannel) or not has_spectrum(channel):
+            return super().prepare(module, data, posterior)
+        measurement = self.measured(channel, data).to(module.device)
+        variance = observed_variance(channel, measurement)
+        if self.variance is not None:
+            variance = torch.full_like(variance, self.variance)
+        with (
+            progress_bar("mixture EM", self.iterations, "iterations") as advance,
+            seeded(module.seed, "init", device=module.device),
+        ):
+            return fit_mixture(
+                channel,
+                measurement,
+                components=self.components,
+                rank=self.rank,
+                iterations=self.iterations,
+                shrinkage=self.shrinkage,
+                variance=variance,
                 advance=advance,
             )
 

@@ -102,7 +102,16 @@ class Recorrupted(Objective):
         UserError: If p_uncond is outside [0, 1).
     """
 
-    def __init__(self, *, condition: Conditioning, p_uncond: float, fresh: bool) -> None:
+    def __init__(
+        self,
+        *,
+        condition: Conditioning,
+        p_uncond: float,
+        fresh: bool,
+        imputed: float = 1.0,
+        target: str = "x",
+    ) -> None:
+        self.imputed, self.target = imputed, target
         self.condition = condition
         self.p_uncond = check_fraction("method.objective.p_uncond", p_uncond)
         self.fresh = fresh
@@ -127,7 +136,15 @@ class Recorrupted(Objective):
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
-        return denoiser.loss(batch.x, t, condition)
+        if self.imputed == 1 and self.target == "x":
+            return denoiser.loss(batch.x, t, condition)
+        own = self.condition(channel, measurements.select(batch.rows).to(batch.x.device))
+        p = own.precision
+        if self.target == "x":
+            share = p / (1 + p)
+            weight = share + self.imputed * (1 - share)
+            return denoiser.loss(batch.x, t, condition, weight=weight, basis=own.spectrum)
+        return denoiser.loss_y(batch.x, t, condition, own=own, imputed=self.imputed)
 
     def _draw(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device

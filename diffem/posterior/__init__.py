@@ -7,6 +7,7 @@ from diffem.posterior.diffpir import DiffPIR
 from diffem.posterior.dps import DPS
 from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.gibbs import SplitGibbs
+from diffem.posterior.mixture import MixturePosterior
 from diffem.posterior.mmps import MMPS
 from diffem.posterior.pigdm import PiGDM
 from diffem.posterior.posterior import (
@@ -17,6 +18,7 @@ from diffem.posterior.posterior import (
     reconstruct,
     sample_chunks,
 )
+from diffem.posterior.sde import SDESampler
 
 __all__ = [
     "DPS",
@@ -26,11 +28,13 @@ __all__ = [
     "DiffPIR",
     "GaussianPosterior",
     "Isotropic",
+    "MixturePosterior",
     "PiGDM",
     "Posterior",
     "PrincipalComponents",
     "Prior",
     "Restoration",
+    "SDESampler",
     "SamplerFactory",
     "SplitGibbs",
     "reconstruct",

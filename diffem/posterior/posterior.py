@@ -152,12 +152,17 @@ def require_spectrum(channel: LinearChannel, part: str) -> None:
     Raises:
         UserError: If it has none.
     """
-    one = channel.forward_operator.draw(1, Generator().manual_seed(0))
-    if channel.spectrum(one) is None:
+    if not has_spectrum(channel):
         raise UserError(
             f"{part} needs the spectrum of the operator, and {channel} has none; choose "
             "method=diffem or method=em_mmps"
         )
+
+
+def has_spectrum(channel: LinearChannel) -> bool:
+    """Returns whether the spectrum of the channel's operator is at hand."""
+    one = channel.forward_operator.draw(1, Generator().manual_seed(0))
+    return channel.spectrum(one) is not None
 
 
 def reconstruct(

@@ -1,0 +1,96 @@
+"""The sampler of the reverse SDE against the closed form of a Gaussian prior."""
+
+import math
+
+import pytest
+import torch
+from azula.denoise import DiracPosterior
+from azula.noise import Schedule, VESchedule, VPSchedule
+from torch import Tensor, nn
+
+from diffem.corruption import Blur, Denoising, GaussianNoise, LinearChannel, Mask, make_channel
+from diffem.denoiser import Condition, Conditioning, Denoiser
+from diffem.denoiser.denoiser import expand
+from diffem.posterior import SDESampler
+from diffem.runtime.rng import generator, seeded
+
+SHAPE, STD, PRIOR = (1, 2, 2), 0.3, 0.5
+
+
+class Exact(Denoiser):
+    """E[x | x_t, y] of x ~ N(0, PRIOR² I), in place of a network."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(nn.Identity(), schedule)
+
+    def forward(  # type: ignore[override]
+        self, x_t: Tensor, t: Tensor, condition: Condition | None = None
+    ) -> DiracPosterior:
+        alpha, sigma = self.schedule(t)
+        precision = expand((alpha / sigma) ** 2, x_t) + PRIOR**-2
+        information = expand(alpha / sigma**2, x_t) * x_t
+        if condition is None:
+            return DiracPosterior(information / precision)
+        spectrum = condition.spectrum
+        z = spectrum.analyse(information) + condition.information
+        return DiracPosterior(spectrum.synthesise(z / (precision + condition.precision)))
+
+
+CHANNELS = {
+    "mask": make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(STD)),
+    "blur": make_channel(Blur(SHAPE, sigma=1.0, kernel_size=3), GaussianNoise(STD)),
+    "noise": make_channel(Denoising(SHAPE), GaussianNoise(STD)),
+}
+SCHEDULES = {"ve": VESchedule(0.02, 10.0), "vp": VPSchedule(alpha_min=0.05, sigma_min=0.02)}
+
+
+def moments(
+    channel: LinearChannel, schedule: Schedule, steps: int, n: int = 20_000
+) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance of whitened samples' coefficients; 0 and 1 if they are exact."""
+    gen = generator(0)
+    one = channel.draw(PRIOR * torch.randn(1, *SHAPE, generator=gen), gen)
+    condition = Conditioning()(channel, one)
+    sampler = SDESampler(Exact(schedule), steps=steps, silent=True)
+    with seeded(1):
+        x = sampler(sampler.init((n, *SHAPE), var=PRIOR**2), condition=condition)
+    precision = condition.precision + PRIOR**-2
+    z = (condition.spectrum.analyse(x) - condition.information / precision) * precision.sqrt()
+    return z.mean(dim=0), z.var(dim=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_samples_have_the_law_of_the_posterior(channel: str, schedule: str) -> None:
+    mean, var = moments(CHANNELS[channel], SCHEDULES[schedule], 64)
+    # 4.5 standard errors, and what 64 steps of a second-order method leave.
+    assert mean.abs().max() < 4.5 / math.sqrt(20_000) + 0.01
+    assert (var - 1).abs().max() < 4.5 * math.sqrt(2 / 20_000) + 0.01
+
+
+def test_twelve_steps_are_nearly_enough() -> None:
+    _, var = moments(CHANNELS["mask"], VESchedule(0.005, 5.0), 12)
+    assert (var - 1).abs().max() < 0.1
+
+
+def test_what_the_prior_leaves_open_has_the_variance_of_the_fusion() -> None:
+    """σ_y far below σ_min: y decides, and the noise of the last time must not be added to it."""
+    sharp = make_channel(Denoising(SHAPE), GaussianNoise(0.002))
+    _, var = moments(sharp, VESchedule(0.02, 10.0), 32)
+    assert (var - 1).abs().max() < 4.5 * math.sqrt(2 / 20_000) + 0.02
+
+
+def test_the_last_evaluation_is_one_of_the_steps() -> None:
+    class Counting(Exact):
+        calls = 0
+
+        def forward(  # type: ignore[override]
+            self, x_t: Tensor, t: Tensor, condition: Condition | None = None
+        ) -> DiracPosterior:
+            self.calls += 1
+            return super().forward(x_t, t, condition)
+
+    denoiser = Counting(VESchedule(0.02, 10.0))
+    sampler = SDESampler(denoiser, steps=5, silent=True)
+    sampler(sampler.init((1, *SHAPE)))
+    assert denoiser.calls == 5
