@@ -179,7 +179,7 @@ def attempt(cfg: DictConfig, files: dict[Any, Any], *, compute: bool = True) -> 
     check_noise(channel)
     evaluation.fitting(channel, train=60, heldout=8)
     objective: Objective = build(cfg.method.objective, "method.objective")
-    module = build_module(cfg, objective, channel, "m_step", steps=settings.steps(60))
+    module = build_module(cfg, objective, channel, "m_step")
     build(cfg.blind, "blind")
     init = build(cfg.init, "init")
     rows = next(iter(StepSampler(60, settings.batch_size, steps=range(1), key=("x",))))

@@ -205,7 +205,7 @@ class Problem:
         self.x = torch.rand(N, *self.channel.shape, generator=generator("x")) * 2 - 1
         self.measurement = self.channel.draw(self.x, generator("y"))
         self.objective: Objective = build(cfg.method.objective, "method.objective")
-        module = build_module(cfg, self.objective, self.channel, "m_step", steps=1)
+        module = build_module(cfg, self.objective, self.channel, "m_step")
         self.denoiser: Denoiser = module.denoiser.eval()
         with seeded("weights"), torch.no_grad():
             for parameter in self.denoiser.parameters():

@@ -122,7 +122,7 @@ def test_experiments_compose_and_build(experiment: str) -> None:
     )
     for key in ("em", "schedule", "sampler", "init", "metric"):
         build(cfg[key], key)
-    optimizer = build(cfg.m_step, "m_step", steps=1).optimizer(network.parameters())
+    optimizer = build(cfg.m_step, "m_step").optimizer(network.parameters())
     assert optimizer.param_groups[0]["lr"] == cfg.m_step.optimizer.lr
 
 
@@ -136,7 +136,7 @@ def test_methods_compose_and_build(method: str) -> None:
     channel = build_channel(cfg.corruption, cfg.dataset.shape)
     measurement = channel.draw(torch.zeros(2, *cfg.dataset.shape), torch.Generator())
     objective = build(cfg.method.objective, "method.objective")
-    denoiser = build_module(cfg, objective, channel, "m_step", steps=1).denoiser
+    denoiser = build_module(cfg, objective, channel, "m_step").denoiser
     posterior = build_posterior(cfg)(denoiser, channel)
     posterior.fit(torch.randn(70, *cfg.dataset.shape, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():

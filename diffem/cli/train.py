@@ -79,9 +79,8 @@ def run(cfg: DictConfig) -> None:
     check_objective(cfg.objective, evaluation)
     if cfg.method.supervised:
         train.known_truth("method.supervised=true")
-    steps = settings.steps(len(train))
     objective: Objective = build(cfg.method.objective, "method.objective")
-    module = build_module(cfg, objective, train.channel, "m_step", steps=steps)
+    module = build_module(cfg, objective, train.channel, "m_step")
     make_posterior = check_posterior(cfg, module.denoiser, train.channel)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
     kept = Path(HydraConfig.get().runtime.output_dir) / "checkpoints" / "init.ckpt"
@@ -112,7 +111,7 @@ def run(cfg: DictConfig) -> None:
     store.check_own()
     state, supervised = EMState(), cfg.method.supervised
     data = ReconstructionDataModule(
-        train, store, settings, state=state, steps=steps, seed=cfg.seed, supervised=supervised
+        train, store, settings, state=state, seed=cfg.seed, supervised=supervised
     )
     if supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
@@ -129,7 +128,7 @@ def run(cfg: DictConfig) -> None:
         on_round=report.on_round,
     )
     loggers = build_loggers(cfg)
-    make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=settings.rounds * data.epochs)
+    make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
     expect_processes()
     trainer = fit(make_trainer, module, data, checkpoint)
 
@@ -243,7 +242,7 @@ def check_noise(channel: Channel) -> None:
 
 
 def build_module(
-    cfg: DictConfig, objective: Objective, channel: Channel, stage: str, *, steps: int
+    cfg: DictConfig, objective: Objective, channel: Channel, stage: str
 ) -> DenoiserModule:
     """Returns the module of the denoiser that an objective trains.
 
@@ -252,7 +251,7 @@ def build_module(
     """
     with seeded(cfg.seed, "weights", stage):
         denoiser = build_denoiser(cfg, cond_channels=objective.cond_channels(channel))
-    m_step: MStep = build(cfg.m_step, "m_step", steps=steps)
+    m_step: MStep = build(cfg.m_step, "m_step")
     if isinstance(m_step.augment, Augment):
         m_step.augment.check(cfg.dataset.shape)
     ignored = {"m_step.augment": m_step.augment, "method.supervised": cfg.method.supervised}
@@ -312,12 +311,13 @@ def fit_prior(
     cfg: DictConfig, data: ReconstructionDataModule, loggers: Sequence[Logger]
 ) -> DenoiserModule:
     """Trains an unconditional denoiser on the last reconstructions."""
-    steps, state = cfg.prior.steps, EMState(round=data.state.round, e_step_pending=False)
-    channel = data.measurements.channel
-    module = build_module(cfg, Unconditional(), channel, "prior", steps=steps)
-    last = ReconstructionDataModule(
-        data.given, data.store, build(cfg.em, "em"), state=state, steps=steps, seed=cfg.seed
+    state = EMState(round=data.state.round, e_step_pending=False)
+    settings = replace(
+        data.settings, steps_per_round=cfg.prior.steps, epochs_per_round=None, restart=True
     )
+    channel = data.measurements.channel
+    module = build_module(cfg, Unconditional(), channel, "prior")
+    last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
     callbacks = [CheckpointEachEpoch(state, checkpoint)]
     fit(

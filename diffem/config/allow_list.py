@@ -53,8 +53,8 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "em": {
         "diffem.em.EMSettings": (
-            *("batch_size", "chunk_size", "epochs_per_round", "keep_rounds", "nfe", "rounds"),
-            *("seconds", "steps_per_epoch", "steps_per_round"),
+            *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "keep_rounds", "nfe"),
+            *("restart", "rounds", "seconds", "steps_per_epoch", "steps_per_round"),
         )
     },
     "init": {
@@ -101,8 +101,8 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "torch.optim.SGD": (*_LOSS, "dampening", "fused", "momentum", "nesterov"),
     },
     "m_step.schedule": {
-        "diffem.em.Cosine": ("final", "warmup"),
-        "diffem.em.Linear": ("final", "warmup"),
+        "diffem.em.Cosine": ("decay", "final", "warmup"),
+        "diffem.em.Linear": ("decay", "final", "warmup"),
     },
     "m_step.times": {"diffem.denoiser.BetaMixture": ("components",)},
     "method.condition": _CONDITIONING,

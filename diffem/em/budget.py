@@ -26,6 +26,11 @@ class EMSettings:
     """The global batch size, over all devices."""
     chunk_size: int
     """The number of measurements that are sampled together in the E-step."""
+    first_steps: int | None = None
+    """Optimiser steps of the first M-step; None: as many as of the others."""
+    restart: bool = True
+    """Whether each M-step starts from the averaged weights, with a fresh optimiser and learning-rate
+    schedule; otherwise they go on, and the schedule is that of the whole budget."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None
@@ -44,7 +49,7 @@ class EMSettings:
             check_count(f"em.{name}", getattr(self, name))
         for name in ("batch_size", "chunk_size"):  # they are in memory at once
             check_count(f"em.{name}", getattr(self, name), maximum=2**20)
-        for name in ("steps_per_round", "epochs_per_round", "keep_rounds"):
+        for name in ("steps_per_round", "epochs_per_round", "first_steps", "keep_rounds"):
             if (value := getattr(self, name)) is not None:
                 check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)
         for name in ("seconds", "nfe"):
@@ -57,20 +62,36 @@ class EMSettings:
         kept = self.rounds + 1  # round 0 is one
         return kept if self.keep_rounds is None else min(kept, self.keep_rounds + 1)
 
-    def steps(self, size: int) -> int:
-        """Returns the optimiser steps of an M-step over a number of reconstructions."""
+    def steps(self, size: int, k: int = 1) -> int:
+        """Returns the optimiser steps of the M-step over a number of reconstructions of D_k."""
+        if k <= 0 and self.first_steps is not None:
+            return self.first_steps
         if self.steps_per_round is not None:
             return self.steps_per_round
         assert self.epochs_per_round is not None
         return self.epochs_per_round * -(-size // self.batch_size)
 
-    def exhausted(self, seconds: float, nfe: float, rounds: int) -> bool:
-        """Returns whether one more round, as long as the mean, would miss a limit further.
+    def total_steps(self, size: int) -> int:
+        """Returns the optimiser steps of all rounds."""
+        return self.steps(size, 0) + (self.rounds - 1) * self.steps(size)
+
+    def progress(self, seconds: float, nfe: float) -> float:
+        """Returns the fraction of the limits of time and evaluations that is spent, in [0, 1].
 
         Arguments:
             seconds: The time of E- and M-steps so far.
             nfe: The network function evaluations so far.
-            rounds: The number of rounds so far, >= 1.
         """
         spent = ((self.seconds, seconds), (self.nfe, nfe))
-        return any(b is not None and s * (1 + 0.5 / rounds) > b for b, s in spent)
+        return min(1.0, max((s / b for b, s in spent if b is not None), default=0.0))
+
+    def exhausted(self, seconds: float, nfe: float, last: tuple[float, float]) -> bool:
+        """Returns whether one more round, as long as the last, would miss a limit further.
+
+        Arguments:
+            seconds: The time of E- and M-steps so far.
+            nfe: The network function evaluations so far.
+            last: Those of the last round.
+        """
+        spent = zip((self.seconds, self.nfe), (seconds, nfe), last, strict=True)
+        return any(limit is not None and s + r / 2 > limit for limit, s, r in spent)

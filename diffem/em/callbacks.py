@@ -68,7 +68,7 @@ class MStepProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar at the round's last epoch."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.global_step % data.steps == 0:
+        if data.state.epoch + 1 >= data.epochs:  # this epoch is not counted yet
             self.close()
 
     def on_exception(

@@ -99,7 +99,6 @@ class ReconstructionDataModule(LightningDataModule):
         store: The rounds on disk.
         settings: The EM loop's batch size and epoch length.
         state: Where the loop is; read here, never written.
-        steps: The number of optimiser steps of one M-step.
         seed: The run's seed.
         supervised: Whether to serve the truth instead (the upper bound).
 
@@ -116,24 +115,42 @@ class ReconstructionDataModule(LightningDataModule):
         settings: EMSettings,
         *,
         state: EMState,
-        steps: int,
         seed: int,
         supervised: bool = False,
     ) -> None:
         super().__init__()
         self.given = self.measurements = measurements
         self.store = store
+        self.settings = settings
         self.batch_size = settings.batch_size
         self.state = state
-        self.steps = steps
-        self.steps_per_epoch = min(steps, settings.steps_per_epoch)
         self.seed = seed
         self.supervised = supervised
 
     @property
+    def steps(self) -> int:
+        """The number of optimiser steps of the current round's M-step."""
+        return self.settings.steps(len(self.given), self.state.round)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of optimiser steps of a Lightning epoch."""
+        return min(self.steps, self.settings.steps_per_epoch)
+
+    @property
     def epochs(self) -> int:
-        """The number of Lightning epochs of one round."""
+        """The number of Lightning epochs of the current round."""
         return -(-self.steps // self.steps_per_epoch)
+
+    def progress(self, step: int) -> float:
+        """Returns the progress in [0, 1] that the learning rate follows.
+
+        Arguments:
+            step: The number of optimiser steps since the optimiser was made.
+        """
+        if self.settings.restart:
+            return step / self.steps
+        return max(step / self.settings.total_steps(len(self.given)), self.state.progress)
 
     def sample(self) -> Tensor:
         """Returns reconstructions of the current round, (n, *shape), n <= 4,096."""

@@ -145,10 +145,12 @@ class EMLoop(StateCheckpoint):
         if self.state.epoch < data.epochs:
             self.save(trainer)
             return
-        module.restart()  # the next M-step: weights from the EMA, a fresh optimiser
+        if self.settings.restart:
+            module.restart()
         self.state.end_m_step()
         self.save(trainer)
         self.next_round(trainer)
+        module.set_rate()
         self.save(trainer)
         self.prune(trainer)
         self.stop_if_exhausted(trainer)
@@ -181,7 +183,7 @@ class EMLoop(StateCheckpoint):
             )  # fmt: skip
             self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
             costs = self.state.end_round(self._lap())
-            costs["optimizer_steps"] = self.state.round * data.steps
+            self.state.progress = self.settings.progress(self.state.seconds, self.state.nfe)
             if trainer.is_global_zero:
                 k, uncounted = self.state.round, posterior.uncounted()
                 self.on_round(module, Round(k, uncounted, data.measurements, costs, path))
@@ -212,7 +214,9 @@ class EMLoop(StateCheckpoint):
     def stop_if_exhausted(self, trainer: Trainer) -> None:
         """Begins no further round when a budget is spent; one decision for all processes."""
         state = self.state
-        over = state.round > 0 and self.settings.exhausted(state.seconds, state.nfe, state.round)
+        over = state.round >= self.settings.rounds or (
+            state.round > 0 and self.settings.exhausted(state.seconds, state.nfe, state.last)
+        )
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def save(self, trainer: Trainer) -> None:

@@ -35,9 +35,7 @@ class MStep:
     optimizer: Callable[..., Optimizer]
     """The optimiser, called with the parameters."""
     schedule: Callable[[float], float]
-    """The factor of its learning rate at a progress through the round in [0, 1]."""
-    steps: int
-    """The number of optimiser steps of one round."""
+    """The factor of its learning rate at a progress in [0, 1]."""
     ema_decay: float
     """The decay of the weights' moving average, in [0, 1)."""
     augment: Callable[[Tensor], Tensor] | None = None
@@ -48,7 +46,6 @@ class MStep:
     def __post_init__(self) -> None:
         check_fraction("m_step.ema_decay", self.ema_decay)
         check_count("m_step.rollbacks", self.rollbacks, minimum=0)
-        check_count("a round's optimiser steps", self.steps)
         if self.augment is not None and not callable(self.augment):
             raise UserError(f"m_step.augment must be null or an Augment, got {self.augment!r}")
         try:  # an optimiser checks its numbers when it is built
@@ -148,21 +145,26 @@ class DenoiserModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Sets the rate of the next step, which may have been saved before a roll-back."""
+        self.set_rate()
+
+    def set_rate(self) -> None:
+        """Sets the rate of the next step to that of its progress."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = rate * self._factor(scheduler.last_epoch)
 
     def _factor(self, step: int) -> float:
-        """Returns the factor of the learning rate at a step of a round."""
-        return 0.5**self.rollbacks * self.m_step.schedule(step / self.m_step.steps)
+        """Returns the factor of the learning rate at a step since the optimiser was made."""
+        progress = self.trainer.datamodule.progress(step)  # type: ignore[attr-defined]
+        return 0.5**self.rollbacks * self.m_step.schedule(progress)
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
         """Averages the weights after each optimiser step."""
         self.ema.update_parameters(self.denoiser)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
-        """Returns the optimiser and its schedule over one round; called anew each round."""
+        """Returns the optimiser and its schedule; called anew each round that restarts them."""
         optimizer = self.m_step.optimizer(self.denoiser.parameters())
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

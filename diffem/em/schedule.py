@@ -1,28 +1,31 @@
-"""Learning-rate schedules over one round, as factors of the optimiser's rate."""
+"""Learning-rate schedules, as factors of the optimiser's rate."""
 
 import math
 from abc import ABC, abstractmethod
 
-from diffem.runtime.errors import check_fraction
+from diffem.runtime.errors import check_fraction, check_positive
 
 
 class Schedule(ABC):
-    """Linear warm-up from 0 to 1, then a decay to a final factor.
+    """Linear warm-up from 0 to 1, a constant, and a decay to a final factor.
 
     Arguments:
-        warmup: The fraction of the round's steps spent warming up, in [0, 1).
-        final: The factor at the round's end, in [0, 1]; 1 is a constant rate.
+        warmup: The fraction spent warming up, in [0, 1).
+        final: The factor at the end, in [0, 1]; 1 is a constant rate.
+        decay: The last fraction, in which the factor decays, in (0, 1]; 1: from the warm-up on.
     """
 
-    def __init__(self, warmup: float, final: float) -> None:
+    def __init__(self, warmup: float, final: float, decay: float = 1.0) -> None:
+        self.fall = check_positive("m_step.schedule.decay", decay, largest=1.0)
         self.warmup = check_fraction("m_step.schedule.warmup", warmup)
         self.final = final if final == 1 else check_fraction("m_step.schedule.final", final)
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a progress through the round in [0, 1]."""
+        """Returns the factor at a progress in [0, 1] through a round, or through the budget."""
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
-        fraction = min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        start = max(self.warmup, 1 - self.fall)
+        fraction = min(max((progress - start) / (1 - start), 0.0), 1.0)
         return self.final + (1 - self.final) * self.decay(fraction)
 
     @abstractmethod

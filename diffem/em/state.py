@@ -25,6 +25,14 @@ class EMState:
     """The sum of the losses of the current M-step."""
     steps: int = 0
     """The number of optimiser steps of the current M-step."""
+    optimizer_steps: int = 0
+    """The number of optimiser steps of finished rounds."""
+    last: tuple[float, int] = (0.0, 0)
+    """The seconds and the NFE of the last finished round."""
+    nfe_before: int = 0
+    """The NFE of all finished rounds."""
+    progress: float = 0.0
+    """The fraction of the limits of time and NFE that finished rounds have spent, in [0, 1]."""
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes the values of a saved state, in place: all who read the state have this object."""
@@ -52,12 +60,17 @@ class EMState:
 
     def end_round(self, e_step_seconds: float) -> dict[str, float | None]:
         """Closes a round's account and returns what the round cost, as the summary has it."""
+        self.optimizer_steps += self.steps
         costs = {
             "e_step_seconds": e_step_seconds,
             "m_step_seconds": self.m_step_seconds,
             "loss": self.loss / self.steps if self.steps else None,
             "nfe": self.nfe,
+            "optimizer_steps": self.optimizer_steps,
         }
-        self.seconds += e_step_seconds + self.m_step_seconds
+        seconds = e_step_seconds + self.m_step_seconds
+        self.last = (seconds, self.nfe - self.nfe_before)
+        self.nfe_before = self.nfe
+        self.seconds += seconds
         self.m_step_seconds, self.loss, self.steps = 0.0, 0.0, 0
         return costs

@@ -137,12 +137,14 @@ def test_network_evaluations_are_the_method_s_own(tmp_path: Path) -> None:
 def test_a_budget_is_met_to_the_nearest_round() -> None:
     settings = SmallRun.settings_of(rounds=99)
     timed, counted = replace(settings, seconds=60.0), replace(settings, nfe=1e6)
-    assert not settings.exhausted(1e9, 1e9, 1)
+    assert not settings.exhausted(1e9, 1e9, (1e9, 1e9))
     # Rounds of 25 s: after two, a third would end 15 s late, after 10 s early: stop.
-    assert not timed.exhausted(25.0, 0, 1) and timed.exhausted(50.0, 0, 2)
+    assert not timed.exhausted(25.0, 0, (25.0, 0)) and timed.exhausted(50.0, 0, (25.0, 0))
     # Rounds of 22 s: a third ends 6 s late, two end 16 s early: go on.
-    assert not timed.exhausted(44.0, 0, 2) and timed.exhausted(66.0, 0, 3)
-    assert not counted.exhausted(1e9, 4e5, 1) and counted.exhausted(0, 8.1e5, 2)
+    assert not timed.exhausted(44.0, 0, (22.0, 0)) and timed.exhausted(66.0, 0, (22.0, 0))
+    # A long first round of 40 s and short ones of 5 s after it.
+    assert not timed.exhausted(55.0, 0, (5.0, 0)) and timed.exhausted(60.0, 0, (5.0, 0))
+    assert not counted.exhausted(1e9, 4e5, (0, 4e5)) and counted.exhausted(0, 8.1e5, (0, 4e5))
 
 
 def test_no_round_begins_after_its_time(tmp_path: Path) -> None:

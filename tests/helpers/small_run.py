@@ -79,7 +79,6 @@ class SmallRun:
             times=BetaMixture([(2, 2)]),
             optimizer=partial(torch.optim.Adam, lr=1e-3),
             schedule=Cosine(warmup=0.1, final=0.1),
-            steps=STEPS,
             ema_decay=0.5,
             rollbacks=rollbacks,
         )
@@ -127,7 +126,6 @@ class SmallRun:
             self.store,
             self.settings,
             state=state,
-            steps=STEPS,
             seed=self.module.seed,
             supervised=self.supervised,
         )
@@ -144,7 +142,7 @@ class SmallRun:
             Trainer,
             accelerator="cpu",
             devices=1,
-            max_epochs=self.settings.rounds * self.data.epochs,
+            max_epochs=-1,  # the loop stops
             callbacks=[em],
             logger=False,
             plugins=[AtomicCheckpointIO(), *self.plugins],
