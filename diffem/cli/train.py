@@ -91,8 +91,9 @@ def run(cfg: DictConfig) -> None:
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
-    if line := weak_noise(cfg, train.channel):
-        warn(line)
+    for line in (weak_noise(cfg, train.channel), assumed_independence(objective, train.channel)):
+        if line:
+            warn(line)
     run_dir = open_run(cfg, HydraConfig.get())
     identity = RunIdentity(config_hash(cfg), data_digest(train, heldout))
     if global_rank() == 0:
@@ -171,6 +172,18 @@ def check_objective(objective: str, evaluation: Evaluation) -> None:
         raise UserError(
             f"objective must be a score of this run, got {objective!r}; it has {', '.join(names)}"
         )
+
+
+def assumed_independence(objective: Objective, channel: Channel) -> str | None:
+    """Returns what `method.objective.imputed` takes for granted of recorded operators."""
+    if not objective.weighs_rows(channel) or not isinstance(channel, LinearChannel):
+        return None
+    if channel.forward_operator.covers is not None:
+        return None
+    return (
+        "method.objective.imputed below 1 is right only where what is measured does not depend on "
+        "the image (as clouds do, or saturated pixels); if it may, set it to null"
+    )
 
 
 def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
@@ -254,6 +267,12 @@ def build_module(
     m_step: MStep = build(cfg.m_step, "m_step")
     if isinstance(m_step.augment, Augment):
         m_step.augment.check(cfg.dataset.shape)
+    if m_step.augment is not None and objective.weighs_rows(channel):
+        raise UserError(
+            "m_step.augment moves pixels away from what was measured of them, by which "
+            "method.objective.imputed weighs them; set method.objective.imputed=1, or "
+            "m_step.augment=null"
+        )
     ignored = {"m_step.augment": m_step.augment, "method.supervised": cfg.method.supervised}
     for key, value in ignored.items():
         if value and not objective.uses_reconstructions:

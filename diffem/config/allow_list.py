@@ -108,7 +108,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     "method.condition": _CONDITIONING,
     "method.objective": {
         "diffem.em.objective.Ambient": ("delta",),
-        "diffem.em.objective.Recorrupted": ("condition", "fresh", "p_uncond"),
+        "diffem.em.objective.Recorrupted": ("condition", "fresh", "imputed", "p_uncond"),
         "diffem.em.objective.Unconditional": (),
     },
     "method.objective.condition": _CONDITIONING,

@@ -22,6 +22,7 @@ class Mask(LinearOperator):
     """
 
     preserves_intensity = True  # where it measures anything
+    covers = True
 
     def __init__(self, shape: Sequence[int], *, rho: float) -> None:
         super().__init__(shape)

@@ -40,6 +40,10 @@ class LinearOperator(ABC):
     """Whether A maps constant images to the same constant and non-negative ones to non-negative
     ones, so that A x is an intensity where x is one; photon noise needs that."""
 
+    covers: bool | None = False
+    """Whether φ is drawn, whatever x is, so that every direction of x is measured under some φ;
+    None where the law of φ is not known."""
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 

@@ -21,6 +21,8 @@ class Projection(LinearOperator):
         UserError: If x is not a vector or rows is outside [1, D].
     """
 
+    covers = True
+
     def __init__(self, shape: Sequence[int], *, rows: int) -> None:
         super().__init__(shape)
         if len(self.shape) != 1:

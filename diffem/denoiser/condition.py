@@ -41,8 +41,8 @@ def embedding_only(embedding: Tensor) -> Condition:
 
 def measured_coefficients(
     channel: LinearChannel, measurement: Measurement, spectrum: Spectrum, var: Tensor
-) -> tuple[Spectrum, Tensor, Tensor]:
-    """Returns the basis in which measurements measure one coefficient each, and what they say.
+) -> tuple[Tensor, Tensor]:
+    """Returns what measurements say of each coefficient z = Vᵀ x, in the basis of AᵀA.
 
     Arguments:
         channel: The channel.
@@ -51,14 +51,14 @@ def measured_coefficients(
         var: The noise's variance σ_y², which broadcasts against y.
 
     Returns:
-        The basis; the precision s² / σ_y² and the information Vᵀ Aᵀ y / σ_y² of the coefficients,
-        which broadcast against (B, *shape).
+        The precision s² / σ_y² and the information Vᵀ Aᵀ y / σ_y² of the coefficients, which
+        broadcast against (B, *shape).
     """
     At_y = channel.adjoint(measurement.y, measurement.operator)
     if spectrum.axes and var.shape == measurement.y.shape:
         # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.
         var = expand(var.flatten(1).mean(dim=1), At_y)
-    return spectrum, spectrum.square / var, spectrum.analyse(At_y) / var
+    return spectrum.square / var, spectrum.analyse(At_y) / var
 
 
 class Conditioning:
@@ -103,7 +103,9 @@ class Conditioning:
             return embedding_only(embedding)
         assert isinstance(channel, LinearChannel)
         var = channel.estimated_variance(measurement)
-        return Condition(embedding, *measured_coefficients(channel, measurement, spectrum, var))
+        return Condition(
+            embedding, spectrum, *measured_coefficients(channel, measurement, spectrum, var)
+        )
 
     def channels(self, channel: Channel) -> int:
         """Returns the number C' of channels of the embedding.

@@ -113,17 +113,6 @@ class Denoiser(AzulaDenoiser):
             error = basis.analyse(error)
         return (weight * w_t * error.square()).mean()
 
-    def loss_y(self, x, t, condition, *, own, imputed):
-        alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
-        x_t = alpha_t * x + sigma_t * torch.randn_like(x)
-        w_t = (alpha_t / sigma_t) ** 2 + 1
-        d = own.spectrum.analyse(self(x_t, t, condition).mean)
-        z = own.spectrum.analyse(x)
-        p = own.precision
-        zy = own.information / p.clamp(min=1e-30)
-        w_y = p * w_t / (p + w_t)
-        return (w_y * (d - zy).square() + imputed * (w_t - w_y) * (d - z).square()).mean()
-
     def _count(self, images: Tensor) -> None:
         self.nfe += len(images)
 

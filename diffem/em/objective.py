@@ -11,15 +11,17 @@ from torch import Tensor
 
 from diffem.corruption import (
     Channel,
+    LinearChannel,
     LinearGaussianChannel,
     LinearOperator,
     Mask,
     Measurement,
+    Spectrum,
 )
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.denoiser.condition import embedding_only
+from diffem.denoiser.condition import embedding_only, measured_coefficients
 from diffem.runtime.errors import UserError, check_fraction
 from diffem.runtime.rng import Key, generator
 from diffem.storage.reconstructions import Batch
@@ -68,6 +70,10 @@ class Objective(ABC):
             key: What other draws may depend on: seed, stage, step and rank.
         """
 
+    def weighs_rows(self, channel: Channel) -> bool:
+        """Returns whether the loss looks at which part of x a row's own measurement measures."""
+        return False
+
     def prior_removed(self, channel: Channel) -> float | None:
         """Returns the fraction of pixels hidden from the prior it learns; None: it sees all."""
         return None
@@ -97,9 +103,15 @@ class Recorrupted(Objective):
         p_uncond: The probability in [0, 1) that ỹ is withheld, so that one network learns the
             prior too.
         fresh: Whether ỹ is drawn at every step; otherwise once a round for each x̂.
+        imputed: The weight in [0, 1] of the error on what y_i did not measure of x̂_i, against 1
+            on what it measured. Below 1 a round's guesses hold the next one back less. x̂_i is
+            drawn from p(x | y_i), so that its coefficients that y_i measured have the law of x
+            among the rest if what is measured does not depend on x: the weight does not move
+            EM's fixed point then. None is 0 where the operator is drawn so that every direction
+            is measured in some (`LinearOperator.covers`), and 1 elsewhere.
 
     Raises:
-        UserError: If p_uncond is outside [0, 1).
+        UserError: If p_uncond is outside [0, 1), or imputed outside [0, 1].
     """
 
     def __init__(
@@ -108,17 +120,30 @@ class Recorrupted(Objective):
         condition: Conditioning,
         p_uncond: float,
         fresh: bool,
-        imputed: float = 1.0,
-        target: str = "x",
+        imputed: float | None = None,
     ) -> None:
-        self.imputed, self.target = imputed, target
+        if imputed not in (None, 1):
+            check_fraction("method.objective.imputed", imputed)
+        self.imputed = imputed
         self.condition = condition
         self.p_uncond = check_fraction("method.objective.p_uncond", p_uncond)
         self.fresh = fresh
         self.learns_prior = p_uncond > 0
 
     def cond_channels(self, channel: Channel) -> int:
-        """Returns the number of channels of the measurements' embedding."""
+        """Returns the number of channels of the measurements' embedding.
+
+        Raises:
+            UserError: If the channel is none that the objective works with.
+        """
+        if self.imputed is not None and self.imputed < 1:
+            linear = isinstance(channel, LinearChannel)
+            if not linear or channel.forward_operator.covers is False:
+                raise UserError(
+                    f"method.objective.imputed={self.imputed} needs a corruption whose operator is "
+                    f"drawn anew for each image, as mask or projection, got {channel}: what it "
+                    "never measures would not be learned; set it to null"
+                )
         return self.condition.channels(channel)
 
     def loss(
@@ -136,15 +161,28 @@ class Recorrupted(Objective):
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
-        if self.imputed == 1 and self.target == "x":
+        if not self.weighs_rows(channel):
             return denoiser.loss(batch.x, t, condition)
-        own = self.condition(channel, measurements.select(batch.rows).to(batch.x.device))
-        p = own.precision
-        if self.target == "x":
-            share = p / (1 + p)
-            weight = share + self.imputed * (1 - share)
-            return denoiser.loss(batch.x, t, condition, weight=weight, basis=own.spectrum)
-        return denoiser.loss_y(batch.x, t, condition, own=own, imputed=self.imputed)
+        weight, basis = self._weight(batch, measurements)
+        return denoiser.loss(batch.x, t, condition, weight=weight, basis=basis)
+
+    def weighs_rows(self, channel: Channel) -> bool:
+        """Returns whether what a row's own measurement measures counts for more than the rest."""
+        if self.imputed is not None:
+            return self.imputed < 1
+        return isinstance(channel, LinearChannel) and channel.forward_operator.covers is True
+
+    def _weight(self, batch: Batch, measurements: MeasurementSet) -> tuple[Tensor, Spectrum]:
+        """Returns the weight of each coefficient's error, of mean 1, and their basis."""
+        channel, own = measurements.channel, measurements.select(batch.rows).to(batch.x.device)
+        assert isinstance(channel, LinearChannel)
+        spectrum = channel.spectrum(own.operator)
+        assert spectrum is not None
+        variance = channel.estimated_variance(own)
+        precision, _ = measured_coefficients(channel, own, spectrum, variance)
+        share = precision / (1 + precision)  # of a coefficient of variance 1, what y_i tells of it
+        weight = share + (self.imputed or 0.0) * (1 - share)
+        return weight / weight.mean(), spectrum
 
     def _draw(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device

@@ -227,7 +227,7 @@ def coefficients(channel: LinearChannel, measurement: Measurement, prior: Mixtur
     var = channel.noise.variance(channel.apply(expected, measurement.operator), measurement.noise)
     spectrum = channel.spectrum(measurement.operator)
     assert spectrum is not None
-    _, precision, information = measured_coefficients(channel, measurement, spectrum, var)
+    precision, information = measured_coefficients(channel, measurement, spectrum, var)
     p, h = precision.expand_as(information).flatten(1), information.flatten(1)
     measured = p > ROUNDING * p.amax(dim=1, keepdim=True)
     p, h = (torch.where(measured, each, 0).float() for each in (p, h))

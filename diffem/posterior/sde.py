@@ -20,6 +20,7 @@ from azula.sample import Sampler
 from torch import Tensor
 
 from diffem.denoiser import Denoiser
+from diffem.runtime.errors import check_count
 
 BISECTIONS = 50
 
@@ -29,12 +30,15 @@ class SDESampler(Sampler):
 
     Arguments:
         denoiser: The denoiser.
-        steps: The number of evaluations of the denoiser, >= 2.
-        kwargs: What azula's samplers take besides: start, stop, silent, dtype and device.
+        kwargs: What azula's samplers take: steps, start, stop, silent, dtype and device.
+
+    Raises:
+        UserError: If there are fewer than two steps.
     """
 
     def __init__(self, denoiser: AzulaDenoiser, **kwargs: Any) -> None:  # noqa: ANN401 - azula's
         super().__init__(**kwargs)
+        check_count("sampler.steps", self.steps, minimum=2)
         self.denoiser = denoiser
 
     @property

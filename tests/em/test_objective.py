@@ -8,16 +8,21 @@ from azula.noise import VESchedule
 from torch import Tensor
 
 from diffem.corruption import (
+    Blur,
     Denoising,
     GaussianNoise,
+    LinearChannel,
     Mask,
     Measurement,
+    Spectrum,
     make_channel,
 )
+from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
 from diffem.network import UNet
+from diffem.posterior.mixture import Mixture, MixturePosterior
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
@@ -157,3 +162,76 @@ def test_ambient_trains_on_what_the_further_mask_hid() -> None:
 def test_mistakes(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+class Weighed(Denoiser):
+    """A denoiser that keeps the weights of its loss."""
+
+    def loss(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        *,
+        weight: Tensor | float = 1.0,
+        basis: Spectrum | None = None,
+        **_: object,
+    ) -> Tensor:
+        self.weight, self.basis = weight, basis
+        return torch.zeros(())
+
+
+def weight_of(imputed: float | None, channel: LinearChannel, measured: Measurement) -> Tensor:
+    objective = Recorrupted(condition=Conditioning(), p_uncond=0.0, fresh=True, imputed=imputed)
+    denoiser = Weighed(torch.nn.Identity(), VESchedule(0.02, 20.0))
+    rows = batch(list(range(8)))
+    objective.loss(
+        denoiser, rows, torch.full((8,), 0.5),
+        measurements=MeasurementSet(measured, channel, X), key=(0, "m_step", 0, 0),
+    )  # fmt: skip
+    weight = torch.as_tensor(denoiser.weight)
+    return weight.expand(8, *channel.shape) if weight.ndim else weight
+
+
+@pytest.mark.parametrize("imputed", [None, 0.0, 0.25])
+def test_what_y_measured_counts_for_more(imputed: float | None) -> None:
+    weight, mask = weight_of(imputed, MASK, Y), Y.operator[:8].expand(8, *SHAPE)
+    assert float(weight.mean()) == pytest.approx(1, rel=1e-5)
+    share = 1 / (1 + 0.05**2)
+    least = (imputed or 0.0) / (share + (imputed or 0.0) * (1 - share))
+    ratio = weight[mask == 0].max() / weight[mask == 1].min()
+    torch.testing.assert_close(ratio, torch.tensor(least), rtol=1e-4, atol=1e-6)
+
+
+def test_a_blur_s_coefficients_are_all_learned() -> None:
+    blur = make_channel(Blur(SHAPE, sigma=1.0, kernel_size=3), GaussianNoise(0.05))
+    assert weight_of(None, blur, blur.draw(X, generator(2))).tolist() == 1.0
+    objective = Recorrupted(condition=Conditioning(), p_uncond=0.0, fresh=True, imputed=0.0)
+    with pytest.raises(UserError, match="drawn anew for each image"):
+        objective.cond_channels(blur)
+
+
+def test_recorded_masks_weigh_only_if_they_are_said_to() -> None:
+    recorded = MASK.with_operator(Recorded(MASK.forward_operator, Y.operator))
+    assert weight_of(None, recorded, Y).tolist() == 1.0
+    assert float(weight_of(0.0, recorded, Y).min()) == 0.0
+
+
+def test_coefficients_that_were_measured_have_the_law_of_x() -> None:
+    """Why the weight does not move the fixed point: x̂ ~ p(x | y) under the true prior."""
+    gen, dim, n = generator(3), 4, 40_000
+    loading = torch.randn(1, dim, 3, generator=gen)
+    prior = Mixture(torch.ones(1), loading, torch.tensor([0.1]))
+    w = loading[0, :, :-1]
+    cov = w @ w.mT + 0.1 * torch.eye(dim)
+    x = loading[0, :, -1] + torch.randn(n, dim, generator=gen) @ torch.linalg.cholesky(cov).mT
+    channel = make_channel(Mask((dim,), rho=0.5), GaussianNoise(0.3))
+    y = channel.draw(x, gen)
+    with seeded(4):
+        drawn = MixturePosterior(prior, channel).draw(y) - loading[0, :, -1]
+    for d in range(dim):
+        seen = drawn[y.operator[:, d] == 1]
+        second = seen.mT @ seen / len(seen)
+        # 4.5 standard errors of a covariance of Gaussians.
+        error = ((cov.diagonal()[:, None] * cov.diagonal() + cov**2) / len(seen)).sqrt()
+        assert ((second - cov).abs() < 4.5 * error).all()

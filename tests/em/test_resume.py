@@ -79,6 +79,67 @@ def test_law_4_a_killed_run_is_an_uninterrupted_run(
     assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
 
 
+def online(path: Path, nfe: float | None = None) -> SmallRun:
+    """Returns a run whose optimiser goes on from round to round."""
+    run = SmallRun(path)
+    run.settings = replace(run.settings, restart=False, first_steps=7, nfe=nfe)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole_online(tmp_path_factory: pytest.TempPathFactory) -> dict[float | None, SmallRun]:
+    folder = tmp_path_factory.mktemp("online")
+    return {nfe: online(folder / f"{nfe}", nfe).fit() for nfe in (None, 4000.0)}
+
+
+IN_FIRST_M_STEP, IN_SECOND_M_STEP = ("module", "training_step", 4), ("module", "training_step", 9)
+
+
+@pytest.mark.parametrize(
+    ("point", "nfe"),
+    [
+        (IN_FIRST_M_STEP, None),
+        (("store", "write", 5), None),
+        (("store", "commit", -2), None),
+        (IN_SECOND_M_STEP, None),
+        (("store", "commit", -3), None),
+        # A killed E-step's NFE is not counted, and the rate follows the NFE here: M-steps only.
+        (IN_FIRST_M_STEP, 4000.0),
+        (IN_SECOND_M_STEP, 4000.0),
+    ],
+)
+def test_law_4_holds_where_the_optimiser_goes_on(
+    point: tuple[str, str, int],
+    nfe: float | None,
+    whole_online: dict[float | None, SmallRun],
+    tmp_path: Path,
+) -> None:
+    first, (owner, method, call) = online(tmp_path / "r", nfe), point
+    with pytest.raises(Killed):
+        dying(first, getattr(first, owner), method, call).fit()
+    resumed, whole = online(tmp_path / "r", nfe).fit(), whole_online[nfe]
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+    assert resumed.data.state.progress == whole.data.state.progress
+    assert resumed.data.state.optimizer_steps == 7 + 4 * (ROUNDS - 1)
+
+
+def test_an_optimiser_that_goes_on_keeps_its_moments(
+    whole_online: dict[float | None, SmallRun],
+) -> None:
+    run = whole_online[None]
+    (optimizer,) = run.module.trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {7 + 4 * (ROUNDS - 1)}
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * run.module.m_step.schedule(1))
+
+
+def test_the_rate_follows_the_budget_that_is_spent_most() -> None:
+    run = SmallRun.settings_of(rounds=10)
+    assert run.progress(1e9, 1e9) == 0
+    both = replace(run, seconds=100.0, nfe=1000.0)
+    assert both.progress(50.0, 200) == 0.5 and both.progress(10.0, 900) == 0.9
+    assert both.progress(300.0, 0) == 1
+
+
 @pytest.mark.parametrize("point", ["before pruning", "in pruning", "in the last pruning"])
 def test_a_kill_in_pruning_leaves_no_old_round(
     point: str, whole: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
