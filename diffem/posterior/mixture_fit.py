@@ -61,6 +61,7 @@ def fit_mixture(
             advance()
         return mixture
 
+    components = None if components is None else min(components, len(measurement.y))
     if components is None:
         held = torch.arange(len(measurement.y), device=measurement.y.device) % HELD_OUT == 0
         train, test = measurement.select(~held), measurement.select(held)

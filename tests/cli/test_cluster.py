@@ -117,7 +117,7 @@ def test_the_sbatch_script_starts_the_run_that_it_says() -> None:
     )
     command = text[text.index("srun --") : text.index("code=$?")].replace("\\\n", " ")
     for name, value in (
-        ('"$@"', "experiment=cifar10_mask75"),
+        ('"$@"', "experiment=paper_cifar10_mask75"),
         ("$SLURM_NTASKS_PER_NODE", options["ntasks-per-node"]),
         ("$SLURM_JOB_NUM_NODES", options["nodes"]),
         ('"${seed[@]}"', "seed=3"),

@@ -24,6 +24,7 @@ def image_folder(path: Path, sides: tuple[int, int]) -> Path:
 
 def data_of(experiment: str, tmp_path: Path) -> list[str]:
     """Returns the overrides that leave two training images of the experiment's own kind."""
+    experiment = experiment.removeprefix("paper_")
     if experiment.startswith(("cifar10", "celeba")):
         sides = (32, 32) if experiment.startswith("cifar10") else (218, 178)
         folder = image_folder(tmp_path / "images", sides)
@@ -45,6 +46,7 @@ def test_experiment_takes_two_steps_and_one_chunk(experiment: str, tmp_path: Pat
         "em.rounds=1",
         "em.epochs_per_round=null",
         "em.steps_per_round=2",
+        "em.first_steps=null",
         "em.batch_size=2",
         "em.chunk_size=2",
         "init.iterations=1",
