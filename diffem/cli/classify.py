@@ -20,8 +20,9 @@ from diffem.cli.errors import report_user_errors
 from diffem.config.build import build
 from diffem.data import ImageDataset, LabelledDataset
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, say
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator, seeded
 
 BATCH_SIZE = 128
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="after --, as in dataset.path=FOLDER")
     chosen = parser.parse_args(arguments)
     with report_user_errors():
-        training = Training(check_count("--epochs", chosen.epochs), chosen.seed)
+        training = Training(check("--epochs", chosen.epochs), chosen.seed)
         accuracy = classify(chosen.dataset, chosen.out, training, chosen.overrides)
         say(f"wrote {chosen.out}, held-out accuracy {100 * accuracy:.1f} %")
 

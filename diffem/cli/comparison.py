@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from diffem.cli.study import Study, job_of
-from diffem.runtime.errors import UserError, check_count, usable
+from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, run_jobs
 from diffem.runtime.progress import console, say
+from diffem.runtime.ranges import check
 from diffem.storage.atomic import read_json, write_file
 from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.run_dir import check_clearable, clear_run
@@ -41,7 +42,7 @@ def compare(study: Study, out: Path, *, jobs: int = 1) -> list[Job]:
         UserError: If the folder holds a comparison under other overrides, another process is
             writing it, a run's folder holds other files, or `jobs` is below 1.
     """
-    check_count("--jobs", jobs)
+    check("--jobs", jobs)
     with usable("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         lock_folder(out, "--out")

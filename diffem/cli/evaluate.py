@@ -26,8 +26,9 @@ from diffem.metric import Evaluation
 from diffem.report import RunReport
 from diffem.result import build_channel, read_weights, restore
 from diffem.result.result import POSTERIOR
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
+from diffem.runtime.ranges import check
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     chosen = build_parser().parse_intermixed_args(arguments)
     with report_user_errors(), quiet():
-        check_count("--repeats", chosen.repeats)
+        check("--repeats", chosen.repeats)
         evaluate_run(chosen.run, chosen.overrides, repeats=chosen.repeats, device=chosen.device)
 
 

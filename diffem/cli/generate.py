@@ -17,8 +17,9 @@ from diffem.cli.errors import report_user_errors
 from diffem.cli.sample import add_sampling
 from diffem.data.format import write_generated
 from diffem.result import PriorSampler, load
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.ranges import check
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     chosen = build_parser().parse_args(arguments)
     with report_user_errors():
-        count = check_count("--count", chosen.count)
+        count = check("--count", chosen.count)
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
         if result.prior is None:
             raise UserError(

@@ -19,8 +19,8 @@ from diffem.data.format import SampleWriter
 from diffem.data.held import open_measurements
 from diffem.data.measurements import MeasurementSet
 from diffem.result import load
-from diffem.runtime.errors import check_count
 from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.ranges import check
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     chosen = parser.parse_args(arguments)
     with report_user_errors():
-        check_count("--n", chosen.n)
+        check("--n", chosen.n)
         held = open_measurements(chosen.input, key="--input")
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
         posterior = result.posterior

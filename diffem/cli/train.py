@@ -56,8 +56,9 @@ from diffem.result import (
     write_weights,
 )
 from diffem.result.result import POSTERIOR, PRIOR
-from diffem.runtime.errors import UserError, check_positive
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
+from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import seeded
 from diffem.storage.identity import RunIdentity, bind
@@ -250,8 +251,7 @@ def check_noise(channel: Channel) -> None:
         UserError: If its standard deviation is too small or too large.
     """
     if isinstance(channel, LinearChannel) and (std := channel.noise.parameters.get("std")):
-        for bound in std.bounds:
-            check_positive(f"{std.name}, on the scale of [-1, 1],", bound, 1e-12, 1e12)
+        check("corruption.noise.std, on the scale of [-1, 1],", std.bounds)
 
 
 def build_module(

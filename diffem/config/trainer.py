@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 from diffem.runtime.rank import SRUN, external_processes, starter_of
 
 TARGET = "lightning.Trainer"
@@ -50,12 +51,11 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - from YAML
     _check_choice("accelerator", trainer["accelerator"], ACCELERATORS)
     _check_choice("precision", trainer["precision"], PRECISIONS)
     _check_choice("deterministic", trainer["deterministic"], (True, False, "warn"))
-    for key in ("num_nodes", "log_every_n_steps"):
-        check_count(f"trainer.{key}", trainer[key])
-    clip = trainer["gradient_clip_val"]
-    if clip is not None:
-        check_positive("trainer.gradient_clip_val", clip)
-    check_strategy(trainer["strategy"])
+    for key in ("num_nodes", "log_every_n_steps", "gradient_clip_val"):
+        check(f"trainer.{key}", trainer[key])
+    check_strategy(strategy := trainer["strategy"])
+    if isinstance(strategy, Mapping) and "bucket_cap_mb" in strategy:
+        check("trainer.strategy.bucket_cap_mb", strategy["bucket_cap_mb"])
     _check_devices(trainer)
 
 

@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 from diffem.corruption.operator import LinearOperator, constant_map, full_precision
 from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class Blur(LinearOperator):
@@ -36,15 +37,15 @@ class Blur(LinearOperator):
         kernel_size: int,
     ) -> None:
         super().__init__(shape)
-        self.sigma = ChannelParameter.of("corruption.sigma", sigma, smallest=1e-3, largest=1e3)
+        self.sigma = ChannelParameter.of("corruption.sigma", sigma)
         if len(self.shape) < 2:
             raise UserError(
                 f"corruption=blur needs images or signals of shape (C, *S), got {self.shape}; "
                 "use corruption=projection, mask or denoising for vectors"
             )
         largest = 2 * min(self.shape[1:]) - 1
-        check_count("corruption.kernel_size", kernel_size)
-        if kernel_size % 2 == 0 or not 1 <= kernel_size <= largest:
+        check("corruption.kernel_size", kernel_size)
+        if kernel_size % 2 == 0 or kernel_size > largest:
             raise UserError(
                 f"corruption.kernel_size must be odd and in [1, {largest}] for images of shape "
                 f"{self.shape}, got {kernel_size}"

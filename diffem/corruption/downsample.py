@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class Downsample(LinearOperator):
@@ -27,7 +28,7 @@ class Downsample(LinearOperator):
     def __init__(self, shape: Sequence[int], *, factor: int) -> None:
         super().__init__(shape)
         sides = self.shape[1:]
-        check_count("corruption.factor", factor)
+        check("corruption.factor", factor)
         if not sides or any(side % factor for side in sides):
             raise UserError(
                 f"corruption.factor must divide every side of the images, whose shape is "

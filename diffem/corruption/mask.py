@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
-from diffem.runtime.errors import check_fraction
+from diffem.runtime.ranges import check
 
 
 class Mask(LinearOperator):
@@ -26,7 +26,7 @@ class Mask(LinearOperator):
 
     def __init__(self, shape: Sequence[int], *, rho: float) -> None:
         super().__init__(shape)
-        self.rho = check_fraction("corruption.rho", rho)
+        self.rho = check("corruption.rho", rho)
         # A vector has no channels that could share a mask.
         self.mask_shape = (1, *self.shape[1:]) if len(self.shape) > 1 else self.shape
 

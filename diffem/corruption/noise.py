@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption.operator import expand
 from diffem.corruption.parameter import ChannelParameter
-from diffem.runtime.errors import check_positive
+from diffem.runtime.ranges import check
 
 
 class Noise(ABC):
@@ -86,7 +86,7 @@ class GaussianNoise(Noise):
     """
 
     def __init__(self, std: float | Sequence[float]) -> None:
-        self.std = ChannelParameter.of("corruption.noise.std", std, smallest=1e-30, largest=1e30)
+        self.std = ChannelParameter.of("corruption.noise.std", std)
 
     @property
     def parameters(self) -> dict[str, ChannelParameter]:
@@ -122,10 +122,8 @@ class PoissonNoise(Noise):
     counts_photons = True
 
     def __init__(self, photons: float | Sequence[float], background: float = 1.0) -> None:
-        self.photons = ChannelParameter.of(
-            "corruption.noise.photons", photons, smallest=1e-6, largest=1e9
-        )
-        self.background = check_positive("corruption.noise.background", background, 1e-6, 1e9)
+        self.photons = ChannelParameter.of("corruption.noise.photons", photons)
+        self.background = float(check("corruption.noise.background", background))
 
     @property
     def parameters(self) -> dict[str, ChannelParameter]:
@@ -166,7 +164,7 @@ class PoissonGaussianNoise(PoissonNoise):
         background: float = 1.0,
     ) -> None:
         super().__init__(photons, background)
-        self.std = ChannelParameter.of("corruption.noise.std", std, smallest=1e-30, largest=1e30)
+        self.std = ChannelParameter.of("corruption.noise.std", std)
 
     @property
     def parameters(self) -> dict[str, ChannelParameter]:

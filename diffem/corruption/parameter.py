@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from diffem.runtime.errors import LARGEST, SMALLEST, UserError, check_positive
+from diffem.runtime.ranges import PARAMETER, check
 
 
 @dataclass(frozen=True)
@@ -28,35 +28,18 @@ class ChannelParameter:
     known: float | None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        value: float | Sequence[float],
-        *,
-        smallest: float = SMALLEST,
-        largest: float = LARGEST,
-    ) -> "ChannelParameter":
+    def of(cls, name: str, value: float | Sequence[float]) -> "ChannelParameter":
         """Returns the parameter that a configuration's number, or range [low, high], means.
 
         Arguments:
             name: The configuration key.
             value: The number or the range.
-            smallest: The smallest number that is allowed.
-            largest: The largest number that is allowed.
 
         Raises:
-            UserError: If the value is not a positive number or a range 0 < low <= high, or outside
-                what is allowed.
+            UserError: If the value is not a number, or a range low <= high, in the key's range.
         """
-        bounds = tuple(value) if isinstance(value, Sequence) else (value, value)
-        numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in bounds)
-        if not numbers or len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
-            advice = "; without noise, give about 1e-3 of the measurements' range"
-            raise UserError(
-                f"{name} must be a positive number or a range [low, high] with 0 < low <= high, "
-                f"got {value!r}{advice if value == 0 and name.endswith('std') else ''}"
-            )
-        low, high = (check_positive(name, bound, smallest, largest) for bound in bounds)
+        check(name, value, own=PARAMETER)
+        low, high = map(float, value if isinstance(value, Sequence) else (value, value))
         return cls(name, (low, high), low if low == high else None)
 
     def draw(self, n: int, generator: Generator) -> Tensor:

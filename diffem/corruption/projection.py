@@ -7,7 +7,8 @@ from torch import Generator, Tensor
 
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.corruption.spectrum import Spectrum
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class Projection(LinearOperator):
@@ -30,7 +31,7 @@ class Projection(LinearOperator):
                 f"corruption=projection needs vectors of shape (D,), got {self.shape}; "
                 "use dataset=manifold, or another corruption for images"
             )
-        if check_count("corruption.rows", rows) > self.shape[0]:
+        if check("corruption.rows", rows) > self.shape[0]:
             raise UserError(f"corruption.rows must be in [1, {self.shape[0]}], got {rows}")
         self.rows = rows
 

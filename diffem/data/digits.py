@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from diffem.data.source import Labels, Splits, checked
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 
 
@@ -24,9 +24,7 @@ class Digits:
 
     def __init__(self, shape: Sequence[int], train: int) -> None:
         self.shape = shape
-        self.train = check_count("dataset.train", train)
-        if train >= 1797:
-            raise UserError(f"dataset.train must be in [1, 1796] for the digits, got {train}")
+        self.train = check("dataset.train@digits", train)
 
     def load(self) -> Splits:
         """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""

@@ -19,8 +19,9 @@ from diffem.data.images import ImageFolder
 from diffem.data.measurements import MeasurementSet
 from diffem.data.npy import Rows, verify_npz
 from diffem.data.scale import Scale
-from diffem.runtime.errors import UserError, check_count, check_fraction
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, say, warn
+from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import generator
 
@@ -125,12 +126,9 @@ class MeasurementFiles:
         heldout: float = 0.1,
         limit: int | None = None,
     ) -> None:
-        if not 0 < check_fraction("dataset.heldout", heldout):
-            raise UserError("dataset.heldout must be a number in (0, 1), got 0")
-        self.heldout = heldout
+        self.heldout = check("dataset.heldout@measurements", heldout)
         given = Scale.of(range)
-        if limit is not None:
-            check_count("dataset.limit", limit, minimum=4)
+        check("dataset.limit", limit)
         self.held = open_measurements(path, limit=limit)
         held = len(self.held.y)
         self.count = held if limit is None else min(held, limit)

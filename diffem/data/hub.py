@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from diffem.data.images import DEEP, lost_bits
 from diffem.data.scale import Scale, clean_images
 from diffem.data.source import Labels, Splits, checked, inside
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,9 +73,8 @@ class HubImages:
             )
         if len(limits) != 2:
             raise UserError(f"dataset.limits must be two numbers or null, got {list(limits)}")
-        for key, number in (("crop", crop), *(("limits: each", limit) for limit in limits)):
-            if number is not None:
-                check_count(f"dataset.{key}", number)
+        check("dataset.crop", crop)
+        check("dataset.limits", limits)
         self.path = path
         self.shape = tuple(shape)
         self.column = column

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffem.data.scale import Scale, clean_images
 from diffem.data.source import Labels, Splits, checked, inside
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 LARGEST = 2**33  # bytes of an unpacked file
@@ -46,8 +47,7 @@ class IdxImages:
         heldout: int | None = None,
     ) -> None:
         for key, number in (("train", train), ("heldout", heldout)):
-            if number is not None:
-                check_count(f"dataset.{key}", number)
+            check(f"dataset.{key}", number)
         self.path = Path(path)
         self.shape = shape
         self.scale = Scale.of(range)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffem.data.source import Splits, checked
-from diffem.runtime.errors import check_count
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 
 
@@ -37,9 +37,12 @@ class Manifold:
         smoothness: float = 1.5,
     ) -> None:
         self.shape = tuple(shape)
-        self.sizes = check_count("dataset.train", train), check_count("dataset.heldout", heldout)
-        self.frequencies = check_count("dataset.frequencies", frequencies)
-        self.smoothness = smoothness
+        self.sizes = (
+            check("dataset.train@manifold", train),
+            check("dataset.heldout@manifold", heldout),
+        )
+        self.frequencies = check("dataset.frequencies", frequencies)
+        self.smoothness = check("dataset.smoothness", smoothness)
 
     def load(self) -> Splits:
         """Returns the points of both splits, (N, D); the curve is the same for every seed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Scale:
             raise UserError(
                 f"dataset.range must be [low, high] with low < high, got [{self.low}, {self.high}]"
             )
+        check("dataset.range", (self.low, self.high))
 
     @classmethod
     def of(cls, bounds: Sequence[float] | None) -> Self | None:

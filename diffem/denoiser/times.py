@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.runtime.errors import UserError, check_positive
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class BetaMixture:
@@ -25,8 +26,7 @@ class BetaMixture:
                 f"got {components}"
             )
         for pair in components:
-            for number in pair:
-                check_positive("m_step.times.components: each", number, 1e-2, 1e6)
+            check("m_step.times.components", pair)
         self.components = torch.tensor([list(c) for c in components], dtype=torch.float32)
 
     def sample(self, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffem.runtime.errors import UserError, check_fraction
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 # NTSC's YIQ: luma, and a chroma plane in which a rotation changes the hue.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -28,8 +29,8 @@ class Augment:
 
     def __init__(self, *, flip: bool = True, hue: float = 0.0, saturation: float = 0.0) -> None:
         self.flip = flip
-        self.hue = check_fraction("m_step.augment.hue", hue)
-        self.saturation = check_fraction("m_step.augment.saturation", saturation)
+        self.hue = check("m_step.augment.hue", hue)
+        self.saturation = check("m_step.augment.saturation", saturation)
         if not (flip or hue or saturation):
             raise UserError("m_step.augment changes nothing; set it to null")
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from diffem.corruption import LinearGaussianChannel, Measurement
 from diffem.data.measurements import MeasurementSet
 from diffem.posterior import Posterior, reconstruct
-from diffem.runtime.errors import UserError, check_count, check_positive
 from diffem.runtime.progress import progress_bar
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key
 
 SEARCH = 2.0  # an operator's parameter moves at most by this factor in an iteration
@@ -49,10 +49,9 @@ class Blind:
     denoiser is trained where the next iterations may lead."""
 
     def __post_init__(self) -> None:
-        check_count("blind.iterations", self.iterations)
-        check_count("blind.samples", self.samples)
-        if check_positive("blind.widen", self.widen, largest=1e3) < 1:
-            raise UserError(f"blind.widen must be at least 1, got {self.widen}")
+        check("blind.iterations", self.iterations)
+        check("blind.samples", self.samples)
+        check("blind.widen", self.widen)
 
     def start(
         self, measurements: MeasurementSet, path: Sequence[Estimates] = ()

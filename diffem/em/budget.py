@@ -1,8 +1,9 @@
 """The budget of the EM loop: how long it runs, and in which pieces."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,9 @@ class EMSettings:
                 "give one of em.steps_per_round and em.epochs_per_round and set the other to "
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
-        for name in ("rounds", "steps_per_epoch"):
-            check_count(f"em.{name}", getattr(self, name))
-        for name in ("batch_size", "chunk_size"):  # they are in memory at once
-            check_count(f"em.{name}", getattr(self, name), maximum=2**20)
-        for name in ("steps_per_round", "epochs_per_round", "first_steps", "keep_rounds"):
-            if (value := getattr(self, name)) is not None:
-                check_count(f"em.{name}", value, minimum=2 if name == "keep_rounds" else 1)
-        for name in ("seconds", "nfe"):
-            if (value := getattr(self, name)) is not None:
-                check_positive(f"em.{name}", value)
+        for number in fields(self):
+            if number.name != "restart":
+                check(f"em.{number.name}", getattr(self, number.name))
 
     @property
     def rounds_on_disk(self) -> int:

@@ -17,8 +17,9 @@ from diffem.posterior import Posterior
 from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian, observed_variance
 from diffem.posterior.mixture_fit import fit_mixture
 from diffem.posterior.posterior import has_spectrum
-from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain, sha256
 from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
@@ -63,10 +64,10 @@ class Gaussian:
     def __init__(
         self, rank: int, iterations: int, samples: int, *, variance: float | None = None
     ) -> None:
-        self.rank = check_count("init.rank", rank)
-        self.iterations = check_count("init.iterations", iterations)
-        self.samples = check_count("init.samples", samples, minimum=2)
-        self.variance = None if variance is None else check_positive("init.variance", variance)
+        self.rank = check("init.rank", rank)
+        self.iterations = check("init.iterations", iterations)
+        self.samples = check("init.samples", samples)
+        self.variance = check("init.variance", variance)
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
@@ -138,10 +139,8 @@ class Mixture(Gaussian):
         variance: float | None = None,
     ) -> None:
         super().__init__(rank, iterations, samples, variance=variance)
-        self.components = components
-        if components is not None:
-            check_count("init.components", components)
-        self.shrinkage = check_positive("init.shrinkage", shrinkage)
+        self.components = check("init.components", components)
+        self.shrinkage = check("init.shrinkage", shrinkage)
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
@@ -207,7 +206,7 @@ class FromClean:
     """
 
     def __init__(self, count: int) -> None:
-        self.count = check_count("init.count", count)
+        self.count = check("init.count", count)
 
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.ema import ema
 from diffem.em.objective import Objective
-from diffem.runtime.errors import UserError, check_count, check_fraction, check_positive
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import seeded
 from diffem.storage.reconstructions import Batch
 
@@ -44,15 +45,15 @@ class MStep:
     """How often numbers may go bad and the rate be halved before the run ends, >= 0."""
 
     def __post_init__(self) -> None:
-        check_fraction("m_step.ema_decay", self.ema_decay)
-        check_count("m_step.rollbacks", self.rollbacks, minimum=0)
+        check("m_step.ema_decay", self.ema_decay)
+        check("m_step.rollbacks", self.rollbacks)
         if self.augment is not None and not callable(self.augment):
             raise UserError(f"m_step.augment must be null or an Augment, got {self.augment!r}")
         try:  # an optimiser checks its numbers when it is built
             built = self.optimizer([nn.Parameter(torch.zeros(1))])
         except Exception as error:  # torch's optimisers raise what they like
             raise UserError(f"m_step.optimizer cannot be built: {error}") from error
-        check_positive("m_step.optimizer.lr", built.defaults["lr"], largest=1e3)
+        check("m_step.optimizer.lr", built.defaults["lr"])
 
 
 class NonFiniteError(FloatingPointError):

@@ -22,7 +22,8 @@ from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.denoiser.condition import embedding_only, measured_coefficients
-from diffem.runtime.errors import UserError, check_fraction
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, generator
 from diffem.storage.reconstructions import Batch
 
@@ -122,11 +123,9 @@ class Recorrupted(Objective):
         fresh: bool,
         imputed: float | None = None,
     ) -> None:
-        if imputed not in (None, 1):
-            check_fraction("method.objective.imputed", imputed)
-        self.imputed = imputed
+        self.imputed = check("method.objective.imputed", imputed)
         self.condition = condition
-        self.p_uncond = check_fraction("method.objective.p_uncond", p_uncond)
+        self.p_uncond = check("method.objective.p_uncond", p_uncond)
         self.fresh = fresh
         self.learns_prior = p_uncond > 0
 
@@ -214,9 +213,7 @@ class Ambient(Objective):
     uses_reconstructions = False
 
     def __init__(self, *, delta: float) -> None:
-        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 1e-6 <= delta < 1:
-            raise UserError(f"method.objective.delta must be a number in [1e-6, 1), got {delta!r}")
-        self.delta = delta
+        self.delta = check("method.objective.delta", delta)
 
     def cond_channels(self, channel: Channel) -> int:
         """Returns 1: the network sees the mask.

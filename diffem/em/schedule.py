@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
-from diffem.runtime.errors import check_fraction, check_positive
+from diffem.runtime.ranges import check
 
 
 class Schedule(ABC):
@@ -16,9 +16,9 @@ class Schedule(ABC):
     """
 
     def __init__(self, warmup: float, final: float, decay: float = 1.0) -> None:
-        self.fall = check_positive("m_step.schedule.decay", decay, largest=1.0)
-        self.warmup = check_fraction("m_step.schedule.warmup", warmup)
-        self.final = final if final == 1 else check_fraction("m_step.schedule.final", final)
+        self.fall = check("m_step.schedule.decay", decay)
+        self.warmup = check("m_step.schedule.warmup", warmup)
+        self.final = check("m_step.schedule.final", final)
 
     def __call__(self, progress: float) -> float:
         """Returns the factor at a progress in [0, 1] through a round, or through the budget."""

@@ -13,8 +13,9 @@ from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
 from diffem.metric.score import Score
 from diffem.metric.sinkhorn import SINKHORN
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
+from diffem.runtime.ranges import check
 
 OF_SETS = (FRECHET_PIXELS, DIVERSITY, EFFECTIVE_RANK, MEASUREMENT_ENERGY_DISTANCE)
 """The scores of sets of images that are always reported, if there are enough images."""
@@ -46,7 +47,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for name in ("samples", "subset", "heldout", "prior"):
-            check_count(f"metric.{name}", getattr(self, name), minimum=2)
+            check(f"metric.{name}", getattr(self, name))
         for key, metric in self.metrics.items():
             if not isinstance(metric, Metric):
                 raise UserError(

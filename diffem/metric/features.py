@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffem.metric.frechet import frechet_distance
 from diffem.metric.score import Score
 from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 LARGEST_SIDE = 8
 BATCH = 64  # images whose activations are in memory at the same time
@@ -59,6 +60,7 @@ class PixelFeatures(Extractor):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
+        check("metric.features.*.shape", shape)
         self.sides = tuple(min(side, LARGEST_SIDE) for side in shape[1:])
         self.num_features = shape[0] * math.prod(self.sides)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from diffem.network.embedding import NoiseEmbedding
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class MLP(nn.Module):
@@ -40,7 +41,7 @@ class MLP(nn.Module):
                 "use network=unet for images and signals"
             )
         for name, value in (("width", width), ("depth", depth), ("embedding", embedding)):
-            check_count(f"network.{name}", value, maximum=2**16)
+            check(f"network.{name}", value)
         if embedding % 2:
             raise UserError(f"network.embedding must be even, got {embedding}")
         (dim,) = shape

@@ -9,7 +9,8 @@ from azula.nn.unet import UNetBlock
 from torch import Tensor, nn
 
 from diffem.network.embedding import NoiseEmbedding
-from diffem.runtime.errors import UserError, check_count, check_fraction
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 GROUPS = 16  # of azula's group normalisation
 
@@ -81,14 +82,14 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self._check(shape, channels, blocks, attention)
-        check_count("network.heads", heads)
+        check("network.heads", heads)
         self.cond_channels = cond_channels
         features = max(64, 2 * channels[0])
         block = {
             "mod_features": features,
             "norm": "group",
             "groups": GROUPS,
-            "dropout": check_fraction("network.dropout", dropout) or None,
+            "dropout": check("network.dropout", dropout) or None,
             "spatial": len(shape) - 1,
         }
         self.embedding = NoiseEmbedding(features)
@@ -140,8 +141,7 @@ class UNet(nn.Module):
                 "use network=mlp for vectors"
             )
         for name, numbers in (("channels", channels), ("blocks", blocks)):
-            for number in numbers:
-                check_count(f"network.{name}: each", number, maximum=2**14)
+            check(f"network.{name}", numbers)
         if not channels or any(c % GROUPS for c in channels):
             raise UserError(f"network.channels must be multiples of {GROUPS}, got {channels}")
         if len(channels) != len(blocks):

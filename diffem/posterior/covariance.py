@@ -6,13 +6,12 @@ heuristics that cost no derivative. With a prior covariance Σ_x all three are
     V = (Σ_x⁻¹ + α_t²/σ_t²)⁻¹,   Σ_x = I (`identity`),  ∞ (`cov_t`),  that of the data (`cov_x`)
 """
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffem.runtime.errors import check_count, check_positive
+from diffem.runtime.ranges import check
 
 
 class Heuristic(Protocol):
@@ -35,9 +34,7 @@ class Isotropic:
     """
 
     def __init__(self, variance: float = 1.0) -> None:
-        if variance != math.inf:
-            check_positive("method.posterior.covariance.variance", variance)
-        self.variance = variance
+        self.variance = check("method.posterior.covariance.variance", variance)
 
     def fitted(self, x: Tensor) -> "Isotropic":
         """Returns itself: nothing is fitted."""
@@ -59,7 +56,7 @@ class PrincipalComponents:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = check_count("method.posterior.covariance.rank", rank)
+        self.rank = check("method.posterior.covariance.rank", rank)
         self.vectors = self.values = torch.zeros(0)
         self.rest = torch.ones(())
 

@@ -8,7 +8,7 @@ from diffem.denoiser import Denoiser
 from diffem.posterior.guided import Guided
 from diffem.posterior.linear_problem import FlatDenoiser, LinearProblem
 from diffem.posterior.posterior import SamplerFactory
-from diffem.runtime.errors import check_count, check_positive
+from diffem.runtime.ranges import check
 
 
 class DiffPIR(Guided):
@@ -35,8 +35,8 @@ class DiffPIR(Guided):
         iterations: int,
     ) -> None:
         super().__init__(denoiser, channel, sampler=sampler)
-        self.lmbda = check_positive("method.posterior.lmbda", lmbda)
-        self.iterations = check_count("method.posterior.iterations", iterations)
+        self.lmbda = check("method.posterior.lmbda", lmbda)
+        self.iterations = check("method.posterior.iterations", iterations)
 
     def process(self, denoiser: FlatDenoiser, problem: LinearProblem) -> Sampler:
         """Returns the sampler of the proximal denoiser."""

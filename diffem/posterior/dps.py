@@ -9,7 +9,7 @@ from diffem.denoiser import Denoiser
 from diffem.posterior.guided import Guided
 from diffem.posterior.linear_problem import FlatDenoiser, LinearProblem
 from diffem.posterior.posterior import SamplerFactory, steps_of
-from diffem.runtime.errors import check_positive
+from diffem.runtime.ranges import check
 
 
 class DPSSampler(DDPMSampler):
@@ -75,7 +75,7 @@ class DPS(Guided):
         zeta: float,
     ) -> None:
         super().__init__(denoiser, channel, sampler=sampler)
-        self.zeta = check_positive("method.posterior.zeta", zeta)
+        self.zeta = check("method.posterior.zeta", zeta)
         self.steps = steps_of(sampler)
 
     def process(self, denoiser: FlatDenoiser, problem: LinearProblem) -> Sampler:

@@ -19,7 +19,8 @@ from diffem.posterior.posterior import (
     require_spectrum,
     steps_of,
 )
-from diffem.runtime.errors import UserError, check_count, check_positive
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 def time_of(denoiser: Denoiser, rho: Tensor) -> Tensor:
@@ -65,10 +66,10 @@ class SplitGibbs(DenoiserPosterior):
     ) -> None:
         super().__init__(denoiser, channel)
         require_spectrum(channel, "method.posterior=SplitGibbs")
-        check_count("method.posterior.sweeps", sweeps, minimum=2)  # for two couplings
+        check("method.posterior.sweeps", sweeps)
         if len(coupling) != 2:
             raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
-        first, last = (check_positive("method.posterior.coupling: each", rho) for rho in coupling)
+        first, last = check("method.posterior.coupling", coupling)
         steps = steps_of(sampler)
         if steps < sweeps:
             raise UserError(

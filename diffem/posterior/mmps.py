@@ -9,7 +9,8 @@ from diffem.denoiser import Denoiser
 from diffem.posterior.guided import Guided
 from diffem.posterior.linear_problem import FlatDenoiser, LinearProblem
 from diffem.posterior.posterior import SamplerFactory
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 
 class MMPS(Guided):
@@ -38,7 +39,7 @@ class MMPS(Guided):
         iterations: int,
     ) -> None:
         super().__init__(denoiser, channel, sampler=sampler)
-        self.iterations = check_count("method.posterior.iterations", iterations)
+        self.iterations = check("method.posterior.iterations", iterations)
         if solver not in ("gmres", "cg"):
             raise UserError(f"method.posterior.solver must be gmres or cg, got {solver!r}")
         self.solver = solver

@@ -20,7 +20,7 @@ from azula.sample import Sampler
 from torch import Tensor
 
 from diffem.denoiser import Denoiser
-from diffem.runtime.errors import check_count
+from diffem.runtime.ranges import check
 
 BISECTIONS = 50
 
@@ -38,7 +38,7 @@ class SDESampler(Sampler):
 
     def __init__(self, denoiser: AzulaDenoiser, **kwargs: Any) -> None:  # noqa: ANN401 - azula's
         super().__init__(**kwargs)
-        check_count("sampler.steps", self.steps, minimum=2)
+        check("sampler.steps@sde", self.steps)
         self.denoiser = denoiser
 
     @property

@@ -25,7 +25,8 @@ from diffem.posterior import Posterior, Prior, sample_chunks
 from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
 from diffem.result.settings import OTHER_NETWORK, check_settings, check_weights
 from diffem.result.weights import Description, Weights, read_weights
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, default_float32, seeded
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
@@ -121,7 +122,7 @@ class PosteriorSampler:
         Raises:
             UserError: If the measurements do not fit the channel.
         """
-        check_count("n", n)
+        check("n", n)
         measurement = measurement_of(y, self.channel, self.scale, operator=operator, noise=noise)
         measurements = MeasurementSet(measurement, self.channel, scale=self.scale)
         chunks = [chunk.float() for chunk in self.chunks(measurements, n, seed=seed)]
@@ -183,7 +184,7 @@ class PriorSampler:
         Returns:
             Samples, (n, *shape); grey ones without their channel if the measurements had none.
         """
-        x = self.scale.denormalise(self.draw(check_count("n", n), seed=seed).double()).float()
+        x = self.scale.denormalise(self.draw(check("n", n), seed=seed).double()).float()
         return x if self.channel_axis else x.squeeze(1)
 
     def draw(self, n: int, *key: Key, seed: int | None = None) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from diffem.config.allow_list import ALLOWED
 from diffem.config.interpolation import check_interpolations
 from diffem.result.parts import build_denoiser
-from diffem.runtime.errors import UserError, check_count
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 PARTS = ("corruption", "dataset", "em", "method", "network", "sampler", "schedule", "trainer")
@@ -52,19 +53,17 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - from JSON
         if "noise" not in corruption or not isinstance(learn, list | tuple):
             raise UserError("corruption must have a noise and a list of what to learn")
     if "steps" in config["sampler"]:
-        check_count("sampler.steps", config["sampler"]["steps"])
+        check("sampler.steps", config["sampler"]["steps"])
     shape = config["dataset"].get("shape")
     if not isinstance(shape, list | tuple) or not shape:
         raise UserError(f"dataset.shape must be a list of sides, got {shape!r}")
-    for side in shape:
-        check_count("dataset.shape: a side", side)
+    check("dataset.shape", shape)
     if math.prod(shape) > PIXELS:
         raise UserError(f"dataset.shape={shape} has more than {PIXELS} values")
     if (precision := config["trainer"].get("precision")) not in PRECISIONS:
         raise UserError(f"trainer.precision must be one of {PRECISIONS}, got {precision!r}")
-    check_count("em.chunk_size", config["em"].get("chunk_size"))
-    if type(config.get("seed")) is not int:
-        raise UserError(f"seed must be a whole number, got {config.get('seed')!r}")
+    check("em.chunk_size", config["em"].get("chunk_size"))
+    check("seed", config.get("seed"))
     for part in (p for p in BUILT if p != "network"):
         for key, number in whole_numbers(config[part], part):
             if abs(number) > LARGEST:
@@ -107,7 +106,7 @@ def check_weights(
     if str(config["network"].get("_target_")) not in ALLOWED["network"]:
         return
     size = sum(value.numel() for value in state.values())
-    check_count("cond_channels", cond_channels, minimum=0)
+    check("cond_channels", cond_channels)
     assert isinstance(cond_channels, int)
     numbers = [*whole_numbers(config["network"], "network"), ("cond_channels", cond_channels)]
     for key, number in numbers:

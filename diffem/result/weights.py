@@ -20,7 +20,8 @@ from torch import Tensor
 from diffem import __version__
 from diffem.corruption import Channel, LinearChannel
 from diffem.corruption.recorded import Recorded
-from diffem.runtime.errors import UserError, check_count, check_fraction
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
 from diffem.storage.atomic import write_file
 from diffem.storage.run_dir import check_same_version
 
@@ -123,7 +124,7 @@ def check_form(about: Description) -> None:
         UserError: If one is another, or a number is out of its range.
     """
     for name in ("cond_channels", "round", "size"):
-        check_count(f"its description's {name}", getattr(about, name), minimum=0)
+        check(f"its description's {name}", getattr(about, name))
     pair = isinstance(about.scale, list | tuple) and len(about.scale) == 2
     if not pair or not all(_is_number(bound) for bound in about.scale):
         raise UserError(f"its description's scale must be two numbers, got {about.scale!r}")
@@ -131,8 +132,7 @@ def check_form(about: Description) -> None:
         isinstance(name, str) and _is_number(value) for name, value in about.estimates.items()
     ):
         raise UserError("its description's estimates must be numbers by name")
-    if about.removed is not None:
-        check_fraction("its description's removed", about.removed)
+    check("its description's removed", about.removed)
     form = about.format
     types = {"suffix": str, "dtype": str, "channel_axis": bool}
     if form is not None and not (

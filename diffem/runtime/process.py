@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffem.runtime.errors import check_count
 from diffem.runtime.progress import progress_bar, say
+from diffem.runtime.ranges import check
 from diffem.runtime.rank import PARENT, RANK_VARIABLES
 
 CHECKOUT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object])
         KeyboardInterrupt: On Ctrl-C, when no job runs any more. SIGTERM and SIGHUP end this
             process, also when no job runs any more.
     """
-    environments = slot_environments(check_count("--jobs", parallel))
+    environments = slot_environments(check("--jobs", parallel))
     waiting, running = deque(jobs), dict[int, Job]()
     with delayed_signals() as received, progress_bar("comparison", len(jobs), "runs") as advance:
         try:

@@ -45,7 +45,7 @@ def test_a_seed_gives_the_same_weights(tmp_path: Path) -> None:
         (["--dataset", "digits", "--epochs", "0"], "--epochs must be a whole number of at least"),
         (
             ["--dataset", "digits", "--", "dataset.train=5000"],
-            "dataset.train must be in [1, 1796]",
+            "dataset.train must be a whole number of at most 1796",
         ),
         (
             ["--dataset", "digits", "--out", "x.pth"],

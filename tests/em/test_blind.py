@@ -101,7 +101,7 @@ def test_a_run_learns_writes_and_tells(tmp_path: Path) -> None:
 def test_mistakes() -> None:
     with pytest.raises(UserError, match=r"blind\.iterations must be a whole number"):
         Blind(iterations=0, samples=1, widen=1.5)
-    with pytest.raises(UserError, match=r"blind\.widen must be at least 1, got 0\.5"):
+    with pytest.raises(UserError, match=r"blind\.widen must be in \[1, 1000\], got 0\.5"):
         Blind(iterations=1, samples=1, widen=0.5)
 
 
