@@ -1,15 +1,18 @@
-"""Every number of every configuration group has a range (issue 11, D 5).
+"""Every number of every configuration group has a range, in one table (issue 11, D 5).
 
-Each leaf of each choice that is a number, or a list of numbers, is replaced by values that a user
-may give by mistake. Each is refused in one sentence, or a training step and samples are finite:
-never a traceback, never minutes. A property test draws the values at large (`slow`).
+The table has each number of `conf/`, and each that a class of the registry takes. Each leaf of
+each choice that is a number, or a list of numbers, is replaced by values that a user may give by
+mistake. Each is refused in one sentence, or a training step and samples are finite: never a
+traceback, never minutes. A property test draws the values at large (`slow`).
 """
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffem.cli.compose import check_config
 from diffem.cli.train import build_module, check_noise
-from diffem.config.build import build
+from diffem.config.allow_list import ALLOWED
+from diffem.config.build import build, locate
 from diffem.config.types import check_types
 from diffem.data import Digits, Manifold
 from diffem.data.measurements import MeasurementSet
@@ -33,6 +37,7 @@ from diffem.metric import Evaluation
 from diffem.posterior.gaussian import fit_gaussian
 from diffem.result import build_channel, build_posterior
 from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import RANGES
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
 
@@ -78,20 +83,8 @@ GROUPS = (
     "trainer",
 )  # fmt: skip
 OWN = ("seed", "em", "m_step", "blind", "schedule", "prior")  # of train.yaml itself
-# Numbers that are null in the files.
 NOT_FINITE = "the loss or the samples are not finite"
 LARGE = 64  # a larger whole number may be a sensible one that takes minutes
-NULLABLE = (
-    "seconds",
-    "nfe",
-    "keep_rounds",
-    "variance",
-    "crop",
-    "train",
-    "heldout",
-    "limit",
-    "range",
-)
 WITHOUT = tuple(f"metric={name}" for name in ("classifier", "dinov2", "inception", "lpips"))
 
 
@@ -126,7 +119,7 @@ def numbers(node: Any, where: str) -> Iterator[str]:
             yield from numbers(value, f"{where}.{i}")
     elif isinstance(node, int | float) and not isinstance(node, bool):
         yield where
-    elif node is None and where.rpartition(".")[2] in NULLABLE:
+    elif node is None and where in RANGES:
         yield where
 
 
@@ -225,6 +218,33 @@ def outcome(choice: str, key: str, value: object) -> str:
 
 
 CASES = list(dict.fromkeys(cases()))
+
+
+def taken() -> Iterator[str]:
+    """Yields the keys of the numbers that the registry's classes take, by their signatures."""
+    for place, registry in ALLOWED.items():
+        for target, names in registry.items():
+            parameters = signature(locate(target, place)).parameters
+            for parameter in (parameters[name] for name in names if name in parameters):
+                texts = f"{parameter.annotation} {type(parameter.default).__name__}"
+                if re.search(r"\b(int|float)\b", texts) and "Callable" not in texts:
+                    yield f"{place}.{parameter.name}"
+
+
+def test_the_table_has_every_number() -> None:
+    files = {re.sub(r"\.\d+", "", key) for _, key in CASES}
+    texts = {"dataset.splits", "logger.*.version"}
+    assert files | {*taken()} <= RANGES.keys() | texts
+
+
+def test_ranges_stand_in_the_table_alone() -> None:
+    """Besides what depends on other values, such as a kernel that fits into the images."""
+    for path in (ROOT / "diffem").rglob("*.py"):
+        text = path.read_text()
+        assert path.name == "ranges.py" or not re.search(r"\b(Range|_whole)\(", text), path
+        keys = re.findall(r"\bcheck\(\s*\"([^\"]+)\"", text)
+        assert {*keys} <= RANGES.keys(), path
+        assert not re.search(r"check_(count|positive|fraction)\b", text), path
 
 
 @pytest.mark.parametrize(("choice", "key"), CASES)

@@ -12,12 +12,11 @@ from operator import getitem
 from typing import Any
 
 from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import RANGES
 
 CHECKED_ELSEWHERE = ("trainer", "hydra")
-NULLABLE = (  # the last word of keys for which null has a meaning, whatever the file's value is
-    *("prior", "augment", "lpips", "weights", "crop", "train", "heldout", "variance", "resume"),
-    *("steps_per_round", "epochs_per_round", "seconds", "nfe", "keep_rounds", "foreach"),
-)
+# The last word of keys of what is no number for which null has a meaning, whatever the file's is.
+NULLABLE = ("prior", "augment", "lpips", "weights", "resume", "foreach")
 TYPE_NAMES = {
     dict: "a part with keys of its own, and a _target_ if it has one",
     list: "a list",
@@ -53,7 +52,8 @@ def _check(given: Mapping[Any, Any], files: Mapping[Any, Any], where: str, root:
         ):
             continue
         value, wanted = given[key], _type(expected)
-        if _is_interpolation(value) or (value is None and key in NULLABLE):
+        nullable = key in NULLABLE or (name in RANGES and None in RANGES[name].also)
+        if _is_interpolation(value) or (value is None and nullable):
             continue
         # A parameter of a channel is a number, or the range that each sample's is drawn from.
         parameter = where.startswith("corruption") and key != "learn" and wanted in (float, list)

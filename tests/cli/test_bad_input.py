@@ -107,6 +107,15 @@ BAD = [
     (["schedule.sigma_max=nan"], "schedule.sigma_max must be a finite number, got nan"),
     (["schedule.sigma_min=30"], "schedule.sigma_min must be below schedule.sigma_max, got [30.0"),
     (["m_step.optimizer.lr=-1"], "m_step.optimizer.lr must be a positive number, got -1"),
+    (
+        ["+m_step.optimizer.betas=[0.9,1]"],
+        "betas: each must be a number in [0, 1), got 1",
+    ),
+    (["sampler=pc", "sampler.delta=0"], "without effect: choose sampler=ddim"),
+    (
+        ["logger=csv", "+logger.csv.flush_logs_every_n_steps=0"],
+        "must be a whole number of at",
+    ),
     (["m_step.schedule.warmup=1"], "m_step.schedule.warmup must be a number in [0, 1), got 1"),
     (["m_step.rollbacks=-1"], "m_step.rollbacks must be a whole number of at least 0, got -1"),
     (["m_step.augment=flip"], "m_step.augment must be null or an Augment, got 'flip'"),

@@ -111,7 +111,7 @@ SETTINGS = {
     "blocks": (change("network", "blocks", to=[10**9]), "blocks.0=1000000000 is more than its w"),
     "heads": (change("network", "heads", to=10**12), "network.heads=1000000000000 is more than"),
     "sides": (change("dataset", "shape", to=[1, 10**9, 10**9]), "has more than 268435456 values"),
-    "a side": (change("dataset", "shape", to=[1, -8, 8]), "dataset.shape: each must be a whole number"),
+    "a side": (change("dataset", "shape", to=[1, -8, 8]), "shape: each must be a whole number"),
     "no shape": (change("dataset", "shape", to=None), "dataset.shape must be a list of sides"),
     "a kernel": (
         change(
