@@ -11,7 +11,7 @@ COUNT ?= 100
 SIGNAL ?= KILL
 FILES ?= 0
 
-.PHONY: train test lint clean features test-experiments test-kills test-slurm soak
+.PHONY: train test lint clean reference features test-experiments test-kills test-slurm soak
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -27,6 +27,9 @@ lint: $(DEV)
 
 features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET)
 	$(BIN)/python -m diffem classify --dataset $(DATASET) --out features/$(DATASET).safetensors
+
+reference: $(DEV)  # writes docs/reference.md, from the files of conf/ and the tables in the code
+	$(BIN)/python tests/helpers/reference.py
 
 test-experiments: $(DEV)  # every experiment file at its own size; minutes
 	$(BIN)/python -m pytest -m slow

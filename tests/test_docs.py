@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import yaml
 from command import ROOT, SHORT
 
@@ -21,6 +22,7 @@ import diffem
 from diffem.cli.compose import CONF, compose_config
 from diffem.cli.main import COMMANDS, MODULES
 from diffem.cli.study import read_study
+from diffem.runtime.ranges import RANGES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The files, choices and commands of docs/extending.md are made by tests/test_extending.py.
@@ -157,7 +159,7 @@ def keys() -> frozenset[str]:
     for file in CONF.rglob("*.yaml"):
         parts = file.relative_to(CONF).parts[:-1]
         if parts and parts[0] not in ("experiment", "study"):
-            prefix = ".".join(parts)
+            prefix = reference.place(file)
             found.add(prefix)
             found.update(flatten(yaml.safe_load(file.read_text()), f"{prefix}."))
     return frozenset(found)
@@ -200,6 +202,14 @@ def test_pages_list_all_choices_and_extras() -> None:
     readme = (ROOT / "README.md").read_text()
     for extra in project["optional-dependencies"].keys() - {"all", "dev"}:
         assert f"`{extra}`" in readme, f"README.md lacks the extra {extra}"
+
+
+def test_the_reference_is_what_make_reference_writes() -> None:
+    """From conf/, the table of ranges and the registry."""
+    page = reference.page()
+    assert reference.PAGE.read_text() == page, "run `make reference`"
+    names = {key.partition("@")[0] for key in RANGES if " " not in key} - {"n", "cond_channels"}
+    assert not {name for name in names if f"`{name}`" not in page and f"`+{name}`" not in page}
 
 
 def python_blocks(page: Path) -> list[str]:
