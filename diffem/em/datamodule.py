@@ -53,11 +53,13 @@ class StepSampler(Sampler[list[int]]):
         number, permutation = -1, torch.empty(0)
         for step in self.steps:
             batch: list[int] = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.size != number:
-                    number = position // self.size
+            while (missing := self.batch_size - len(batch)) > 0:
+                place = step * self.batch_size + len(batch)
+                if place // self.size != number:
+                    number = place // self.size
                     permutation = torch.randperm(self.size, generator=generator(*self.key, number))
-                batch.append(int(permutation[position % self.size]))
+                start = place % self.size
+                batch += permutation[start : start + missing].tolist()
             yield batch[self.rank :: self.world_size]
 
 

@@ -3,10 +3,12 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from diffem.em import EMSettings
 from diffem.em.datamodule import StepSampler
 from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
 
 
 def batches(steps: range, **kwargs: object) -> list[list[int]]:
@@ -22,6 +24,20 @@ def test_batches_depend_on_the_step_alone() -> None:
     whole = batches(range(7))
     assert batches(range(3, 7)) == whole[3:]
     assert whole != list(StepSampler(10, 4, steps=range(7), key=(0, "order", 2)))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (3, 8), (1, 2), (7, 7)])
+def test_batches_are_read_off_the_stream_of_permutations(size: int, batch_size: int) -> None:
+    key, steps = (0, "order", 1), range(2, 9)
+    length = steps.stop * batch_size
+    stream = [
+        int(row)
+        for number in range(-(-length // size))
+        for row in torch.randperm(size, generator=generator(*key, number))
+    ]
+    assert list(StepSampler(size, batch_size, steps=steps, key=key)) == [
+        stream[step * batch_size : (step + 1) * batch_size] for step in steps
+    ]
 
 
 def test_ranks_share_each_batch_out() -> None:
