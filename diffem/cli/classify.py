@@ -6,7 +6,6 @@ It learns from the data set's CLEAN images and their labels: it is for metrics a
 is that of `diffem train dataset=NAME`, with the overrides after `--`.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffem.cli.arguments import parse_classify
 from diffem.cli.compose import compose_config
 from diffem.cli.errors import report_user_errors
 from diffem.config.build import build
@@ -41,16 +41,7 @@ class Training:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a classifier and writes it to a file."""
-    parser = argparse.ArgumentParser(
-        prog="diffem classify",
-        description="Trains the small classifier in whose features images are compared.",
-    )
-    parser.add_argument("--dataset", required=True, help="a file of conf/dataset with labels")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("overrides", nargs="*", help="after --, as in dataset.path=FOLDER")
-    chosen = parser.parse_args(arguments)
+    chosen = parse_classify(arguments)
     with report_user_errors():
         training = Training(check("--epochs", chosen.epochs), chosen.seed)
         accuracy = classify(chosen.dataset, chosen.out, training, chosen.overrides)

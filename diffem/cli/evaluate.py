@@ -6,7 +6,6 @@
 Writes evaluation_001.json (or the next number) beside the run's summary, and never over anything.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from diffem.cli.arguments import EVALUATED, parse_evaluate
 from diffem.cli.compose import check_config, compose_config, compose_run, describe_run
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
@@ -33,7 +33,6 @@ from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
-ALLOWED = ("dataset", "metric", "method.posterior", "sampler", "trust")
 MOVES_HELDOUT = {"dataset.heldout", "dataset.limit", "dataset.train"}
 
 
@@ -46,27 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1 and one sentence if the user made an error.
     """
-    chosen = build_parser().parse_intermixed_args(arguments)
+    chosen = parse_evaluate(arguments)
     with report_user_errors(), quiet():
         check("--repeats", chosen.repeats)
         evaluate_run(chosen.run, chosen.overrides, repeats=chosen.repeats, device=chosen.device)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="diffem evaluate",
-        description="Evaluates a finished run under other settings, beside its own evaluation.",
-    )
-    parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument(
-        "--repeats", type=int, default=1, help="measurements of each held-out image, default 1"
-    )
-    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
-    parser.add_argument(
-        "overrides", nargs="*", help=f"settings of {', '.join(ALLOWED)}, as for diffem train"
-    )
-    return parser
 
 
 def evaluate_run(
@@ -89,10 +71,10 @@ def evaluate_run(
         raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not any(key == name or key.startswith(f"{name}.") for name in ALLOWED):
+        if not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
             raise UserError(
                 f"{override} has no effect on a finished run; evaluate takes settings of "
-                f"{', '.join(ALLOWED)}"
+                f"{', '.join(EVALUATED)}"
             )
     weights = read_weights(file)
     # The run's own overrides, those given in place of them, and then its directory.

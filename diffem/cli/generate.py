@@ -6,15 +6,13 @@ Writes them into a new folder, in the format, dtype and units of the measurement
 learned from; those of a benchmark as a float32 .npy file, in [-1, 1].
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
+from diffem.cli.arguments import parse_generate
 from diffem.cli.errors import report_user_errors
-from diffem.cli.sample import add_sampling
 from diffem.data.format import write_generated
 from diffem.result import PriorSampler, load
 from diffem.runtime.errors import UserError
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1 and one sentence if the user made an error.
     """
-    chosen = build_parser().parse_args(arguments)
+    chosen = parse_generate(arguments)
     with report_user_errors():
         count = check("--count", chosen.count)
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
@@ -56,17 +54,3 @@ def shown(prior: PriorSampler, count: int, *, seed: int | None) -> Iterator[Tens
         for chunk in prior.chunks(count, seed=seed):
             yield chunk
             advance()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="diffem generate", description="Draws images from the prior of a finished run."
-    )
-    parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument(
-        "--count", type=int, default=64, help="the number of images, default %(default)s"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    add_sampling(parser)
-    return parser

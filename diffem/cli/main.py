@@ -65,6 +65,11 @@ def run(name: str) -> None:
     """Imports and runs a command, with this process's arguments."""
     if name == "train":
         install_signal_handlers()  # before imports that take seconds
+    else:
+        from diffem.cli.arguments import PARSE  # not among what train waits for
+
+        if name in PARSE:  # ends the process after --help or a wrong argument, before imports
+            PARSE[name](None)
     # Those that train resume, and end their processes themselves.
     scope = {"train": exit_on_interrupt, "compare": nullcontext}.get(name, stoppable)
     try:

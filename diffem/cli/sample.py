@@ -6,13 +6,12 @@ Writes samples of p(x | y) of each measurement, their mean and their standard de
 folder, in the format, dtype and units of the input.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
 from diffem.data.files import FileRows, take_survey
 from diffem.data.format import SampleWriter
@@ -32,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1 and one sentence if the user made an error.
     """
-    parser = build_parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parse_sample(arguments)
     with report_user_errors():
         check("--n", chosen.n)
         held = open_measurements(chosen.input, key="--input")
@@ -64,38 +62,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"wrote {chosen.out}: {chosen.n} samples of each of {len(measurements)} measurements",
             soft_wrap=True,
         )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="diffem sample",
-        description="Reconstructs measurements with a finished run: samples of p(x | y).",
-    )
-    parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a folder of images, a .npy or a .npz file, as dataset.path takes",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--n", type=int, default=8, help="samples of each measurement, default %(default)s"
-    )
-    add_sampling(parser)
-    return parser
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `sample` and `generate` share."""
-    parser.add_argument("--seed", type=int, help="default: the run's")
-    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a package besides diffem whose classes the run may use",
-    )

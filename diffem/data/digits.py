@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from diffem.data.source import Labels, Splits, checked
@@ -28,16 +28,23 @@ class Digits:
 
     def load(self) -> Splits:
         """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""
-        pixels, _ = load_digits(return_X_y=True)
+        pixels, _ = _load()
         x = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
         x = x[_order()]
         return checked(Splits(x[: self.train], x[self.train :]), self.shape)
 
     def labels(self) -> Labels:
         """Returns the digits in the images of both splits, (N,), 0 to 9."""
-        _, digits = load_digits(return_X_y=True)
+        _, digits = _load()
         labels = torch.as_tensor(digits, dtype=torch.int64)[_order()]
         return Labels(labels[: self.train], labels[self.train :])
+
+
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels, (1797, 64), 0 to 16, and the digits, (1797,)."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    return load_digits(return_X_y=True)
 
 
 def _order() -> Tensor:

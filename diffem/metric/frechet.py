@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 BATCH = 4096  # features that are copied to float64 at the same time
 
@@ -28,6 +27,8 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
         features: Features, (N, F), N >= 2.
         reference: Features, (N', F), N' >= 2.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to import
+
     # Only the first rank computes it, so there must be no collective.
     distance = FrechetInceptionDistance(
         feature=_Identity(features.shape[1]), normalize=True, sync_on_compute=False

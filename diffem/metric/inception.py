@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffem.metric.features import Extractor, check_rgb, eight_bit_rgb
 from diffem.metric.frechet import frechet_distance
@@ -126,6 +124,8 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
         features: Features, (N, F), N >= 2.
         reference: Features, (N', F), N' >= 2.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance  # takes seconds to import
+
     size = min(SUBSET, len(features), len(reference))
     subsets = 1 if size == max(len(features), len(reference)) else SUBSETS
     with warnings.catch_warnings():
@@ -149,6 +149,8 @@ def inception_score(features: Tensor, head: nn.Module) -> float:
         features: Features, (N, F), N >= 2.
         head: The map from features to logits.
     """
+    from torchmetrics.image.inception import InceptionScore
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*will save all extracted features.*")
         score = InceptionScore(feature=head, splits=10, sync_on_compute=False)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffem.corruption import Channel, Measurement
 from diffem.metric.metric import Metric
@@ -40,6 +39,9 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
         x: Images, (B, C, H, W), in [-1, 1]; H and W at least 2.
         truth: The clean images, (B, C, H, W).
     """
+    # Takes seconds to import.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     radius = min(5, min(x.shape[2:]) - 1)
     sigma = 1.5 if radius == 5 else radius / 3.5  # torchmetrics: radius = int(3.5 σ + 0.5)
     with torch.autocast(x.device.type, enabled=False):  # its windows are convolutions

@@ -19,24 +19,29 @@ from lightning import Trainer
 
 from diffem.cli.compose import CONF
 from diffem.cli.launch import quiet
+from diffem.cli.main import COMMANDS
 from diffem.runtime.errors import UserError, usable
 from diffem.storage.lock import lock_folder
 
-# Runs train.py and prints which of the two it has imported, also of a process that exits.
-PROBE = """
+SLOW = (  # to import: from a tenth of a second to seconds
+    *("torch", "lightning", "torchmetrics", "torchvision", "sklearn", "scipy", "pandas"),
+    *("matplotlib", "ot", "wandb", "azula", "numpy", "datasets", "timm"),
+)
+# Runs a script and prints which of the modules it has imported, also of a process that exits.
+PROBE = f"""
 import json, runpy, sys
-sys.argv = ["train.py", *json.loads(sys.argv[1])]
+sys.argv = json.loads(sys.argv[1])
 try:
-    runpy.run_path("train.py", run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print("\\n" + json.dumps([name for name in ("torch", "lightning") if name in sys.modules]))
+    print("\\n" + json.dumps([name for name in {SLOW} if name in sys.modules]))
 """
 
 
-def imported_by(*arguments: str) -> tuple[list[str], str]:
-    """Returns what the command has imported when it ends, and what it said."""
+def imported_by(*arguments: str, script: str = "train.py") -> tuple[list[str], str]:
+    """Returns which slow modules the command has imported when it ends, and what it said."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(arguments)],
+        [sys.executable, "-c", PROBE, json.dumps([script, *arguments])],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -58,18 +63,37 @@ def imported_by(*arguments: str) -> tuple[list[str], str]:
         ("resume=/nowhere", "error: resume=/nowhere: no run is there"),
     ],
 )
-def test_what_is_refused_by_the_configuration_imports_neither(
+def test_what_is_refused_by_the_configuration_imports_nothing_slow(
     argument: str, said: str, tmp_path: Path
 ) -> None:
     imported, output = imported_by(argument, f"run_dir={tmp_path / 'run'}")
     assert said in output and imported == []
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
+def test_help_and_wrong_arguments_of_a_command_import_nothing_slow(command: str) -> None:
+    """Issue 12, 7: `diffem classify --help` took six times as long as to import torch."""
+    imported, output = imported_by(command, "--help", script="diffem/__main__.py")
+    assert f"diffem {command}" in output and imported == []
+    imported, output = imported_by(command, "--what=1", script="diffem/__main__.py")
+    assert f"diffem {command}: error: " in output and imported == []
+
+
+def test_a_finished_run_is_loaded_without_the_data_sets_and_metrics_of_training() -> None:
+    """Issue 12, 7: scikit-learn and torchmetrics took as long to import as torch itself."""
+    code = "import json, sys; import diffem.cli.sample, diffem.cli.generate, diffem.cli.classify; "
+    code += f"print(json.dumps([name for name in {SLOW} if name in sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(json.loads(done.stdout)) <= {"torch", "numpy", "azula"}
+
+
 def test_what_is_refused_by_the_channel_imports_torch_alone(tmp_path: Path) -> None:
     for given in ("corruption.rho=2", "+assumed.rho=2"):
         imported, output = imported_by(given, f"run_dir={tmp_path / 'run'}")
         assert "error: corruption.rho must be a number in [0, 1), got 2" in output
-        assert imported == ["torch"]
+        assert set(imported) <= {"torch", "azula", "numpy"}
 
 
 def told(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:

@@ -1,0 +1,101 @@
+"""The arguments of the commands that work on data or on a finished run.
+
+Nothing here imports torch, which takes seconds: `--help` and a wrong argument are answered
+at once. `train` is Hydra's, and the arguments of `compare` are beside it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+EVALUATED = ("dataset", "metric", "method.posterior", "sampler", "trust")
+"""The settings that have an effect on the evaluation of a finished run."""
+
+
+def parse_evaluate(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem evaluate`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem evaluate",
+        description="Evaluates a finished run under other settings, beside its own evaluation.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="measurements of each held-out image, default 1"
+    )
+    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    parser.add_argument(
+        "overrides", nargs="*", help=f"settings of {', '.join(EVALUATED)}, as for diffem train"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem sample`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem sample",
+        description="Reconstructs measurements with a finished run: samples of p(x | y).",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a folder of images, a .npy or a .npz file, as dataset.path takes",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--n", type=int, default=8, help="samples of each measurement, default %(default)s"
+    )
+    _add_sampling(parser)
+    return parser.parse_args(arguments)
+
+
+def parse_generate(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem generate`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem generate", description="Draws images from the prior of a finished run."
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--count", type=int, default=64, help="the number of images, default %(default)s"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_sampling(parser)
+    return parser.parse_args(arguments)
+
+
+def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem classify`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem classify",
+        description="Trains the small classifier in whose features images are compared.",
+    )
+    parser.add_argument("--dataset", required=True, help="a file of conf/dataset with labels")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", help="after --, as in dataset.path=FOLDER")
+    return parser.parse_args(arguments)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `sample` and `generate` share."""
+    parser.add_argument("--seed", type=int, help="default: the run's")
+    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package besides diffem whose classes the run may use",
+    )
+
+
+PARSE = {
+    "evaluate": parse_evaluate,
+    "sample": parse_sample,
+    "generate": parse_generate,
+    "classify": parse_classify,
+}
+"""What reads the arguments of a command."""
