@@ -62,6 +62,7 @@ from diffem.em.augment import Augment
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Lifted, Resampled
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
+from diffem.metric import PSNR, SSIM, Metric, ResidualChi2
 from diffem.network import MLP, UNet
 from diffem.posterior import (
     DPS,
@@ -290,6 +291,16 @@ def test_objective_of_diffem(name: str, fuse: bool) -> None:
     for p_uncond in (0.0, 0.1):
         objective = Recorrupted(condition=condition, p_uncond=p_uncond, fresh=True)
         assert_on_cuda(loss_of(objective, denoiser, channel, batch_of(channel)))
+
+
+@pytest.mark.parametrize("metric", [PSNR(), SSIM(), ResidualChi2()], ids=lambda m: m.score.name)
+@pytest.mark.parametrize("name", CHANNELS)
+def test_metrics_of_reconstructions(name: str, metric: Metric) -> None:
+    """Issue 12, 7: SSIM of all reconstructions was computed on the CPU of the first process."""
+    channel = CHANNELS[name]
+    if metric.obstacle(channel) is None:
+        x = images(channel)
+        assert_on_cuda(metric.compute(x, x, channel, measure(channel)))
 
 
 def test_measurements_of_a_round_are_drawn_by_rows_of_the_host() -> None:

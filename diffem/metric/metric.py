@@ -30,8 +30,8 @@ class Metric(ABC):
     of_mean: ClassVar[bool] = False
     """Whether it is also computed for the mean of several samples of each posterior."""
     heavy: ClassVar[bool] = False
-    """Whether it takes a large network: it is then computed on the run's device, and only for the
-    held-out measurements at the end."""
+    """Whether it takes a large network: it is then computed only for the held-out measurements, at
+    the end."""
 
     def __init__(self, *, required: bool = True) -> None:
         self.required = required
@@ -43,7 +43,7 @@ class Metric(ABC):
         """Returns the metric of each reconstruction, (B,).
 
         NaN where it is not defined, as for a measurement without measured entries: such
-        reconstructions are left out of the mean.
+        reconstructions are left out of the mean. All tensors are on one device, that of the run.
 
         Arguments:
             x: One reconstruction x̂ of each measurement, (B, *shape).

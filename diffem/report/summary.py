@@ -45,6 +45,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.strict_json import to_json
 
 SHOWN = 6  # images in a panel
+SCORED = 4096  # reconstructions of a round, the first ones, that metrics are computed of
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
 TIMES = (
     Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
@@ -127,8 +128,8 @@ class RunReport:
             part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
             drawn = self._samples(round.posterior, part, (k,), more, module.device)
             samples = torch.cat([samples, drawn])
-        scores, left_out = self._score_store(k, measurements)
-        scores |= self._score_means(samples, measurements)
+        scores, left_out = self._score_store(k, measurements, module.device)
+        scores |= self._score_means(samples, measurements, module.device)
         scores[POSTERIOR_STD.name] = posterior_std(samples)
         scores |= round.costs
         self._keep({"round": k, **scores, **left_out, **round.estimate()}, round)
@@ -261,15 +262,20 @@ class RunReport:
         return [metric for metric in self.evaluation.metrics.values() if not metric.heavy]
 
     def _score_store(
-        self, k: int, measurements: MeasurementSet
-    ) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
-        """Returns the mean scores of a round's reconstructions, and what `left_out` returns."""
+        self, k: int, measurements: MeasurementSet, device: torch.device
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the mean scores of a round's first 4,096 reconstructions.
+
+        Returns:
+            The scores; and the number that was `scored`, and what `left_out` returns.
+        """
         data, values = self.store.open(k), dict[str, list[Tensor]]()
-        for chunk in self.store.chunks:
-            rows = self.store.rows(chunk)
+        scored = min(len(data), SCORED)
+        for start in range(0, scored, self.store.chunk_size):
+            rows = slice(start, min(scored, start + self.store.chunk_size))
             x = data.__getitems__(range(rows.start, rows.stop)).x
             for metric in self._metrics:
-                name, value = metric.score.name, compute(metric, x, measurements, rows)
+                name, value = metric.score.name, compute(metric, x, measurements, rows, device)
                 values.setdefault(name, []).append(value)
         all_of = {name: torch.cat(value) for name, value in values.items()}
         means: dict[str, Any] = {name: mean_of(value) for name, value in all_of.items()}
@@ -277,15 +283,17 @@ class RunReport:
         means |= diversity_metrics(first)
         if first.ndim == 2 and self.heldout.truth is not None:
             means[SINKHORN.name] = sinkhorn_divergence(first, self.heldout.truth)
-        return means, left_out(all_of)
+        return means, {"scored": scored, **left_out(all_of)}
 
     def _score_means(
-        self, samples: Tensor, measurements: MeasurementSet
+        self, samples: Tensor, measurements: MeasurementSet, device: torch.device
     ) -> dict[str, float | None]:
         """Returns the scores of the mean of samples, (S, n, *shape), of the first n posteriors."""
         mean, rows = samples.mean(dim=0), slice(samples.shape[1])
         return {
-            metric.score.of_the_mean().name: mean_of(compute(metric, mean, measurements, rows))
+            metric.score.of_the_mean().name: mean_of(
+                compute(metric, mean, measurements, rows, device)
+            )
             for metric in self._metrics
             if metric.of_mean
         }
@@ -304,7 +312,7 @@ class RunReport:
         }
         final: dict[str, Any] = {name: mean_of(value) for name, value in values.items()}
         final |= left_out(values)
-        final |= self._score_means(samples, heldout)
+        final |= self._score_means(samples, heldout, device)
         if first.ndim == 2 and truth is not None:
             final[SINKHORN.name] = sinkhorn_divergence(first, truth)
         final |= diversity_metrics(first)
@@ -452,15 +460,34 @@ def compute(
         x: One reconstruction of each measurement, (n, *shape), on the CPU.
         measurements: The measurements.
         rows: Which of the measurements were reconstructed.
-        device: Where a heavy metric is computed; any other is computed on the CPU.
+        device: Where to compute it.
+
+    Returns:
+        Its values, on the CPU; of float32 numbers, whatever the device's default for convolutions.
     """
-    target = torch.device(device if metric.heavy else "cpu")
+    target = torch.device(device)
     measurement = measurements.select(rows)
     # A metric that needs the truth is left out of a run without it.
     truth = x if measurements.truth is None else measurements.truth[rows]
-    return metric.compute(
-        x.to(target), truth.to(target), measurements.channel, measurement.to(target)
-    )
+    with torch.autocast(target.type, enabled=False), _exact_convolutions():
+        values = metric.compute(
+            x.to(target), truth.to(target), measurements.channel, measurement.to(target)
+        )
+    return values.cpu()
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Opens a scope in which no convolution is of 10 bits (TF32), the default on a GPU.
+
+    SSIM's variances are differences of nearly equal numbers.
+    """
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def mean_of(values: Tensor) -> float | None:

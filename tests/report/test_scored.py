@@ -1,0 +1,66 @@
+"""A round's scores are of its first reconstructions, which the scores count."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, make_channel
+from diffem.data.measurements import MeasurementSet
+from diffem.metric import PSNR, SSIM, Evaluation, Metric, ResidualChi2, psnr, ssim
+from diffem.report import RunReport
+from diffem.report.summary import compute
+from diffem.storage.reconstructions import ReconstructionStore
+
+N = 20
+METRICS: Mapping[str, Metric] = {"psnr": PSNR(), "ssim": SSIM(), "chi2": ResidualChi2()}
+
+
+@pytest.mark.parametrize(("limit", "scored"), [(4096, N), (11, 11), (8, 8), (3, 3)])
+def test_the_first_reconstructions_are_scored(
+    limit: int, scored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffem.report.summary.SCORED", limit)
+    draw = torch.Generator().manual_seed(0)
+    truth, x = torch.rand(2, N, 1, 8, 8, generator=draw) * 2 - 1
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    assert isinstance(channel, LinearGaussianChannel)
+    measurement = channel.draw(truth, draw)
+    measurements = MeasurementSet(measurement, channel, truth)
+    store = ReconstructionStore(tmp_path / "r", size=N, chunk_size=8)
+    for chunk in store.chunks:
+        store.write(0, chunk, x[store.rows(chunk)])
+    store.commit(0, "w")
+    evaluation = Evaluation(samples=2, subset=2, heldout=2, prior=2, metrics=METRICS)
+    report = RunReport(tmp_path, {}, evaluation, measurements, measurements, store=store)
+    means, counts = report._score_store(0, measurements, torch.device("cpu"))
+    first = slice(scored)
+    chi2 = channel.residual_chi2(measurement.select(first), x[first])
+    expected = {
+        "psnr": psnr(x, truth)[first],
+        "ssim": ssim(x, truth)[first],
+        "residual_chi2": chi2,
+    }
+    for name, values in expected.items():
+        assert means[name] == pytest.approx(float(values.double().mean()), rel=1e-6)
+    assert counts == {"scored": scored}
+
+
+def test_scores_are_of_exact_float32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU can tell: the setting of a GPU is changed for the scope alone."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, seen = convolutions.fp32_precision, list[str]()
+
+    class Probe(PSNR):
+        def compute(self, x: torch.Tensor, *_: object) -> torch.Tensor:  # type: ignore[override]
+            seen.append(convolutions.fp32_precision)
+            return (x.flatten(1) @ x.flatten(1).T).diagonal()
+
+    x = torch.rand(4, 1, 8, 8)
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    measurements = MeasurementSet(channel.draw(x, torch.Generator()), channel, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = compute(Probe(), x, measurements, slice(4), "cpu")
+    assert seen == ["ieee"] and convolutions.fp32_precision == before
+    assert values.dtype == torch.float32
