@@ -44,7 +44,8 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     """Returns the pixels, (1797, 64), 0 to 16, and the digits, (1797,)."""
     from sklearn.datasets import load_digits  # takes a second to import
 
-    return load_digits(return_X_y=True)
+    pixels, digits = load_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(digits)
 
 
 def _order() -> Tensor:

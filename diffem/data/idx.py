@@ -71,14 +71,14 @@ class IdxImages:
         Raises:
             UserError: If a file is missing or damaged.
         """
-        train = read_idx(self._find("train-labels-idx1"), axes=1)[: self.train]
-        heldout = read_idx(self._find("t10k-labels-idx1"), axes=1)[: self.heldout]
+        train = read_idx(self._find("train-labels-idx1"), axes=1, limit=self.train)
+        heldout = read_idx(self._find("t10k-labels-idx1"), axes=1, limit=self.heldout)
         return Labels(*(torch.from_numpy(part.astype(np.int64)) for part in (train, heldout)))
 
     def _images(self, stem: str, limit: int | None) -> Tensor:
         """Returns the images of one file, (N, 1, H, W), in [-1, 1]."""
         path = self._find(stem)
-        return clean_images(read_idx(path)[:limit, None], self.scale, str(path))
+        return clean_images(read_idx(path, limit=limit)[:, None], self.scale, str(path))
 
     def _find(self, stem: str) -> Path:
         name = f"{stem}-ubyte"
@@ -91,14 +91,16 @@ class IdxImages:
         )
 
 
-def read_idx(path: Path, *, axes: int = 3) -> np.ndarray:
+def read_idx(path: Path, *, axes: int = 3, limit: int | None = None) -> np.ndarray:
     """Returns the content of an idx file: images, (N, H, W), or labels, (N,).
 
-    No more is read or unpacked than the header announces.
+    No more is read or unpacked than the header announces, and than is used. The checksum of a
+    gzipped file is verified where all of it is used.
 
     Arguments:
         path: The file, plain or gzipped.
         axes: The number of axes: 3 for images, 1 for labels.
+        limit: The largest N; None for all that the file holds.
 
     Raises:
         UserError: If it is not such a file, or holds more or less than its header announces.
@@ -106,17 +108,30 @@ def read_idx(path: Path, *, axes: int = 3) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             size, dtype = _read_header(file.read(4 + 4 * axes), path, axes)
-            entries = math.prod(size)
-            data = file.read(entries * dtype.itemsize)
-            extra = len(file.read(1))  # reading to the end verifies the checksum of gzip
+            length, used = 4 + 4 * axes + math.prod(size) * dtype.itemsize, size
+            if limit is not None and limit < size[0] and _length(path) == length % 2**32:
+                used = [limit, *size[1:]]
+            wanted = math.prod(used) * dtype.itemsize
+            data = file.read(wanted)
+            # Reading to the end verifies the checksum of gzip.
+            extra = used == size and len(file.read(1)) > 0
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); get the file again") from error
-    if extra or len(data) != entries * dtype.itemsize:
+    if extra or len(data) != wanted:
         raise UserError(
             f"{path} announces {_product(size)} entries but holds "
             f"{'more' if extra else f'{len(data)} bytes'}; get the file again"
         )
-    return np.frombuffer(data, dtype).reshape(size)
+    return np.frombuffer(data, dtype).reshape(used)[:limit]
+
+
+def _length(path: Path) -> int:
+    """Returns the number of bytes of a file's content, modulo 2^32, without unpacking it."""
+    if path.suffix != ".gz":
+        return path.stat().st_size % 2**32
+    with path.open("rb") as file:
+        file.seek(-min(4, path.stat().st_size), 2)
+        return int.from_bytes(file.read(4), "little")  # ISIZE (RFC 1952)
 
 
 def _read_header(head: bytes, path: Path, axes: int) -> tuple[list[int], np.dtype]:

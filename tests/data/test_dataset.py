@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffem.data import Digits, HubImages, IdxImages, Manifold
+from diffem.data.idx import read_idx
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 
@@ -127,6 +129,46 @@ def test_idx_is_damaged(tmp_path: Path, images: np.ndarray, data: bytes, sentenc
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(data)
     with pytest.raises(UserError, match=sentence):
         IdxImages(str(tmp_path), [1, 4, 5]).load()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_images_that_are_not_used_are_not_read(
+    tmp_path: Path, images: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 12, 7: all 60,000 images of Fashion-MNIST were unpacked for 1,500."""
+    path, many = tmp_path / f"images{suffix}", np.concatenate([images] * 10_000)
+    write_idx(path, many)
+    tracemalloc.start()
+    found = read_idx(path, limit=4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, many[:4])
+    assert peak < many.nbytes / 4
+    for limit in (60_000, 99_999, None):
+        np.testing.assert_array_equal(read_idx(path, limit=limit), many)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("change", [-5, 5])
+def test_idx_of_another_length_is_refused_where_a_part_is_used(
+    tmp_path: Path, images: np.ndarray, suffix: str, change: int
+) -> None:
+    path = tmp_path / f"images{suffix}"
+    write_idx(path, images)
+    content = gzip.decompress(path.read_bytes()) if suffix else path.read_bytes()
+    content = content[:change] if change < 0 else content + bytes(change)
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(UserError, match="announces 6 × 4 × 5 entries but holds"):
+        read_idx(path, limit=2)
+    if suffix:
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(UserError, match=r"cannot be read|but holds"):
+            read_idx(path, limit=2)
+        parts = [images.tobytes()[:50], images.tobytes()[50:]]  # of two gzip files
+        write_idx(path, images)
+        head = gzip.decompress(path.read_bytes())[:16]
+        path.write_bytes(b"".join(map(gzip.compress, [head + parts[0], parts[1]])))
+        np.testing.assert_array_equal(read_idx(path, limit=2), images[:2])
 
 
 def test_idx_gzip_is_cut(tmp_path: Path, images: np.ndarray) -> None:
