@@ -24,7 +24,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,6 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.storage.atomic import matches, read_record, write_file, write_record
 from diffem.storage.identity import RunIdentity
-from diffem.storage.mapped import CannotMapError, MappedRows
 from diffem.storage.run_dir import is_round
 
 POLL_SECONDS = 0.05
@@ -65,9 +63,8 @@ class Batch(NamedTuple):
 class Reconstructions(Dataset[Batch]):
     """One committed round; batches are read as a block.
 
-    The chunks are memory-mapped where the system allows it, and otherwise read row by row. Either
-    way a file is open for a moment alone, since a round may have more chunks than a process may
-    have open files.
+    Rows are read, not memory-mapped: a map keeps its file open, and a round may have more chunks
+    than a process may have open files. A file is open for one call alone.
 
     Arguments:
         paths: The files of the round's chunks, in order.
@@ -86,8 +83,6 @@ class Reconstructions(Dataset[Batch]):
         self.header_bytes, (self.chunk_size, *shape) = _read_header(paths[0])
         self.shape = tuple(shape)
         self.row_bytes = 4 * math.prod(self.shape)
-        self.mapped: MappedRows | None = None
-        self.may_map = True
 
     def __len__(self) -> int:
         return self.size
@@ -102,38 +97,6 @@ class Reconstructions(Dataset[Batch]):
             UserError: If a chunk is gone, or shorter than it was.
         """
         index = np.asarray(indices, dtype=np.int64)
-        if (index.view(np.uint64) >= self.size).any():  # also where it is negative
-            raise IndexError(f"rows are in [0, {self.size}), got {index.min()} to {index.max()}")
-        if self.may_map:
-            self._map()
-        x = self._read(index) if self.mapped is None else self._take(self.mapped, index)
-        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
-
-    def _map(self) -> None:
-        """Maps the chunks, at the first batch, where the system allows it."""
-        self.may_map = False
-        with suppress(CannotMapError):
-            mapped = MappedRows(
-                len(self.paths),
-                header_bytes=self.header_bytes,
-                shape=(self.chunk_size, *self.shape),
-            )
-            for chunk in range(len(self.paths)):
-                with self._open(chunk) as file:
-                    mapped.add(chunk, file)
-            self.mapped = mapped
-
-    def _take(self, mapped: MappedRows, index: np.ndarray) -> np.ndarray:
-        """Returns rows, (n, *shape), of the maps."""
-        if (x := mapped.take(index)) is None:
-            for chunk in np.unique(index // self.chunk_size).tolist():
-                with self._open(chunk):  # says which
-                    pass
-            raise UserError(f"{self.paths[0].parent} cannot be read; {AGAIN}")
-        return x
-
-    def _read(self, index: np.ndarray) -> np.ndarray:
-        """Returns rows, (n, *shape), read from the files."""
         x = np.empty((len(index), *self.shape), dtype=np.float32)
         order = np.argsort(index, kind="stable")
         rows, places = index[order], [row.data for row in x[:, None]]
@@ -143,16 +106,11 @@ class Reconstructions(Dataset[Batch]):
             wanted.append(row % self.chunk_size)
             buffers.append(places[place])
         for chunk, (wanted, buffers) in parts.items():
-            with self._open(chunk) as file:
-                for start, stop, part in self._calls(wanted, buffers):
-                    offset = self.header_bytes + start * self.row_bytes
-                    if os.preadv(file, part, offset) != (stop - start) * self.row_bytes:
-                        raise UserError(f"{self.paths[chunk]} is shorter than it was; {AGAIN}")
-        return x
+            self._read(chunk, wanted, buffers)
+        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
 
-    @contextmanager
-    def _open(self, chunk: int) -> Iterator[int]:
-        """Opens a chunk's file, which has to have the size that it was written with."""
+    def _read(self, chunk: int, rows: list[int], places: list[memoryview]) -> None:
+        """Reads rows of one chunk, in ascending order, each into its place."""
         path = self.paths[chunk]
         count = min(self.size - chunk * self.chunk_size, self.chunk_size)
         try:
@@ -160,7 +118,10 @@ class Reconstructions(Dataset[Batch]):
             try:
                 if os.fstat(file).st_size != self.header_bytes + count * self.row_bytes:
                     raise UserError(f"{path} has another size than it was written with; {AGAIN}")
-                yield file
+                for start, stop, buffers in self._calls(rows, places):
+                    offset = self.header_bytes + start * self.row_bytes
+                    if os.preadv(file, buffers, offset) != (stop - start) * self.row_bytes:
+                        raise UserError(f"{path} is shorter than it was; {AGAIN}")
             finally:
                 os.close(file)
         except OSError as error:
