@@ -40,6 +40,7 @@ from diffem.storage.identity import RunIdentity
 from diffem.storage.run_dir import is_round
 
 POLL_SECONDS = 0.05
+IN_MEMORY = 2**28  # bytes of a round that is kept in memory while it is trained on
 MOST_BUFFERS = 1024  # that the kernel fills in one call (IOV_MAX)
 MOST_BYTES = 2**30  # that it reads in one call: less than 2 GiB
 UNUSED = memoryview(bytearray(2**14))  # takes what is read between two rows and not used
@@ -63,8 +64,9 @@ class Batch(NamedTuple):
 class Reconstructions(Dataset[Batch]):
     """One committed round; batches are read as a block.
 
-    Rows are read, not memory-mapped: a map keeps its file open, and a round may have more chunks
-    than a process may have open files. A file is open for one call alone.
+    A round of at most `IN_MEMORY` bytes is read whole, at the first batch. Of a larger one rows are
+    read, not memory-mapped: a map keeps its file open, and a round may have more chunks than a
+    process may have open files. A file is open for one call alone.
 
     Arguments:
         paths: The files of the round's chunks, in order.
@@ -83,6 +85,7 @@ class Reconstructions(Dataset[Batch]):
         self.header_bytes, (self.chunk_size, *shape) = _read_header(paths[0])
         self.shape = tuple(shape)
         self.row_bytes = 4 * math.prod(self.shape)
+        self.whole: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -97,6 +100,13 @@ class Reconstructions(Dataset[Batch]):
             UserError: If a chunk is gone, or shorter than it was.
         """
         index = np.asarray(indices, dtype=np.int64)
+        if self.whole is None and self.size * self.row_bytes <= IN_MEMORY:
+            self.whole = self._rows(np.arange(self.size))
+        x = self._rows(index) if self.whole is None else self.whole[index]
+        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
+
+    def _rows(self, index: np.ndarray) -> np.ndarray:
+        """Reads rows, (B, *shape), of any chunks, in their order."""
         x = np.empty((len(index), *self.shape), dtype=np.float32)
         order = np.argsort(index, kind="stable")
         rows, places = index[order], [row.data for row in x[:, None]]
@@ -107,7 +117,7 @@ class Reconstructions(Dataset[Batch]):
             buffers.append(places[place])
         for chunk, (wanted, buffers) in parts.items():
             self._read(chunk, wanted, buffers)
-        return Batch(torch.from_numpy(x), self.round, torch.from_numpy(index))
+        return x
 
     def _read(self, chunk: int, rows: list[int], places: list[memoryview]) -> None:
         """Reads rows of one chunk, in ascending order, each into its place."""
