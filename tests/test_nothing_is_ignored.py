@@ -63,6 +63,7 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "method.condition.fuse": (None, False),
     "method.objective.p_uncond": (0.2, 0.6),  # both withhold: the same numbers are drawn
     "method.objective.fresh": (True, False),
+    "method.objective.imputed": (1.0, 0.5),
     "method.objective.delta": (0.1, 0.4),
     "method.posterior.lmbda": (1.0, 2.0),
     "method.posterior.iterations": (1, 2),
@@ -84,6 +85,8 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "init.rank": (2, 4),
     "init.iterations": (1, 2),
     "init.samples": (8, 16),
+    "init.components": (2, 3),
+    "init.shrinkage": (1.0, 10.0),
     "init.variance": (None, 0.5),
     "init.count": (2, 5),
 }

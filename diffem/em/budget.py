@@ -30,8 +30,8 @@ class EMSettings:
     first_steps: int | None = None
     """Optimiser steps of the first M-step; None: as many as of the others."""
     restart: bool = True
-    """Whether each M-step starts from the averaged weights, with a fresh optimiser and learning-rate
-    schedule; otherwise they go on, and the schedule is that of the whole budget."""
+    """Whether each M-step is a training of its own, from the averaged weights, with a fresh
+    optimiser and learning-rate schedule; otherwise all are one, and so is the schedule."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None

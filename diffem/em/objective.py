@@ -139,8 +139,8 @@ class Recorrupted(Objective):
             linear = isinstance(channel, LinearChannel)
             if not linear or channel.forward_operator.covers is False:
                 raise UserError(
-                    f"method.objective.imputed={self.imputed} needs a corruption whose operator is "
-                    f"drawn anew for each image, as mask or projection, got {channel}: what it "
+                    f"method.objective.imputed={self.imputed} needs a corruption whose operator "
+                    f"is drawn anew for each image, as mask or projection, got {channel}: what it "
                     "never measures would not be learned; set it to null"
                 )
         return self.condition.channels(channel)

@@ -42,7 +42,7 @@ class Coefficients(NamedTuple):
     """The shape of x."""
 
     def analyse(self, loading: Tensor) -> Tensor:
-        """Returns Vᵀ of the columns of (D, m): (n, D, m), or (1, D, m) where all have one basis."""
+        """Returns Vᵀ of the columns of (D, m): (n, D, m), or (1, D, m) if all have one basis."""
         n = max((len(matrix) for _, matrix in self.spectrum.axes), default=1)
         columns = loading.mT.reshape(-1, 1, *self.shape).expand(-1, n, *self.shape)
         return torch.stack([self.spectrum.analyse(c).flatten(1) for c in columns], dim=-1)

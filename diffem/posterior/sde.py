@@ -7,9 +7,9 @@ from t to s is exact for a d that is linear in λ (SDE-DPM-Solver++(2M), Lu et a
     x_s = α_s/α_t e^{-2h} x_t + α_s (1 - e^{-2h}) d̄ + σ_s √(1 - e^{-2h}) ε
     d̄   = d_t + h / (2 h') (d_t - d_t'),   t' the time before t, h' the step from it
 
-With d̄ = d_t it is DDPM. At the last time, of noise σ_min, the denoiser's mean alone would leave out
-what x may still be. On the scale of σ_min the prior is taken for flat, so that given x_t and y each
-coefficient has the variance of their fusion, (α²/σ² + s²/σ_y²)⁻¹.
+With d̄ = d_t it is DDPM. At the last time, of noise σ_min, the denoiser's mean alone would leave
+out what x may still be. On the scale of σ_min the prior is taken for flat, so that given x_t and y
+each coefficient has the variance of their fusion, (α²/σ² + s²/σ_y²)⁻¹.
 """
 
 from typing import Any
@@ -30,14 +30,21 @@ class SDESampler(Sampler):
 
     Arguments:
         denoiser: The denoiser.
-        kwargs: What azula's samplers take: steps, start, stop, silent, dtype and device.
+        steps: The number of evaluations of the denoiser, >= 2.
+        kwargs: What azula's samplers take besides: start, stop, silent, dtype and device.
 
     Raises:
         UserError: If there are fewer than two steps.
     """
 
-    def __init__(self, denoiser: AzulaDenoiser, **kwargs: Any) -> None:  # noqa: ANN401 - azula's
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        denoiser: AzulaDenoiser,
+        *,
+        steps: int = 14,
+        **kwargs: Any,  # noqa: ANN401 - azula's
+    ) -> None:
+        super().__init__(steps=steps, **kwargs)
         check("sampler.steps@sde", self.steps)
         self.denoiser = denoiser
 

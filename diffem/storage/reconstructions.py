@@ -64,8 +64,8 @@ class Batch(NamedTuple):
 class Reconstructions(Dataset[Batch]):
     """One committed round; batches are read as a block.
 
-    A round of at most `IN_MEMORY` bytes is read whole, at the first batch. Of a larger one rows are
-    read, not memory-mapped: a map keeps its file open, and a round may have more chunks than a
+    A round of at most `IN_MEMORY` bytes is read whole, at the first batch. Of a larger one rows
+    are read, not memory-mapped: a map keeps its file open, and a round may have more chunks than a
     process may have open files. A file is open for one call alone.
 
     Arguments:

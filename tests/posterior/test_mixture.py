@@ -77,7 +77,7 @@ def test_samples_have_the_moments_of_the_posterior(name: str) -> None:
         )
     z = (x.flatten(1).double() - mean) @ torch.linalg.inv(torch.linalg.cholesky(expected)).mT
     assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n)
-    # 4.5 standard errors of a variance; a mixture's tails are no heavier than a Gaussian's by much.
+    # 4.5 standard errors of a variance, whose tails are heavier than a Gaussian's by a half.
     assert (torch.cov(z.mT) - torch.eye(DIM)).abs().max() < 4.5 * math.sqrt(3 / n)
 
 
