@@ -38,8 +38,8 @@ def test_few_rows_in_closed_form(name: str, m: int, d: int, dtype: torch.dtype) 
     a = matrices(name, m, d).to(dtype)
     gram = a.double().mT @ a.double()
     square, v = (part.double() for part in eigh_of_few_rows(a))
-    # A reflection takes a dot product and a norm of d terms each, and fewer than 3 d + 12 roundings
-    # an entry; errors of orthogonal factors add up, relative to the largest entry.
+    # A reflection takes a dot product and a norm of d terms each: fewer than 3 d + 12 roundings an
+    # entry; errors of orthogonal factors add up, relative to the largest entry.
     eps = m * (3 * d + 12) * torch.finfo(dtype).eps
     scale = float(gram.abs().max()) + 1e-30
     assert float((v.mT @ v - torch.eye(d)).abs().max()) < eps
