@@ -305,7 +305,7 @@ def test_metrics_of_reconstructions(name: str, metric: Metric) -> None:
 
 def test_measurements_of_a_round_are_drawn_by_rows_of_the_host() -> None:
     """fresh=False draws each image's own measurement by its row, which never leaves the host."""
-    objective = Recorrupted(condition=Conditioning(), p_uncond=0.1, fresh=False)
+    objective = Recorrupted(condition=Conditioning(), p_uncond=0.1, fresh=False, imputed=1.0)
     denoiser = conditional_of(MASK, objective.condition)
     with unset_fake_temporarily():
         rows = torch.arange(N)

@@ -63,7 +63,6 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "method.condition.fuse": (None, False),
     "method.objective.p_uncond": (0.2, 0.6),  # both withhold: the same numbers are drawn
     "method.objective.fresh": (True, False),
-    "method.objective.imputed": (1.0, 0.5),
     "method.objective.delta": (0.1, 0.4),
     "method.posterior.lmbda": (1.0, 2.0),
     "method.posterior.iterations": (1, 2),
@@ -93,6 +92,7 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
 ELSEWHERE = {  # keys that no sample, loss or measurement of this file shows, and their tests
     "corruption.learn": "tests/em/test_blind.py",
     "init.path": "tests/cli/test_train.py",
+    "method.objective.imputed": "tests/em/test_objective.py",
 }
 STEPS_OF_THEIR_OWN = ("em_dps", "em_pnp", "fast_em_dps")  # on DDPM's steps
 AMBIENT = ("method=ambient", "corruption=mask")
@@ -146,6 +146,7 @@ TRAINED = [
     (method, key)
     for method in NAMES["method"]
     for key in keys_of(method, "objective", "condition")
+    if key not in ELSEWHERE
 ]
 MEASURED = [
     (corruption, noise, key)

@@ -31,7 +31,7 @@ class SDESampler(Sampler):
     Arguments:
         denoiser: The denoiser.
         steps: The number of evaluations of the denoiser, >= 2.
-        kwargs: What azula's samplers take besides: start, stop, silent, dtype and device.
+        silent: Whether no progress bar is shown.
 
     Raises:
         UserError: If there are fewer than two steps.
@@ -42,9 +42,9 @@ class SDESampler(Sampler):
         denoiser: AzulaDenoiser,
         *,
         steps: int = 14,
-        **kwargs: Any,  # noqa: ANN401 - azula's
+        silent: bool = False,
     ) -> None:
-        super().__init__(steps=steps, **kwargs)
+        super().__init__(steps=steps, silent=silent)
         check("sampler.steps@sde", self.steps)
         self.denoiser = denoiser
 
@@ -61,7 +61,7 @@ class SDESampler(Sampler):
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         times = (low + high) / 2
         times[0], times[-1] = ends
-        return times.to(device=self.device, dtype=self.dtype or torch.float32)
+        return times.float()
 
     def _level(self, t: Tensor) -> Tensor:
         """Returns λ = log(α / σ) at times."""

@@ -108,7 +108,7 @@ IN_FIRST_M_STEP, IN_SECOND_M_STEP = ("module", "training_step", 4), ("module", "
         (IN_SECOND_M_STEP, 4000.0),
     ],
 )
-def test_law_4_holds_where_the_optimiser_goes_on(
+def test_a_killed_run_whose_optimiser_goes_on_is_an_uninterrupted_one(
     point: tuple[str, str, int],
     nfe: float | None,
     whole_online: dict[float | None, SmallRun],

@@ -26,7 +26,11 @@ from diffem.storage.run_dir import (
     save_config,
 )
 
-SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
+SMALL = (
+    *SHORT,
+    "em.restart=true",  # rounds do not depend on how many there are
+    *("metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2"),
+)
 
 
 def killed_at(path: Path, run_dir: Path, *overrides: str) -> None:
