@@ -169,7 +169,7 @@ def check_objective(objective: str, evaluation: Evaluation) -> None:
         UserError: If it is none.
     """
     names = [score.name for score in evaluation.scores]
-    if objective not in (*names, *(f"{name}_truth" for name in names), "gaussian_psnr_mean"):
+    if objective not in (*names, *(f"{name}_truth" for name in names), "init_psnr_mean"):
         raise UserError(
             f"objective must be a score of this run, got {objective!r}; it has {', '.join(names)}"
         )
@@ -191,8 +191,11 @@ def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
     """Returns what to set where the noise is much weaker than what sampling leaves in x.
 
     A sample keeps noise of about the standard deviation σ_min, so that its residual χ² is about
-    1 + (σ_min / σ_y)².
+    1 + (σ_min / σ_y)²; the last step of sampler=sde knows what a fused y says.
     """
+    exact = cfg.sampler["_target_"] == "diffem.posterior.SDESampler"
+    if exact and cfg.method.get("condition", {"fuse": False})["fuse"] is not False:
+        return None
     if not isinstance(channel, LinearGaussianChannel) or "sigma_min" not in cfg.schedule:
         return None
     std, left = channel.noise.parameters["std"].bounds[0], cfg.schedule.sigma_min

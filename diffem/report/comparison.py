@@ -95,8 +95,8 @@ COSTS = (
     Column(Score("seconds", "time", unit="s", digits=1), lambda summary: summary["wall_seconds"]),
 )
 FLOOR = Column(
-    Score("gaussian_psnr_mean", "Gaussian posterior mean", unit="dB", digits=2),
-    lambda summary: summary["final"].get("gaussian_psnr_mean"),
+    Score("init_psnr_mean", "posterior mean of the init", unit="dB", digits=2),
+    lambda summary: summary["final"].get("init_psnr_mean"),
 )
 BESIDE_FLOOR = "psnr_mean"  # the score that the floor is comparable with
 
@@ -222,7 +222,7 @@ def _best(column: Column, done: Mapping[str, Sequence[Summary]]) -> list[str]:
 
 
 def _common_floor(finished: Sequence[Summary]) -> list[float]:
-    """Returns each seed's Gaussian posterior mean.
+    """Returns each seed's posterior mean of the init.
 
     It is empty if the rows have different measurements, or no score to compare the mean with.
     """

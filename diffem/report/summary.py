@@ -34,6 +34,7 @@ from diffem.metric.diversity import IMAGES, POSTERIOR_STD
 from diffem.metric.sinkhorn import SINKHORN
 from diffem.posterior import Posterior, sample_chunks
 from diffem.posterior.gaussian import GaussianPosterior
+from diffem.posterior.mixture import MixturePosterior
 from diffem.posterior.posterior import chunk_count
 from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
@@ -163,8 +164,8 @@ class RunReport:
                 "and cost is lost, and there is no summary; `diffem evaluate` scores the result"
             )
         final, features = self._evaluate(posterior, channel, prior, device)
-        if (floor := self.rounds[0].get("heldout_gaussian_psnr_mean")) is not None:
-            final["gaussian_psnr_mean"] = floor
+        if (floor := self.rounds[0].get("heldout_init_psnr_mean")) is not None:
+            final["init_psnr_mean"] = floor
         save_curves(
             self.figures / "curves.png",
             self.rounds,
@@ -353,11 +354,11 @@ class RunReport:
     def _keep(self, row: dict[str, Any], round: Round) -> None:
         """Writes a round's row, in place of one that a killed process may have left."""
         truth = self.heldout.truth
-        if isinstance(posterior := round.posterior, GaussianPosterior) and truth is not None:
+        if isinstance(round.posterior, GaussianPosterior | MixturePosterior) and truth is not None:
             heldout = self.heldout.under(round.measurements.channel)
-            mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
+            mean = round.posterior.mean(heldout.select(slice(self.evaluation.heldout)))
             score = psnr(mean, truth[: self.evaluation.heldout])
-            row["heldout_gaussian_psnr_mean"] = float(score.mean())
+            row["heldout_init_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
         held = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
         held |= {key: self.about[key] for key in ("run",) if key in self.about}
@@ -562,8 +563,8 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         final: The held-out scores.
     """
     console = plain_console()
-    if (floor := final.get("gaussian_psnr_mean")) is not None:
-        console.print(f"Gaussian posterior mean, held-out: {floor:.2f} dB")
+    if (floor := final.get("init_psnr_mean")) is not None:
+        console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
     if estimate := rounds[-1].get("estimate"):
         learned = ", ".join(f"{name} {level:.4f}" for name, level in estimate.items())
         console.print(f"channel, learned: {learned}")

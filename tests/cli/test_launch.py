@@ -228,4 +228,4 @@ def test_where_slurm_is_installed_nothing_is_said_of_srun(
 
 def test_the_probe_sees_what_is_imported(tmp_path: Path) -> None:
     imported, output = imported_by("em.batch_size=0", f"run_dir={tmp_path / 'run'}")
-    assert "error: em.batch_size must be" in output and imported == ["torch", "lightning"]
+    assert "error: em.batch_size must be" in output and {"torch", "lightning"} <= {*imported}

@@ -106,13 +106,18 @@ def test_noise_far_below_what_sampling_leaves_is_said_once(
 ) -> None:
     """Issue 11, D 3; what the warning advises brings χ² to the order of 1."""
     noise = "corruption.noise.std=1e-6"
-    run_here(tmp_path / "weak", noise)
+    run_here(tmp_path / "fused", noise, "sampler=sde", "sampler.steps=4")
+    assert "sigma_min" not in capsys.readouterr().err
+    (fused,) = strict(tmp_path / "fused" / "summary.json")
+    assert fused["rounds"][1]["residual_chi2"] < 10
+    left = ("sampler=ddpm", noise)
+    run_here(tmp_path / "weak", *left)
     told = capsys.readouterr().err
     advice = told.partition("; set ")[2].split()[0]
     assert told.count("schedule.sigma_min") == 2 and advice == "schedule.sigma_min=1e-06"
     (weak,) = strict(tmp_path / "weak" / "summary.json")
     assert weak["rounds"][1]["residual_chi2"] > 1e6
-    run_here(tmp_path / "good", noise, advice)
+    run_here(tmp_path / "good", *left, advice)
     assert "sigma_min" not in capsys.readouterr().err
     (good,) = strict(tmp_path / "good" / "summary.json")
     assert good["rounds"][1]["residual_chi2"] < 10

@@ -21,7 +21,7 @@ from diffem.runtime.progress import console, progress_bar, say, warn
 ABOUT = {"dataset": "dé", "corruption": "mask", "method": "diffem", "seed": 0}
 FINAL = {
     "chi2": 0.5,
-    "gaussian_psnr_mean": 15.0,
+    "init_psnr_mean": 15.0,
     "prior": {"frechet_pixels": 1.0, "frechet_pixels_truth": 2.0},
 }
 

@@ -65,7 +65,7 @@ def test_summary(run_dir: Path) -> None:
     assert [row["round"] for row in summary["rounds"]] == [0, 1, 2]
     assert all(COLUMNS <= row.keys() for row in summary["rounds"])
     final = summary["final"]
-    assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "gaussian_psnr_mean"} <= final.keys()
+    assert {"psnr", "ssim", "psnr_mean", "residual_chi2", "init_psnr_mean"} <= final.keys()
     truth = diversity_metrics(Digits([1, 8, 8], train=200).load().heldout[:20])
     assert {name: final[f"{name}_truth"] for name in truth} == pytest.approx(truth)
     assert {"measurement_energy_distance", "measurement_energy_distance_truth"} <= final.keys()
@@ -213,7 +213,7 @@ def test_init_goes_on_from_another_run(run_dir: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     first, second = read_summary(run_dir), read_summary(again)
-    assert second["final"]["prior"] is None and "gaussian_psnr_mean" not in second["final"]
+    assert second["final"]["prior"] is None and "init_psnr_mean" not in second["final"]
     # Its round 0 is drawn by the other run's last posterior: as good, but for the noise of 200
     # images' PSNR (a standard deviation of about 2 dB each).
     assert second["rounds"][0]["psnr"] == pytest.approx(

@@ -53,7 +53,7 @@ def summary(seed: int, psnr: float, **final: Any) -> dict[str, Any]:
         "wall_seconds": 10.0,
         "metrics": METRICS,
         "rounds": [{"round": k, "psnr_mean": psnr - 1 + k, **row} for k in range(2)],
-        "final": {**scores, "gaussian_psnr_mean": 17.0 + seed, "prior": None, **final},
+        "final": {**scores, "init_psnr_mean": 17.0 + seed, "prior": None, **final},
     }
 
 
@@ -79,7 +79,7 @@ def test_table_holds_mean_and_deviation_over_seeds() -> None:
     assert rows[0][:2] == ["row", "PSNR of mean (dB)"]
     assert rows[1][:2] == ["a", "21.00 ± 1.41"] and rows[1][-1] == "2"
     assert rows[2][:2] == ["b_c", "19.00"] and rows[2][-1] == "1 (1 failed)"
-    assert rows[3][:2] == ["Gaussian posterior mean", "17.50 ± 0.71"]
+    assert rows[3][:2] == ["posterior mean of the init", "17.50 ± 0.71"]
     assert column(rows, "E+M time (s)")[:2] == ["6.0 ± 0.0", "6.0"]
     assert column(rows, "residual χ²")[1] == "1.000"
     assert mean_and_deviation([1.0], Score("a", "a", digits=2)) == "1.00"
@@ -144,9 +144,9 @@ def test_runs_that_describe_no_scores_are_refused(tmp_path: Path) -> None:
 
 
 def test_gaussian_means_of_different_channels_are_a_column() -> None:
-    other = summary(0, 21.0, gaussian_psnr_mean=12.0)
+    other = summary(0, 21.0, init_psnr_mean=12.0)
     rows = table({"a": {0: summary(0, 20.0)}, "b": {0: other}})
-    assert column(rows, "Gaussian posterior mean (dB)") == ["17.00", "12.00"]
+    assert column(rows, "posterior mean of the init (dB)") == ["17.00", "12.00"]
 
 
 def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
