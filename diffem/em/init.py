@@ -3,6 +3,7 @@
 An init prepares a posterior p_0(x | y), from which round 0 is drawn.
 """
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain, sha256
 from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
+
+
+ENTRIES = 2**28  # of the images that a mixture is fitted to, which are in memory at once
 
 
 class Init(Protocol):
@@ -119,7 +123,8 @@ class Mixture(Gaussian):
             measurements, left out of the fit, become more likely.
         rank: The largest rank of the low-rank part of each covariance.
         iterations: The number of EM iterations of the first Gaussian, and again of the mixture.
-        samples: The largest number of measurements to fit to.
+        samples: The largest number of measurements to fit to; of large images fewer are, so that
+            they have at most 2²⁸ entries.
         shrinkage: To how many more images, of the components' mean covariance, each component is
             fitted, > 0.
         variance: As of `Gaussian`.
@@ -153,7 +158,8 @@ class Mixture(Gaussian):
         channel = data.measurements.channel
         if not isinstance(channel, LinearChannel) or not has_spectrum(channel):
             return super().prepare(module, data, posterior)
-        measurement = self.measured(channel, data).to(module.device)
+        most = max(2, ENTRIES // math.prod(channel.shape))
+        measurement = self.measured(channel, data).select(slice(most)).to(module.device)
         variance = observed_variance(channel, measurement)
         if self.variance is not None:
             variance = torch.full_like(variance, self.variance)

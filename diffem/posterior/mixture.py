@@ -26,6 +26,7 @@ from diffem.denoiser.condition import measured_coefficients
 from diffem.posterior.posterior import Posterior
 
 ROUNDING = 1e-10  # of the largest precision: what is below is a rounding error of s² = 0
+OUTER = 2**26  # numbers of the products of loadings that are in memory at once
 BLOCK = 2**24  # numbers of the matrices S of all components that are in memory at once
 
 
@@ -125,7 +126,7 @@ class Given(NamedTuple):
 
 def gram(w: Tensor, weight: Tensor) -> Tensor:
     """Returns Wᵀ diag(weight) W, (n, r, r), of W (n or 1, D, r) and weights (n, D)."""
-    if len(w) > 1:
+    if len(w) > 1 or w.numel() * w.shape[2] > OUTER:
         return (w * weight[..., None]).mT @ w
     outer = w[0, :, :, None] * w[0, :, None, :]  # one product of matrices for all measurements
     return (weight @ outer.flatten(1)).unflatten(1, outer.shape[1:])

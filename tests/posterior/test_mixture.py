@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
-from diffem.posterior.mixture import Mixture, MixturePosterior
+from diffem.posterior import mixture as mixture_module
+from diffem.posterior.mixture import Mixture, MixturePosterior, gram
 from diffem.posterior.mixture_fit import fit_mixture, k_means, principal_components
 from diffem.runtime.rng import generator, seeded
 
@@ -88,6 +89,14 @@ def test_one_measurement_has_the_posterior_that_it_has_among_others() -> None:
     posterior = MixturePosterior(prior, channel)
     one = posterior.mean(both.select(slice(1)))
     torch.testing.assert_close(one, posterior.mean(both)[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_large_loadings_give_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = generator(13)
+    w, weight = torch.randn(1, 5, 3, generator=gen), torch.rand(4, 5, generator=gen)
+    expected = gram(w, weight)
+    monkeypatch.setattr(mixture_module, "OUTER", 1)
+    torch.testing.assert_close(gram(w, weight), expected)
 
 
 def test_em_finds_the_clusters_behind_masks() -> None:
