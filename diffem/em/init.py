@@ -25,7 +25,6 @@ from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain, sha256
 from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
 
-
 ENTRIES = 2**28  # of the images that a mixture is fitted to, which are in memory at once
 
 
