@@ -183,7 +183,9 @@ class EMLoop(StateCheckpoint):
             )  # fmt: skip
             self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
             costs = self.state.end_round(self._lap())
-            self.state.progress = self.settings.progress(self.state.seconds, self.state.nfe)
+            # Of the first process: each has its own clock, and all must take the same rate.
+            progress = self.settings.progress(self.state.seconds, self.state.nfe)
+            self.state.progress = trainer.strategy.broadcast(progress)
             if trainer.is_global_zero:
                 k, uncounted = self.state.round, posterior.uncounted()
                 self.on_round(module, Round(k, uncounted, data.measurements, costs, path))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from azula.sample import DDIMSampler, DDPMSampler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from small_run import CHUNK, ROUNDS, SIZE, STEPS, SmallRun
 
 from diffem.em.init import FromClean, FromMeasurement
@@ -145,6 +146,22 @@ def test_a_budget_is_met_to_the_nearest_round() -> None:
     # A long first round of 40 s and short ones of 5 s after it.
     assert not timed.exhausted(55.0, 0, (5.0, 0)) and timed.exhausted(60.0, 0, (5.0, 0))
     assert not counted.exhausted(1e9, 4e5, (0, 4e5)) and counted.exhausted(0, 8.1e5, (0, 4e5))
+
+
+def test_all_processes_take_the_rate_of_the_first_one_s_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under em.seconds the rate follows the time, and the processes' clocks differ."""
+    strategy = SingleDeviceStrategy
+    original = strategy.broadcast
+
+    def from_another(self: SingleDeviceStrategy, value: object, src: int = 0) -> object:
+        return 0.25 if isinstance(value, float) else original(self, value, src)
+
+    monkeypatch.setattr(strategy, "broadcast", from_another)
+    run = SmallRun(tmp_path / "a")
+    run.settings = replace(run.settings, restart=False, seconds=1e6)
+    assert run.fit().data.state.progress == 0.25
 
 
 def test_no_round_begins_after_its_time(tmp_path: Path) -> None:
