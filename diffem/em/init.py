@@ -162,8 +162,9 @@ class Mixture(Gaussian):
         variance = observed_variance(channel, measurement)
         if self.variance is not None:
             variance = torch.full_like(variance, self.variance)
+        iterations = self.iterations * (1 if self.components == 1 else 2)
         with (
-            progress_bar("mixture EM", self.iterations, "iterations") as advance,
+            progress_bar("mixture EM", iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
             return fit_mixture(

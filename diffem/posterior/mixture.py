@@ -3,11 +3,11 @@
     x ~ Σ_j π_j N(μ_j, W_j W_jᵀ + ψ_j I),   y = A x + noise
 
 a mixture of probabilistic principal components (Tipping & Bishop 1999, "Mixtures of probabilistic
-principal component analysers"). In the basis of AᵀA = V diag(s²) Vᵀ a
-measurement is worth one measurement h / p of variance 1 / p of each coefficient of z = Vᵀ x, with
-the precision p = s² / σ_y² and the information h = Vᵀ Aᵀ y / σ_y². What follows is then arithmetic
-of vectors and of matrices as small as the rank: given component j, with z = μ + W u + ψ^½ e,
-u ~ N(0, I), and g = 1 / (1 + ψ p),
+principal component analysers"). In the basis of AᵀA = V diag(s²) Vᵀ a measurement is worth one
+measurement h / p of variance 1 / p of each coefficient of z = Vᵀ x, with the precision
+p = s² / σ_y² and the information h = Vᵀ Aᵀ y / σ_y². What follows is then arithmetic of vectors
+and of matrices as small as the rank: given component j, with z = μ + W u + ψ^½ e, u ~ N(0, I),
+and g = 1 / (1 + ψ p),
 
     S⁻¹ = I + Wᵀ diag(g p) W            u | y ~ N(û, S),    û = S Wᵀ g (h - p μ)
     V[z | u, y] = ψ g                   E[z | u, y] = g (ψ h + μ + W u)
@@ -166,12 +166,13 @@ class MixturePosterior(Posterior):
 
     def mean(self, measurement: Measurement) -> Tensor:
         """Returns E[x | y], (B, *shape)."""
-        prior = self.prior.to(measurement.y.device)
-        data, given = self.given(measurement)
-        share = torch.stack([g.evidence for g in given]).softmax(dim=0)[..., None]
-        means = [g.expected(prior.noise[j], data.information, g.mean) for j, g in enumerate(given)]
-        z = (share * torch.stack(means)).sum(dim=0)
-        return data.synthesise(z).reshape(-1, *self.channel.shape)
+        noise, means = self.prior.noise.to(measurement.y.device), []
+        for part in self.blocks(measurement):
+            data, given = self.given(part)
+            share = torch.stack([g.evidence for g in given]).softmax(dim=0)[..., None]
+            each = [g.expected(noise[j], data.information, g.mean) for j, g in enumerate(given)]
+            means.append(data.synthesise((share * torch.stack(each)).sum(dim=0)))
+        return torch.cat(means).reshape(-1, *self.channel.shape)
 
     def log_likelihood(self, measurement: Measurement) -> Tensor:
         """Returns log p(y) of each measurement, (B,), up to a constant of its own."""

@@ -11,7 +11,8 @@ from diffem.corruption import LinearChannel, Measurement
 from diffem.posterior.mixture import Mixture, MixturePosterior, draw_labels, draw_pair
 
 FLOOR = 1e-3  # ψ is at least FLOOR times the data's variance: a pixel may never vary
-PAIRS = 8192  # drawn in an iteration, or one for each measurement if that is more
+PAIRS = 8192  # drawn in an iteration: at least one for each measurement, at most MOST_PAIRS
+MOST_PAIRS = 32
 DENSE = 1024  # entries of x up to which principal components come from the whole covariance
 CLUSTERINGS = 20  # iterations of k-means
 HELD_OUT = 10  # every so many measurements one, where the number of components is chosen
@@ -46,7 +47,7 @@ def fit_mixture(
             fitted, > 0.
         variance: What the Gaussian starts from, (), which stays in directions that no measurement
             measures.
-        advance: Called after each iteration.
+        advance: Called after each iteration of the first Gaussian and of the mixture.
     """
     fit = _Fit(channel, min(rank, math.prod(channel.shape) - 1), shrinkage, variance)
     one = fit.start(measurement.y.device)
@@ -54,7 +55,9 @@ def fit_mixture(
         one = fit.iterate(one, measurement)
         advance()
 
-    def grow(count: int, chosen: Measurement) -> MixturePosterior:
+    def grow(
+        count: int, chosen: Measurement, advance: Callable[[], None] = lambda: None
+    ) -> MixturePosterior:
         mixture = fit.split(one, chosen, count)
         for _ in range(iterations):
             mixture = fit.iterate(mixture, chosen)
@@ -72,7 +75,7 @@ def fit_mixture(
             if gain.mean() <= gain.std() / len(gain) ** 0.5:
                 break
             components, best = 2 * components, likelihood
-    return one if components == 1 else grow(components, measurement)
+    return one if components == 1 else grow(components, measurement, advance)
 
 
 class _Fit(NamedTuple):
@@ -120,7 +123,7 @@ class _Fit(NamedTuple):
     ) -> tuple[list[Tensor], Tensor]:
         """Draws pairs of each component's images, and how many measurements they stand for."""
         prior = posterior.prior
-        pairs = -(-PAIRS // len(measurement.y))
+        pairs = min(MOST_PAIRS, -(-PAIRS // len(measurement.y)))
         drawn = [[prior.loading.new_zeros(0, prior.loading.shape[1])] for _ in prior.weight]
         for part in posterior.blocks(measurement):
             data, given = posterior.given(part)
@@ -138,7 +141,7 @@ class _Fit(NamedTuple):
         self, one: MixturePosterior, measurement: Measurement, count: int
     ) -> MixturePosterior:
         """Returns a mixture with the means of clusters and the covariance of one Gaussian."""
-        x = torch.cat([one.mean(part).flatten(1) for part in one.blocks(measurement)])
+        x = one.mean(measurement).flatten(1)
         label = k_means(x, count)
         member = torch.nn.functional.one_hot(label, count).to(x)
         size = member.sum(dim=0)

@@ -1,6 +1,7 @@
 """The posterior of a mixture of Gaussians against its closed form, and its fit by EM."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.distributions import MultivariateNormal
 
 from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
 from diffem.posterior import mixture as mixture_module
-from diffem.posterior.mixture import Mixture, MixturePosterior, gram
+from diffem.posterior import mixture_fit
+from diffem.posterior.mixture import Given, Mixture, MixturePosterior, draw_labels, gram
 from diffem.posterior.mixture_fit import fit_mixture, k_means, principal_components
 from diffem.runtime.rng import generator, seeded
 
@@ -89,6 +91,37 @@ def test_one_measurement_has_the_posterior_that_it_has_among_others() -> None:
     posterior = MixturePosterior(prior, channel)
     one = posterior.mean(both.select(slice(1)))
     torch.testing.assert_close(one, posterior.mean(both)[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_of_many_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel, gen = CORRUPTIONS["mask"], generator(14)
+    posterior = MixturePosterior(mixture(gen)[0], channel)
+    measurement = channel.draw(torch.randn(5, *channel.shape, generator=gen), gen)
+    expected = posterior.mean(measurement)
+    monkeypatch.setattr(mixture_module, "BLOCK", 1)
+    assert len(posterior.blocks(measurement)) == 5
+    torch.testing.assert_close(posterior.mean(measurement), expected)
+
+
+def test_a_few_measurements_are_drawn_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+
+    def counted(given: Sequence[Given]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return draw_labels(given)
+
+    monkeypatch.setattr(mixture_fit, "draw_labels", counted)
+    channel, gen = CORRUPTIONS["mask"], generator(15)
+    measurement = channel.draw(torch.randn(4, *channel.shape, generator=gen), gen)
+    with seeded(16):
+        fit_mixture(
+            channel, measurement, components=1, rank=2, iterations=2, shrinkage=1.0,
+            variance=torch.tensor(1.0),
+        )  # fmt: skip
+    assert calls == 2 * mixture_fit.MOST_PAIRS
 
 
 def test_large_loadings_give_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
