@@ -345,6 +345,22 @@ def test_settings_change_round_0(init: str, key: str) -> None:
     assert_differ(round_0(cfg), round_0(changed(cfg, key)))
 
 
+class Hidden(Denoising):
+    """An operator whose spectrum is not at hand."""
+
+    def spectrum(self, operator: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+def test_a_mixture_that_cannot_be_fitted_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffem.cli.train.is_given", lambda key: key == "init")
+    channel = make_channel(Hidden((1, 8, 8)), GaussianNoise(0.1))
+    for init, expected in (("mixture", ["init"]), ("gaussian", [])):
+        cfg = composed(f"init={init}")
+        objective = build(cfg.method.objective, "method.objective")
+        assert [key for key, _ in unused_settings(cfg, objective, channel)] == expected
+
+
 def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

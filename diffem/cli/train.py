@@ -41,7 +41,7 @@ from diffem.em import (
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
-from diffem.em.init import FromCheckpoint, FromClean
+from diffem.em.init import FromCheckpoint, FromClean, Mixture
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
@@ -153,10 +153,16 @@ def unused_settings(
     A comparison gives such settings to all of its rows, so they are no reason to refuse a run.
     """
     learned = cfg.prior is not None and objective.learns_prior
+    mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
+        (
+            "init",
+            mixture and not Mixture.fits(channel),
+            f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)",
+        ),
     ):
         if unused and is_given(key):
             yield key, reason

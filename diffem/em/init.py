@@ -146,6 +146,11 @@ class Mixture(Gaussian):
         self.components = check("init.components", components)
         self.shrinkage = check("init.shrinkage", shrinkage)
 
+    @staticmethod
+    def fits(channel: Channel) -> bool:
+        """Returns whether a mixture can be fitted under a channel."""
+        return isinstance(channel, LinearChannel) and has_spectrum(channel)
+
     def prepare(
         self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
     ) -> Posterior:
@@ -155,8 +160,9 @@ class Mixture(Gaussian):
             UserError: If the measurements measure nothing.
         """
         channel = data.measurements.channel
-        if not isinstance(channel, LinearChannel) or not has_spectrum(channel):
+        if not self.fits(channel):
             return super().prepare(module, data, posterior)
+        assert isinstance(channel, LinearChannel)
         most = max(2, ENTRIES // math.prod(channel.shape))
         measurement = self.measured(channel, data).select(slice(most)).to(module.device)
         variance = observed_variance(channel, measurement)
