@@ -74,7 +74,7 @@ class Mixture(NamedTuple):
         return Mixture(*(parameter.to(device) for parameter in self))
 
 
-class Given(NamedTuple):
+class ComponentPosterior(NamedTuple):
     """One component given measurements: p(j | y) and p(u | y, j)."""
 
     loading: Tensor
@@ -89,7 +89,7 @@ class Given(NamedTuple):
     """log π_j + log p(y | j), (n,), up to a constant of each measurement."""
 
     @classmethod
-    def component(cls, mixture: Mixture, j: int, data: Coefficients) -> "Given":
+    def component(cls, mixture: Mixture, j: int, data: Coefficients) -> "ComponentPosterior":
         """Returns component j given measurements."""
         p, h = data.precision, data.information
         loading = data.analyse(mixture.loading[j])
@@ -118,10 +118,10 @@ class Given(NamedTuple):
         centre = self.loading[..., -1] + _columns(self.loading[..., :-1], u)
         return self.gain * (noise * information + centre)
 
-    def select(self, index: Tensor) -> "Given":
+    def select(self, index: Tensor) -> "ComponentPosterior":
         """Returns the component given some of the measurements."""
         loading = self.loading if len(self.loading) == 1 else self.loading[index]
-        return Given(loading, *(field[index] for field in self[1:]))
+        return ComponentPosterior(loading, *(field[index] for field in self[1:]))
 
 
 def gram(w: Tensor, weight: Tensor) -> Tensor:
@@ -184,11 +184,13 @@ class MixturePosterior(Posterior):
         assert isinstance(channel, LinearChannel)
         return MixturePosterior(self.prior, channel)
 
-    def given(self, measurement: Measurement) -> tuple[Coefficients, list[Given]]:
+    def given(self, measurement: Measurement) -> tuple[Coefficients, list[ComponentPosterior]]:
         """Returns what measurements say of the coefficients, and each component given them."""
         prior = self.prior.to(measurement.y.device)
         data = coefficients(self.channel, measurement, prior)
-        return data, [Given.component(prior, j, data) for j in range(len(prior.weight))]
+        return data, [
+            ComponentPosterior.component(prior, j, data) for j in range(len(prior.weight))
+        ]
 
     def blocks(self, measurement: Measurement) -> list[Measurement]:
         """Returns the measurements in blocks whose matrices fit the memory."""
@@ -197,7 +199,7 @@ class MixturePosterior(Posterior):
         return [measurement.select(slice(i, i + size)) for i in range(0, len(measurement.y), size)]
 
 
-def draw_labels(given: Sequence[Given]) -> Tensor:
+def draw_labels(given: Sequence[ComponentPosterior]) -> Tensor:
     """Draws j ~ p(j | y) for each measurement, (n,), from the global generators."""
     share = torch.stack([g.evidence for g in given], dim=1).softmax(dim=1)
     # By its quantile: torch.multinomial would make the host wait for the device.
@@ -205,7 +207,9 @@ def draw_labels(given: Sequence[Given]) -> Tensor:
     return (share.cumsum(dim=1) < quantile).sum(dim=1).clamp(max=len(given) - 1)
 
 
-def draw_pair(given: Given, noise: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
+def draw_pair(
+    given: ComponentPosterior, noise: Tensor, information: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draws z ~ p(z | y, j) and its mirror image about the mean, each (n, D)."""
     e = torch.randn_like(given.mean)[..., None]
     shift = torch.linalg.solve_triangular(given.root.mT, e, upper=True)[..., 0]

@@ -12,7 +12,13 @@ from torch.distributions import MultivariateNormal
 from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
 from diffem.posterior import mixture as mixture_module
 from diffem.posterior import mixture_fit
-from diffem.posterior.mixture import Given, Mixture, MixturePosterior, draw_labels, gram
+from diffem.posterior.mixture import (
+    ComponentPosterior,
+    Mixture,
+    MixturePosterior,
+    draw_labels,
+    gram,
+)
 from diffem.posterior.mixture_fit import fit_mixture, k_means, principal_components
 from diffem.runtime.rng import generator, seeded
 
@@ -108,7 +114,7 @@ def test_a_few_measurements_are_drawn_a_bounded_number_of_times(
 ) -> None:
     calls = 0
 
-    def counted(given: Sequence[Given]) -> Tensor:
+    def counted(given: Sequence[ComponentPosterior]) -> Tensor:
         nonlocal calls
         calls += 1
         return draw_labels(given)
