@@ -32,6 +32,7 @@ from diffem.em import (
     EMLoop,
     EMSettings,
     EMState,
+    Guard,
     MStep,
     Objective,
     PosteriorFactory,
@@ -127,6 +128,7 @@ def run(cfg: DictConfig) -> None:
         settings=settings,
         blind=blind,
         checkpoint=checkpoint,
+        heldout=heldout,
         on_round=report.on_round,
     )
     loggers = build_loggers(cfg)
@@ -158,6 +160,11 @@ def unused_settings(
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
+        (
+            "em.guard",
+            not Guard.fits(channel),
+            f"measured entries of {channel} cannot be hidden one by one",
+        ),
         (
             "init",
             mixture and not Mixture.fits(channel),
@@ -289,7 +296,10 @@ def build_module(
                 f"{key} has no effect on method.objective={type(objective).__name__}, which "
                 "learns from the measurements; leave it out"
             )
-    return DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
+    module = DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
+    if cfg.compile:
+        module.compile_network()
+    return module
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:

@@ -53,10 +53,12 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "em": {
         "diffem.em.EMSettings": (
-            *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "keep_rounds", "nfe"),
-            *("restart", "rounds", "seconds", "steps_per_epoch", "steps_per_round"),
+            *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "guard"),
+            *("keep_rounds", "nfe", "refresh", "restart", "rounds", "seconds"),
+            *("steps_per_epoch", "steps_per_round"),
         )
     },
+    "em.guard": {"diffem.em.Guard": ("hidden", "measurements")},
     "init": {
         "diffem.em.init.FromCheckpoint": ("path",),
         "diffem.em.init.FromClean": ("count",),

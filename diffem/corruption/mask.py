@@ -43,6 +43,10 @@ class Mask(LinearOperator):
     def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
         return operator.expand_as(y)
 
+    def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
+        u = torch.rand(operator.shape, generator=generator, device=operator.device)
+        return operator * (u >= fraction)
+
     def spectrum(self, operator: Tensor) -> Spectrum:
         return Spectrum((), operator)
 

@@ -83,6 +83,19 @@ class LinearOperator(ABC):
         """Returns 1 where y holds a measured entry and 0 where it holds none, (B, *M)."""
         return torch.ones_like(y)
 
+    def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor | None:
+        """Returns φ, (B, *P), under which a random part of what φ measures is not measured.
+
+        Arguments:
+            operator: φ of each sample, (B, *P).
+            fraction: The probability of each entry to be left out, in (0, 1).
+            generator: The source of all randomness, on the same device.
+
+        Returns:
+            φ of the rest; None if entries cannot be left out one by one.
+        """
+        return None
+
     def assume(self, operator: Tensor) -> Tensor:
         """Returns φ with the known parameters in place of the drawn ones, (B, *P)."""
         return operator

@@ -51,6 +51,9 @@ class Recorded(LinearOperator):
     def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
         return self.operator.measured_mask(y, operator)
 
+    def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor | None:
+        return self.operator.leave_out(operator, fraction, generator)
+
     def lift(self, y: Tensor, operator: Tensor) -> Tensor:
         return self.operator.lift(y, operator)
 

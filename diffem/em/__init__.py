@@ -5,6 +5,7 @@ from diffem.em.blind import Blind
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import CheckpointEachEpoch
 from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.guard import Guard
 from diffem.em.loop import EMLoop, PosteriorFactory, e_step
 from diffem.em.module import DenoiserModule, MStep
 from diffem.em.objective import Objective, Unconditional
@@ -21,6 +22,7 @@ __all__ = [
     "EMLoop",
     "EMSettings",
     "EMState",
+    "Guard",
     "Linear",
     "MStep",
     "Objective",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from diffem.em.guard import Guard
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
@@ -32,6 +33,11 @@ class EMSettings:
     restart: bool = True
     """Whether each M-step is a training of its own, from the averaged weights, with a fresh
     optimiser and learning-rate schedule; otherwise all are one, and so is the schedule."""
+    guard: Guard | None = None
+    """What keeps an E-step from replacing reconstructions by worse ones; None: nothing does."""
+    refresh: float = 1.0
+    """The fraction of the chunks that an E-step after round 0 draws anew, in (0, 1]; the others
+    stay as they are. It is the mixing weight γ of SFBD-OMNI (Lu et al. 2025, arXiv 2512.17051)."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None
@@ -47,8 +53,12 @@ class EMSettings:
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
         for number in fields(self):
-            if number.name != "restart":
+            if number.name not in ("guard", "restart"):
                 check(f"em.{number.name}", getattr(self, number.name))
+        if not isinstance(self.guard, Guard | None):
+            raise UserError(
+                f"em.guard must be null or {{_target_: diffem.em.Guard, …}}, got {self.guard!r}"
+            )
 
     @property
     def rounds_on_disk(self) -> int:

@@ -2,15 +2,17 @@
 
 round 0   x̂_i ~ p_0(x | y_i)                             the init
 M-step    d_θ learns from D_k, corrupted afresh          Lightning's training epochs
-E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last epoch
+E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last epoch, unless the
+                                                         guard keeps D_k
 
 The state of training is saved after each epoch, and before and after each E-step: a process that
 was killed anywhere resumes from there, to the same weights.
 """
 
+import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from diffem.em.round import Round
 from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
 from diffem.runtime.progress import progress_bar
+from diffem.runtime.rng import generator
 from diffem.storage.checkpoint import before_e_step
 from diffem.storage.reconstructions import (
     Batch,
@@ -53,6 +56,7 @@ def e_step(
     device: torch.device | str = "cpu",
     attempt: str = "",
     rank: tuple[int, int] = (0, 1),
+    kept: Collection[int] = (),
 ) -> None:
     """Draws x̂_i ~ p(x | y_i) for every measurement: the next round of the store.
 
@@ -68,15 +72,19 @@ def e_step(
         device: Where to sample.
         attempt: What the round was begun with.
         rank: This process's rank and the number of ranks.
+        kept: The chunks that stay as they are in the current round.
     """
     k = state.round + 1
     with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
         for chunk in assign_chunks(store, k, attempt, rank=rank):
-            y = measurements.select(store.rows(chunk))
-            key = (seed, "e-step", k, chunk)
-            x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
-            store.write(k, chunk, x)
-            advance()
+            if chunk in kept:
+                store.carry_over(k, chunk)
+            else:
+                y = measurements.select(store.rows(chunk))
+                key = (seed, "e-step", k, chunk)
+                x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
+                store.write(k, chunk, x)
+            advance("kept" if chunk in kept else "")
     state.end_e_step()
 
 
@@ -90,6 +98,7 @@ class EMLoop(StateCheckpoint):
         settings: The EM loop's budget.
         blind: How unknown parameters of the channel are learned.
         checkpoint: The file that the state of training is saved in.
+        heldout: Measurements that are not trained on, which the guard of E-steps predicts.
         on_round: Called on the first process with each committed round.
     """
 
@@ -102,6 +111,7 @@ class EMLoop(StateCheckpoint):
         settings: EMSettings,
         blind: Blind,
         checkpoint: Path,
+        heldout: MeasurementSet,
         on_round: Callable[[DenoiserModule, Round], None],
     ) -> None:
         super().__init__(state, checkpoint)
@@ -109,6 +119,7 @@ class EMLoop(StateCheckpoint):
         self.make_posterior = make_posterior
         self.settings = settings
         self.blind = blind
+        self.heldout = heldout
         self.on_round = on_round
         self._losses: list[Tensor] = []
         self._lap_start = time.perf_counter()
@@ -177,12 +188,17 @@ class EMLoop(StateCheckpoint):
             path = self.learn_channel(trainer, posterior)
             posterior = posterior.under(data.measurements.channel)
             rank = (trainer.global_rank, trainer.world_size)
+            score = self.score(trainer, posterior)
+            kept = self.kept_chunks(data, score)
             e_step(
                 posterior, data.measurements, data.store, self.state,
-                seed=module.seed, device=module.device, attempt=attempt, rank=rank,
+                seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
             )  # fmt: skip
             self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
-            costs = self.state.end_round(self._lap())
+            redrawn = 1 - len(kept) / len(data.store.chunks)
+            costs = self.state.end_round(self._lap()) | {"hidden_entries": score, "redrawn": redrawn}
+            if redrawn:
+                self.state.score = score
             # Of the first process: each has its own clock, and all must take the same rate.
             progress = self.settings.progress(self.state.seconds, self.state.nfe)
             self.state.progress = trainer.strategy.broadcast(progress)
@@ -190,6 +206,36 @@ class EMLoop(StateCheckpoint):
                 k, uncounted = self.state.round, posterior.uncounted()
                 self.on_round(module, Round(k, uncounted, data.measurements, costs, path))
         self._lap()
+
+    def score(self, trainer: Trainer, posterior: Posterior) -> float | None:
+        """Returns the guard's score of the posterior that the next round is due to be drawn from.
+
+        All processes get that of the first one, so that they keep the same chunks.
+        """
+        module, data = _parts(trainer)
+        guard, score = self.settings.guard, None
+        if guard is not None and trainer.is_global_zero:
+            heldout = self.heldout.under(data.measurements.channel)
+            size, device = data.store.chunk_size, module.device
+            score = guard.score(
+                posterior, heldout, seed=module.seed, chunk_size=size, device=device
+            )
+        return trainer.strategy.broadcast(score)
+
+    def kept_chunks(self, data: ReconstructionDataModule, score: float | None) -> frozenset[int]:
+        """Returns the chunks of the next round that are those of the current one.
+
+        Arguments:
+            data: The rounds.
+            score: The guard's score of the posterior that the others are drawn from.
+        """
+        chunks, k = data.store.chunks, self.state.round + 1
+        if k == 0:
+            return frozenset()
+        if score is not None and self.state.score is not None and score > self.state.score:
+            return frozenset(chunks)
+        order = torch.randperm(len(chunks), generator=generator(data.seed, "refresh", k)).tolist()
+        return frozenset(order[math.ceil(self.settings.refresh * len(chunks)) :])
 
     def learn_channel(self, trainer: Trainer, posterior: Posterior) -> list[Estimates]:
         """Learns the channel's unknown parameters before a round's E-step.

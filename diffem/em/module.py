@@ -170,6 +170,11 @@ class DenoiserModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def compile_network(self) -> None:
+        """Compiles the network, in training and averaged; each shape of batch is compiled once."""
+        for denoiser in (self.denoiser, self.average):
+            denoiser.backbone.compile(dynamic=False)
+
     @contextmanager
     def averaged(self) -> Iterator[Denoiser]:
         """Opens a scope for sampling with the EMA weights, in the trainer's precision."""

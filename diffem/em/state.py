@@ -31,6 +31,8 @@ class EMState:
     """The seconds and the NFE of the last finished round."""
     nfe_before: int = 0
     """The NFE of all finished rounds."""
+    score: float | None = None
+    """The guard's score of the posterior that drew D_k; None without a guard."""
     progress: float = 0.0
     """The fraction of the limits of time and NFE that finished rounds have spent, in [0, 1]."""
 

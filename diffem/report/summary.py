@@ -563,6 +563,8 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         final: The held-out scores.
     """
     console = plain_console()
+    if (kept := kept_line(rounds)) is not None:
+        console.print(kept, soft_wrap=True)
     if (floor := final.get("init_psnr_mean")) is not None:
         console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
     if estimate := rounds[-1].get("estimate"):
@@ -573,6 +575,23 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
             "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
             "{frechet_pixels_truth:.3f})".format_map(final["prior"])
         )
+
+
+def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns what the guard of E-steps found at the end, if it kept reconstructions there.
+
+    Arguments:
+        rounds: The rows of the rounds.
+    """
+    drawn = [row for row in rounds if row.get("redrawn")]
+    if not drawn or drawn[-1] is rounds[-1]:
+        return None
+    return (
+        f"the reconstructions of round {drawn[-1]['round']} were kept to the end: the network "
+        "predicts hidden entries of held-out measurements worse than what drew them "
+        f"({rounds[-1]['hidden_entries']:.4g} against {drawn[-1]['hidden_entries']:.4g}); train "
+        "longer, by em.rounds or em.steps_per_round"
+    )
 
 
 def print_features(features: Mapping[str, Mapping[str, float]]) -> None:

@@ -279,17 +279,32 @@ class ReconstructionStore:
                 "finite; start again in a new run_dir with a lower m_step.optimizer.lr or more "
                 "sampler.steps"
             )
-        path = self._chunk(round, chunk)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder(round).mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         rows_first = np.ascontiguousarray(x.float().cpu().numpy())
         npy.write_array(buffer, rows_first, allow_pickle=False)
-        data = buffer.getbuffer()
+        self._write_chunk(round, chunk, buffer.getbuffer())
+
+    def _write_chunk(self, round: int, chunk: int, data: memoryview) -> None:
         # The checksum is of the bytes in memory and is written first: whatever the disk makes of
         # the chunk, a difference is seen.
+        path = self._chunk(round, chunk)
         lines = self._checksum_lines(hashlib.sha256(data).hexdigest(), round, path)
         write_file(_checksum_file(path), lambda file: file.write(lines))
         write_file(path, lambda file: file.write(data), size=len(data))
+
+    def carry_over(self, round: int, chunk: int) -> None:
+        """Copies a chunk from the round before.
+
+        Raises:
+            UserError: If the chunk of the round before is missing or damaged, or the disk is full.
+        """
+        source = self._chunk(round - 1, chunk)
+        digest = self.expected_sha256(round - 1, source)
+        data = source.read_bytes() if source.exists() else b""
+        if digest != hashlib.sha256(data).hexdigest():
+            raise UserError(f"{source} is damaged; {AGAIN}")
+        self._write_chunk(round, chunk, memoryview(data))
 
     def write_channel(self, round: int, path: list[dict[str, float]]) -> None:
         """Writes the estimates of the channel's parameters that precede a round's E-step."""

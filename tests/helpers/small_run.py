@@ -136,6 +136,7 @@ class SmallRun:
             settings=self.settings,
             checkpoint=self.store.path.with_suffix(".checkpoints") / "last.ckpt",
             blind=Blind(iterations=2, samples=CHUNK, widen=1.5),
+            heldout=self.measurements,
             on_round=lambda _, round: self.record(round),
         )
         make_trainer = partial(

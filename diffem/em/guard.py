@@ -1,0 +1,144 @@
+"""The guard of E-steps: a network draws new reconstructions once it predicts better than the last.
+
+A part h of what each held-out y measured is hidden. x̂ is drawn given the rest, and what it would
+have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
+
+    E‖ĥ - h‖ - ½ E‖ĥ - ĥ'‖
+
+of Gneiting & Raftery (2007, eq. 22). It needs no truth, and is the lowest in expectation for the
+law of h given the rest: neither blurred samples nor ones that spread too little are rewarded.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffem.corruption import Channel, LinearChannel, Measurement
+from diffem.data.measurements import MeasurementSet
+from diffem.posterior import Posterior, sample_chunks
+from diffem.runtime.ranges import check
+from diffem.runtime.rng import Key, generator
+
+DRAWS = 2  # of each posterior: the fewest that the energy score takes
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Compares the posterior that drew D_k with the one that would draw D_k+1.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    measurements: int
+    """The largest number of held-out measurements that are predicted."""
+    hidden: float
+    """The probability in (0, 1) of each measured entry to be hidden."""
+
+    def __post_init__(self) -> None:
+        check("em.guard.measurements", self.measurements)
+        check("em.guard.hidden", self.hidden)
+
+    @staticmethod
+    def fits(channel: Channel) -> bool:
+        """Returns whether measured entries of a channel can be hidden one by one."""
+        if not isinstance(channel, LinearChannel):
+            return False
+        operator, any_key = channel.forward_operator, generator("fits")
+        return operator.leave_out(operator.draw(1, any_key), 0.5, any_key) is not None
+
+    def score(
+        self,
+        posterior: Posterior,
+        measurements: MeasurementSet,
+        *,
+        seed: int,
+        chunk_size: int,
+        device: torch.device | str,
+    ) -> float | None:
+        """Returns the mean energy score of hidden entries; lower is better.
+
+        Posteriors that are compared predict the same entries from the same noise.
+
+        Arguments:
+            posterior: The posterior.
+            measurements: Measurements that were not trained on.
+            seed: The run's seed.
+            chunk_size: The largest number of measurements that are sampled together.
+            device: Where to sample.
+
+        Returns:
+            The score; None if entries of the channel cannot be hidden, or none was measured.
+        """
+        channel = measurements.channel
+        if not isinstance(channel, LinearChannel) or not self.fits(channel):
+            return None
+        key = (seed, "guard")
+        given = measurements.select(slice(self.measurements))
+        task = hide(channel, given, self.hidden, key=key)
+        if not len(task):
+            return None
+        chunks = sample_chunks(posterior, task, DRAWS, chunk_size=chunk_size, key=key, device=device)
+        samples = torch.cat(list(chunks), dim=1)
+        return float(energy_score(channel, task, samples, key=key).mean())
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Measurements, and what is left of them where a part is hidden."""
+
+    whole: Measurement
+    """The measurements, of which each has a hidden entry."""
+    rest: Measurement
+    """What is not hidden of them."""
+    entries: Tensor
+    """1 where y is hidden, (n, *M)."""
+
+    def __len__(self) -> int:
+        return len(self.rest.y)
+
+    def select(self, index: slice | Tensor) -> Measurement:
+        """Returns what is not hidden of the measurements at an index."""
+        return self.rest.select(index)
+
+
+def hide(
+    channel: LinearChannel, measurement: Measurement, fraction: float, *, key: tuple[Key, ...]
+) -> Hidden:
+    """Hides a random part of what was measured; measurements of which nothing is are left out.
+
+    Arguments:
+        channel: A channel that the guard fits.
+        measurement: The measurements, on the CPU.
+        fraction: The probability of each measured entry to be hidden, in (0, 1).
+        key: What the choice of entries depends on.
+    """
+    operator = channel.forward_operator
+    left = operator.leave_out(measurement.operator, fraction, generator(*key))
+    assert left is not None
+    measured = channel.measured_mask(measurement.y, measurement.operator)
+    entries = measured - channel.measured_mask(measurement.y, left)
+    some = entries.flatten(1).any(dim=1)
+    whole, entries = measurement.select(some), entries[some]
+    return Hidden(whole, Measurement(whole.y * (1 - entries), left[some], whole.noise), entries)
+
+
+def energy_score(
+    channel: LinearChannel, task: Hidden, samples: Tensor, *, key: tuple[Key, ...]
+) -> Tensor:
+    """Returns the energy score of each measurement's hidden entries, (n,).
+
+    Arguments:
+        channel: The channel.
+        task: The measurements and their hidden entries.
+        samples: Two samples x̂ given the rest of each, (2, n, *shape).
+        key: The key of the noise.
+    """
+    noise, predicted = generator(*key, "noise"), []
+    for x in samples:
+        mean = channel.apply(x, task.whole.operator)
+        y = channel.noise.draw(mean, task.whole.noise, noise)
+        predicted.append(((y - task.whole.y) * task.entries).flatten(1).double())
+    a, b = predicted
+    return (a.norm(dim=1) + b.norm(dim=1) - (a - b).norm(dim=1)) / 2
