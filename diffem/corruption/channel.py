@@ -34,6 +34,11 @@ class Measurement(NamedTuple):
     noise: Tensor
     """The noise's parameters, (B, K); for Gaussian noise σ_y, (B, 1)."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device of all fields."""
+        return self.y.device
+
     @classmethod
     def of(cls, y: Tensor) -> "Measurement":
         """Returns measurements y, (B, *M), of a channel without parameters."""

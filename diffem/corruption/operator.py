@@ -4,7 +4,7 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -15,11 +15,24 @@ from diffem.corruption.spectrum import Spectrum
 T = TypeVar("T")
 
 
+class OnDevice(Protocol):
+    """A tensor, or what holds tensors."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        ...
+
+
 def full_precision(method: Callable[..., T]) -> Callable[..., T]:
-    """Keeps a method's matrix products out of autocast, which would round them to bfloat16."""
+    """Keeps matrix products out of autocast, which would round them to bfloat16.
+
+    Arguments:
+        method: A method, or a function whose second argument has a device.
+    """
 
     @functools.wraps(method)
-    def exact(self: object, x: Tensor, *args: Tensor, **kwargs: bool) -> T:
+    def exact(self: object, x: OnDevice, *args: Any, **kwargs: Any) -> T:  # noqa: ANN401
         with torch.autocast(x.device.type, enabled=False):
             return method(self, x, *args, **kwargs)
 

@@ -79,7 +79,9 @@ class Guard:
         task = hide(channel, given, self.hidden, key=key)
         if not len(task):
             return None
-        chunks = sample_chunks(posterior, task, DRAWS, chunk_size=chunk_size, key=key, device=device)
+        chunks = sample_chunks(
+            posterior, task, DRAWS, chunk_size=chunk_size, key=key, device=device
+        )
         samples = torch.cat(list(chunks), dim=1)
         return float(energy_score(channel, task, samples, key=key).mean())
 

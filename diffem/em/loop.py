@@ -196,7 +196,8 @@ class EMLoop(StateCheckpoint):
             )  # fmt: skip
             self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
             redrawn = 1 - len(kept) / len(data.store.chunks)
-            costs = self.state.end_round(self._lap()) | {"hidden_entries": score, "redrawn": redrawn}
+            costs = self.state.end_round(self._lap())
+            costs |= {"hidden_entries": score, "redrawn": redrawn}
             if redrawn:
                 self.state.score = score
             # Of the first process: each has its own clock, and all must take the same rate.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffem.corruption import Channel, LinearChannel, Measurement, Spectrum
+from diffem.corruption.operator import full_precision
 from diffem.denoiser.condition import measured_coefficients
 from diffem.posterior.posterior import Posterior
 
@@ -153,6 +154,7 @@ class MixturePosterior(Posterior):
         self.prior = prior
         self.channel = channel
 
+    @full_precision
     def draw(self, measurement: Measurement) -> Tensor:
         """Draws one x ~ p(x | y) for each measurement, (B, *shape), from the global generators."""
         prior = self.prior.to(measurement.y.device)
@@ -164,6 +166,7 @@ class MixturePosterior(Posterior):
             z = torch.where((label == j)[:, None], drawn, z)
         return data.synthesise(z).reshape(-1, *self.channel.shape)
 
+    @full_precision
     def mean(self, measurement: Measurement) -> Tensor:
         """Returns E[x | y], (B, *shape)."""
         noise, means = self.prior.noise.to(measurement.y.device), []
@@ -174,6 +177,7 @@ class MixturePosterior(Posterior):
             means.append(data.synthesise((share * torch.stack(each)).sum(dim=0)))
         return torch.cat(means).reshape(-1, *self.channel.shape)
 
+    @full_precision
     def log_likelihood(self, measurement: Measurement) -> Tensor:
         """Returns log p(y) of each measurement, (B,), up to a constant of its own."""
         each = [self.given(part)[1] for part in self.blocks(measurement)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffem.corruption import LinearChannel, Measurement
+from diffem.corruption.operator import full_precision
 from diffem.posterior.mixture import Mixture, MixturePosterior, draw_labels, draw_pair
 
 FLOOR = 1e-3  # ψ is at least FLOOR times the data's variance: a pixel may never vary
@@ -18,6 +19,7 @@ CLUSTERINGS = 20  # iterations of k-means
 HELD_OUT = 10  # every so many measurements one, where the number of components is chosen
 
 
+@full_precision
 def fit_mixture(
     channel: LinearChannel,
     measurement: Measurement,

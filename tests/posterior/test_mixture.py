@@ -68,6 +68,27 @@ def test_the_posterior_is_exact(name: str) -> None:
     torch.testing.assert_close(evidence - evidence[0], log_p - log_p[0], rtol=1e-4, atol=2e-3)
 
 
+def test_autocast_changes_nothing() -> None:
+    """A run samples in its trainer's precision, and CUDA has no Cholesky of bfloat16."""
+    channel, gen = CORRUPTIONS["mask"], generator(1)
+    measurement = channel.draw(torch.randn(200, *channel.shape, generator=gen), gen)
+
+    def results() -> list[Tensor]:
+        with seeded("autocast"):
+            posterior = fit_mixture(
+                channel, measurement, components=2, rank=2, iterations=2, shrinkage=1.0,
+                variance=torch.tensor(1.0),
+            )  # fmt: skip
+            drawn, mean = posterior.draw(measurement), posterior.mean(measurement)
+            return [*posterior.prior, drawn, mean, posterior.log_likelihood(measurement)]
+
+    exact = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = results()
+    for a, b in zip(exact, rounded, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_samples_have_the_moments_of_the_posterior(name: str) -> None:
     channel, gen, n = CORRUPTIONS[name], generator(2), 20_000

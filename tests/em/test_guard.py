@@ -1,0 +1,180 @@
+"""The guard of E-steps: its score is a proper one, and what it keeps stays as it is."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import CHUNK, SIZE, SmallRun
+from test_resume import Killed, dying
+from torch import Tensor
+
+from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
+from diffem.corruption.recorded import Recorded
+from diffem.data.measurements import MeasurementSet, simulate_measurements
+from diffem.em import Guard
+from diffem.em.guard import hide
+from diffem.em.loop import EMLoop
+from diffem.posterior import Posterior
+from diffem.report.summary import kept_line
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
+
+STD, N = 0.5, 20_000
+CHANNEL = make_channel(Mask((1, 2, 2), rho=0.5), GaussianNoise(STD))
+GUARD = Guard(measurements=N, hidden=0.3)
+
+
+class Normal(Posterior):
+    """x ~ N(mean, std² I), whatever was measured; it keeps what it was given."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+        self.given: list[Measurement] = []
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        self.given.append(measurement)
+        return self.mean + self.std * torch.randn_like(measurement.y)
+
+
+def independent_entries(channel: LinearGaussianChannel = CHANNEL) -> MeasurementSet:
+    """Returns measurements of x ~ N(0, I), whose measured entries tell nothing of the hidden."""
+    x = torch.randn(N, 1, 2, 2, generator=generator("guard"))
+    return simulate_measurements(x, channel, seed=0, split="heldout")
+
+
+def score(posterior: Posterior, measurements: MeasurementSet) -> float:
+    value = GUARD.score(posterior, measurements, seed=0, chunk_size=N, device="cpu")
+    assert value is not None
+    return value
+
+
+def test_the_score_is_that_of_the_closed_form() -> None:
+    """Of d independent normal entries of variance v, E‖ĥ - h‖ / 2 = √v Γ((d + 1) / 2) / Γ(d / 2).
+
+    The score of one measurement has a standard deviation below its mean, and is bounded by it:
+    five standard errors.
+    """
+    measurements = independent_entries()
+    task = hide(CHANNEL, measurements.select(slice(None)), GUARD.hidden, key=(0, "guard"))
+    d = task.entries.flatten(1).sum(dim=1)
+    assert d.min() >= 1
+    exact = (torch.lgamma((d + 1) / 2) - torch.lgamma(d / 2)).exp().mean()
+    expected = float(exact) * math.sqrt(1 + STD**2)
+    assert abs(score(Normal(0, 1), measurements) - expected) < 5 * expected / len(task) ** 0.5
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.0, 2.0), (0.7, 1.0)])
+def test_no_other_law_scores_better(mean: float, std: float) -> None:
+    """Too little spread, too much of it, and a bias."""
+    measurements = independent_entries()
+    assert score(Normal(0, 1), measurements) < score(Normal(mean, std), measurements)
+
+
+def test_the_posterior_is_not_given_what_is_hidden() -> None:
+    measurements, posterior = independent_entries(), Normal(0, 1)
+    score(posterior, measurements)
+    task = hide(CHANNEL, measurements.select(slice(None)), GUARD.hidden, key=(0, "guard"))
+    for given in posterior.given:
+        assert all(torch.equal(a, b) for a, b in zip(given, task.rest, strict=True))
+    assert not (task.rest.y * task.entries).any() and not (task.rest.operator * task.entries).any()
+    assert torch.equal(task.rest.y + task.whole.y * task.entries, task.whole.y)
+    # Of the measured entries the fraction is hidden: Bernoulli, five standard deviations.
+    y, operator, _ = measurements.select(slice(None))
+    measured = CHANNEL.measured_mask(y, operator).sum()
+    wanted, deviation = GUARD.hidden * measured, (0.21 * measured).sqrt()
+    assert abs(task.entries.sum() - wanted) < 5 * deviation
+
+
+def test_recorded_masks_are_hidden_too() -> None:
+    measurements = independent_entries()
+    operator = Recorded(CHANNEL.forward_operator, measurements.select(slice(None)).operator)
+    recorded = measurements.under(CHANNEL.with_operator(operator))
+    assert score(Normal(0, 1), recorded) == score(Normal(0, 1), measurements)
+
+
+def test_nothing_measured_has_no_score() -> None:
+    measurement = Measurement(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), torch.ones(3, 1))
+    empty = MeasurementSet(measurement, CHANNEL)
+    assert GUARD.score(Normal(0, 1), empty, seed=0, chunk_size=2, device="cpu") is None
+
+
+def guarded(path: Path, *, guard: bool = True, refresh: float = 1.0) -> SmallRun:
+    """Returns a run whose network, after four steps, predicts worse than the Gaussian."""
+    run = SmallRun(path)
+    chosen = Guard(measurements=SIZE, hidden=0.2) if guard else None
+    run.settings = replace(run.settings, guard=chosen, refresh=refresh)
+    return run
+
+
+def chunks(run: SmallRun, k: int) -> list[Tensor]:
+    """Returns the chunks of a round."""
+    return list(run.store.open(k).__getitems__(range(SIZE)).x.split(CHUNK))
+
+
+def redrawn(run: SmallRun) -> list[float | None]:
+    return [round.costs["redrawn"] for round in run.rounds]
+
+
+def test_a_worse_network_replaces_nothing(tmp_path: Path) -> None:
+    run, free = guarded(tmp_path / "a").fit(), guarded(tmp_path / "b", guard=False).fit()
+    assert redrawn(run) == [1, 0, 0] and redrawn(free) == [1, 1, 1]
+    assert run.store.digest(0) == run.store.digest(1) == run.store.digest(2)
+    scores = [round.costs["hidden_entries"] for round in run.rounds]
+    assert scores[0] is not None and all(s is not None and s > scores[0] for s in scores[1:])
+    assert run.data.state.score == scores[0]
+    rows = [{"round": r.number, **r.costs} for r in run.rounds]
+    assert f"{scores[2]:.4g} against {scores[0]:.4g}" in (kept_line(rows) or "")
+    assert kept_line([{"round": r.number, **r.costs} for r in free.rounds]) is None
+
+
+def test_a_better_network_replaces_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr(Guard, "score", lambda *_, **__: next(scores))
+    run = guarded(tmp_path / "a").fit()
+    free = guarded(tmp_path / "b", guard=False).fit()
+    assert redrawn(run) == [1, 1, 1]
+    assert run.store.digest(2) == free.store.digest(2)
+
+
+def test_a_fraction_of_the_chunks_is_drawn_anew(tmp_path: Path) -> None:
+    """Of four chunks ⌈0.3 · 4⌉ = 2, as they would be if all were drawn anew."""
+    part = guarded(tmp_path / "a", guard=False, refresh=0.3).fit()
+    whole = guarded(tmp_path / "b", guard=False).fit()
+    assert redrawn(part) == [1, 0.5, 0.5]
+    before, now, free = chunks(part, 0), chunks(part, 1), chunks(whole, 1)
+    same = [torch.equal(a, b) for a, b in zip(before, now, strict=True)]
+    assert sum(same) == 2
+    assert [torch.equal(a, b) for a, b in zip(free, now, strict=True)] == [not s for s in same]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_law_4_a_kill_among_kept_chunks_changes_nothing(guard: bool, tmp_path: Path) -> None:
+    whole = guarded(tmp_path / "a", guard=guard, refresh=0.5).fit()
+    first = guarded(tmp_path / "b", guard=guard, refresh=0.5)
+    with pytest.raises(Killed):
+        dying(first, first.store, "_write_chunk", 7).fit()  # the third of E-step 1
+    resumed = guarded(tmp_path / "b", guard=guard, refresh=0.5).fit()
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+    assert [resumed.store.digest(k) for k in range(3)] == [whole.store.digest(k) for k in range(3)]
+
+
+def test_a_damaged_chunk_is_not_carried_over(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "r").fit()
+    chunk = run.store.folder(1) / "chunk_00001.npy"
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(UserError, match=r"chunk_00001\.npy is damaged"):
+        run.store.carry_over(2, 1)
+
+
+def test_all_processes_get_the_first_one_s_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = guarded(tmp_path / "r").fit()
+    trainer, heard = run.module.trainer, []
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda value: heard.append(value) or 7.0)
+    loop = next(c for c in trainer.callbacks if isinstance(c, EMLoop))  # type: ignore[attr-defined]
+    assert loop.score(trainer, Normal(0, 1)) == 7.0 and heard[0] is not None
