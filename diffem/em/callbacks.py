@@ -1,6 +1,7 @@
 """Lightning callbacks of a fit: signal handlers, the M-step's progress bar, checkpoints."""
 
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -61,9 +62,9 @@ class MStepProgress(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Moves the bar by a step."""
-        metrics = trainer.progress_bar_metrics
-        self._advance("  ".join(f"{k.split('/')[-1]} {v:.3f}" for k, v in metrics.items()))
+        """Moves the bar by a step, and shows the loss."""
+        assert isinstance(outputs, Mapping)
+        self._advance(f"loss {outputs['loss']:.3f}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar at the round's last epoch."""

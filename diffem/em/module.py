@@ -4,6 +4,7 @@ minimise  E  w(t) ‖ d_θ(x_t, t, ỹ) - x̂ ‖²
 over      x̂ ~ D_k,  ỹ ~ q(· | x̂),  t ~ p(t),  x_t = x̂ + σ_t z
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffem.denoiser import BetaMixture, Denoiser
-from diffem.em.ema import ema
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -38,7 +39,7 @@ class MStep:
     schedule: Callable[[float], float]
     """The factor of its learning rate at a progress in [0, 1]."""
     ema_decay: float
-    """The decay of the weights' moving average, in [0, 1)."""
+    """The decay of the weights' moving average, in [0, 1), which it approaches."""
     augment: Callable[[Tensor], Tensor] | None = None
     """What is done to the reconstructions before they are corrupted afresh."""
     rollbacks: int = 0
@@ -71,6 +72,7 @@ class DenoiserModule(LightningModule):
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
 
     Attributes:
+        average: The denoiser with the moving average of the weights (EMA).
         rollbacks: How often the learning rate has been halved.
     """
 
@@ -89,7 +91,7 @@ class DenoiserModule(LightningModule):
         self.m_step = m_step
         self.seed = seed
         self.stage = stage
-        self.ema = ema(denoiser, m_step.ema_decay)
+        self.average = copy.deepcopy(denoiser).requires_grad_(False)
         self.rollbacks = 0
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -105,22 +107,30 @@ class DenoiserModule(LightningModule):
             loss = self.objective.loss(
                 self.denoiser, batch, t, measurements=data.measurements, key=key
             )
-        self.log(f"{self.stage}/loss", loss, prog_bar=True)
+        # At the steps alone that Lightning passes on: the others would take a millisecond each.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log(f"{self.stage}/loss", loss)
         # Times 1, or NaN if it is not finite, so that all-reduce spreads it to every rank.
         return loss * (1 + 0 * loss.detach())
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Refuses a step along gradients that are not finite.
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradients' norm, and refuses a step along gradients that are not finite.
 
         Raises:
             NonFiniteError: If they are not, on any process.
         """
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # 16-mixed: it skips what overflows, and halves its scale
-            self._check(scaler.get_scale() >= 1)
-            return
-        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
-        self._check(bool(get_total_norm(gradients).isfinite()))
+        # 16-mixed: the scaler skips what overflows, and halves its scale.
+        self._check(bool(norm.isfinite()) if scaler is None else scaler.get_scale() >= 1)
+        if gradient_clip_val is not None:
+            clip_grads_with_norm_(weights, gradient_clip_val, norm)
 
     def _check(self, finite: bool) -> None:
         if not finite:
@@ -147,6 +157,10 @@ class DenoiserModule(LightningModule):
     def on_train_start(self) -> None:
         """Sets the rate of the next step, which may have been saved before a roll-back."""
         self.set_rate()
+        # Listed once: to walk through the modules takes longer than to average their weights.
+        both = self.average, self.denoiser
+        self._averaged_weights = [tuple(each.parameters()) for each in both]
+        self._copied_buffers = [tuple(each.buffers()) for each in both]
 
     def set_rate(self) -> None:
         """Sets the rate of the next step to that of its progress."""
@@ -161,8 +175,15 @@ class DenoiserModule(LightningModule):
         return 0.5**self.rollbacks * self.m_step.schedule(progress)
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
-        """Averages the weights after each optimiser step."""
-        self.ema.update_parameters(self.denoiser)
+        """Averages the weights after each optimiser step, θ̄ ← d θ̄ + (1 - d) θ.
+
+        d = min(decay, (1 + n) / (10 + n)) at the n-th step.
+        """
+        n = self.trainer.global_step
+        decay = min(self.m_step.ema_decay, (1 + n) / (10 + n))
+        get_ema_multi_avg_fn(decay)(*self._averaged_weights, n)
+        for average, buffer in zip(*self._copied_buffers, strict=True):
+            average.copy_(buffer)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """Returns the optimiser and its schedule; called anew each round that restarts them."""
@@ -181,13 +202,6 @@ class DenoiserModule(LightningModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield self.average.eval()
         self.average.train()  # Lightning warns of modules that start a fit in eval mode
-
-    @property
-    def average(self) -> Denoiser:
-        """The denoiser with the EMA weights."""
-        denoiser = self.ema.module
-        assert isinstance(denoiser, Denoiser)
-        return denoiser
 
     def restore_average(self) -> None:
         """Sets the weights in training to the EMA weights."""

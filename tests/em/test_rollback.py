@@ -67,15 +67,15 @@ def test_a_roll_back_halves_the_rate_from_the_last_checkpoint_on(
 ) -> None:
     run = poisoned(SmallRun(tmp_path / "r", rollbacks=1), bad_gradient, step)
     rates: dict[int, list[float]] = {}
-    original = run.module.on_before_optimizer_step
+    original = run.module.configure_gradient_clipping
 
-    def record(optimizer: torch.optim.Optimizer) -> None:
-        original(optimizer)
+    def record(optimizer: torch.optim.Optimizer, **clipping: Any) -> None:  # noqa: ANN401
+        original(optimizer, **clipping)
         rates.setdefault(run.module.trainer.global_step, []).append(
             optimizer.param_groups[0]["lr"]
         )
 
-    run.module.on_before_optimizer_step = record  # type: ignore[method-assign]
+    run.module.configure_gradient_clipping = record  # type: ignore[method-assign]
     run.fit()
     assert "resuming from it at 0.5 of the learning rate" in capsys.readouterr().err
     saved = {2: 0, 5: 4}[step]  # the step of the checkpoint that it goes back to
