@@ -69,7 +69,7 @@ def test_a_roll_back_halves_the_rate_from_the_last_checkpoint_on(
     rates: dict[int, list[float]] = {}
     original = run.module.configure_gradient_clipping
 
-    def record(optimizer: torch.optim.Optimizer, **clipping: Any) -> None:  # noqa: ANN401
+    def record(optimizer: torch.optim.Optimizer, **clipping: Any) -> None:
         original(optimizer, **clipping)
         rates.setdefault(run.module.trainer.global_step, []).append(
             optimizer.param_groups[0]["lr"]
