@@ -125,8 +125,10 @@ class DenoiserModule(LightningModule):
             NonFiniteError: If they are not, on any process.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves it to the step of a fused optimiser
+        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
         # 16-mixed: the scaler skips what overflows, and halves its scale.
         self._check(bool(norm.isfinite()) if scaler is None else scaler.get_scale() >= 1)
         if gradient_clip_val is not None:

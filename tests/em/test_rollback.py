@@ -1,6 +1,8 @@
 """Numbers gone bad end a run, or roll it back at half the rate; law 4 holds of both."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,25 @@ def test_a_scaler_s_overflows_are_no_bad_numbers(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         dying(first, first.module, "training_step", 5).fit()
     assert small("r").fit().module.weights_hash() == whole.module.weights_hash()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_gradients_are_clipped_at_their_own_scale(tmp_path: Path) -> None:
+    """Lightning unscales the gradients of an optimiser that is not fused, and not of a fused one."""
+    weights = []
+    for name, plugins, fused in (
+        ("plain", [], True),
+        ("fused", [HalfPrecision(2.0**10)], True),
+        ("not fused", [HalfPrecision(2.0**10)], False),
+    ):
+        run = SmallRun(tmp_path / name)
+        # With eps = 1 a step depends on the gradients' scale.
+        adam = partial(torch.optim.Adam, lr=1e-1, eps=1.0, fused=fused)
+        run.module.m_step = replace(run.module.m_step, optimizer=adam)
+        run.plugins, run.clip = plugins, 0.1
+        weights.append(torch.cat([p.detach().flatten() for p in run.fit().module.parameters()]))
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights[2], weights[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

@@ -92,6 +92,7 @@ class SmallRun:
         self.rounds: list[Round] = []
         self.supervised = False
         self.plugins: list[MixedPrecision] = []
+        self.clip: float | None = None
 
     @staticmethod
     def settings_of(rounds: int) -> EMSettings:
@@ -147,6 +148,7 @@ class SmallRun:
             callbacks=[em],
             logger=False,
             plugins=[AtomicCheckpointIO(), *self.plugins],
+            gradient_clip_val=self.clip,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
