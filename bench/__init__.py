@@ -1,0 +1,1 @@
+"""Measures diffem's speed and memory as ratios: `make bench`; docs/performance.md explains."""
