@@ -1,6 +1,6 @@
 """E-step and M-step against bare passes of their network and other libraries; growth in N."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -51,7 +51,7 @@ class Case:
     """Whether the data set's own images are used; otherwise drawn ones of its shape."""
 
 
-DIGITS = Case("digits", "digits", (), size=256, steps=60, rounds=4)
+DIGITS = Case("digits", "digits", (), size=1024, steps=60, rounds=3)
 CIFAR = Case(
     "cifar_cut",
     "CIFAR-10's, cut to (32, 64, 96) × 1",
@@ -60,9 +60,9 @@ CIFAR = Case(
         *("network.channels=[32,64,96]", "network.blocks=[1,1,1]"),
         *("em.batch_size=32", "em.chunk_size=32"),
     ),
-    size=32,
+    size=128,
     steps=12,
-    rounds=4,
+    rounds=3,
     clean=False,
 )
 Times = dict[str, list[tuple[float, float]]]
@@ -80,7 +80,7 @@ def em_figures(
         rivals: Whether other libraries' training loops and samplers are measured too.
     """
     left_out: list[LeftOut] = []
-    loop = _loop(case, folder / "N", case.size, case.rounds)
+    loop = _loop(case, folder / "whole", case.size, case.rounds)
     times = _times(loop, rivals=rivals, left_out=left_out)
     figures = []
     for name, contender in TITLES.items():
@@ -97,11 +97,14 @@ def em_figures(
                 figure = f"{stage}_over_{name}_{case.name}"
                 limit = OVERHEAD if name == "bare" else 1.0
                 figures.append(Figure(figure, title, pairs, limit=limit))
-    predictions = _predictions(case, loop, times)
-    larger = _loop(replace(case, steps=case.steps // 2), folder / "4N", 4 * case.size, 1)
     rates = _rates(loop, times)
-    grown = _times(larger, rivals=False, left_out=[], only_loop=True)
-    predictions += _rows(case, larger, rates, grown["loop"])
+    part = replace(case, size=case.size // 4, steps=case.steps // 2)
+    smaller = _loop(part, folder / "small", part.size, 1)
+    shorter = _times(smaller, rivals=False, left_out=[], only_loop=True)
+    predictions = [
+        *_rows(case, smaller, rates, shorter["loop"]),
+        *_rows(case, loop, rates, times["loop"]),
+    ]
     return figures, left_out, predictions
 
 
@@ -168,13 +171,18 @@ def _times(loop: Loop, *, rivals: bool, left_out: list[LeftOut], only_loop: bool
         times["loop"].append((costs["m_step_seconds"] or 0.0, costs["e_step_seconds"] or 0.0))
         for name, contender in contenders.items():
             trained = 0.0
-            if name != "deepinv":  # half of the steps, to save time
-                trained = 2 * seconds(lambda c=contender: c.train(steps // 2))
-            sampled = seconds(lambda c=contender: c.sample(chunks))
-            times.setdefault(name, []).append((trained, sampled))
+            if name != "deepinv":
+                trained = _scaled(contender.train, steps)
+            times.setdefault(name, []).append((trained, _scaled(contender.sample, chunks)))
 
     loop.fit(measure)
     return times
+
+
+def _scaled(run: Callable[[int], None], count: int) -> float:
+    """Returns the seconds of a number of repetitions, from a quarter of them, to save time."""
+    part = max(1, count // 4)
+    return count / part * seconds(lambda: run(part))
 
 
 def _contenders(loop: Loop, *, rivals: bool, left_out: list[LeftOut]) -> Mapping[str, Contender]:
@@ -216,10 +224,6 @@ def _flops(loop: Loop) -> tuple[float, float]:
         loop.data.steps * loop.settings.batch_size * cost.training,
         images * passes.evaluations * cost.forward,
     )
-
-
-def _predictions(case: Case, loop: Loop, times: Times) -> list[Prediction]:
-    return _rows(case, loop, _rates(loop, times), times["loop"])
 
 
 def _rows(
