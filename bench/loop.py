@@ -21,11 +21,13 @@ from diffem.em.rollback import fit
 from diffem.result import build_channel
 from diffem.storage.reconstructions import ReconstructionStore
 
+ALWAYS = ("prior=null", "em.guard=null")
+"""Overrides of all runs that are measured: a guard may leave E-steps out."""
 OnRound = Callable[[DenoiserModule, Round], None]
 
 
 class Loop:
-    """A run of the EM loop in this process, without evaluation and prior.
+    """A run of the EM loop in this process, without evaluation, prior and guard of E-steps.
 
     Arguments:
         overrides: As on the command line of `diffem train`.
@@ -36,7 +38,7 @@ class Loop:
     def __init__(
         self, overrides: Sequence[str], run_dir: Path, *, images: Tensor | None = None
     ) -> None:
-        self.cfg = cfg = compose_run(["prior=null", *overrides], run_dir)
+        self.cfg = cfg = compose_run([*ALWAYS, *overrides], run_dir)
         self.settings: EMSettings = build(cfg.em, "em")
         if images is None:
             self.train, self.heldout = build_data(cfg, build(cfg.dataset, "dataset"))
@@ -70,6 +72,7 @@ class Loop:
             settings=self.settings,
             blind=build(self.cfg.blind, "blind"),
             checkpoint=self.checkpoint,
+            heldout=self.heldout,
             on_round=on_round,
         )
         loggers = build_loggers(self.cfg)
