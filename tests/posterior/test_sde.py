@@ -68,9 +68,13 @@ def test_samples_have_the_law_of_the_posterior(channel: str, schedule: str) -> N
     assert (var - 1).abs().max() < 4.5 * math.sqrt(2 / 20_000) + 0.01
 
 
-def test_twelve_steps_are_nearly_enough() -> None:
-    _, var = moments(CHANNELS["mask"], VESchedule(0.005, 5.0), 12)
-    assert (var - 1).abs().max() < 0.1
+@pytest.mark.parametrize("steps", [8, 10, 14, 20])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_few_steps_have_the_right_variance(channel: str, steps: int) -> None:
+    """h is 0.4 to 1.2; SDE-DPM-Solver++(2M) is 4 to 10 % off there."""
+    mean, var = moments(CHANNELS[channel], VESchedule(0.005, 20.0), steps)
+    assert mean.abs().max() < 4.5 / math.sqrt(20_000) + 0.01
+    assert (var - 1).abs().max() < 4.5 * math.sqrt(2 / 20_000) + 0.01
 
 
 def test_what_the_prior_leaves_open_has_the_variance_of_the_fusion() -> None:
