@@ -21,6 +21,8 @@ from diffem.corruption import Spectrum
 from diffem.corruption.operator import expand
 from diffem.denoiser.condition import Condition
 
+PRECISE = 25.0  # the largest precision s²/σ_y² of a measured coefficient in the loss's weight
+
 
 class Denoiser(AzulaDenoiser):
     """Preconditioned denoiser of p(x | x_t, y), or of p(x | x_t) without a condition.
@@ -95,7 +97,12 @@ class Denoiser(AzulaDenoiser):
         weight: Tensor | float = 1.0,
         basis: Spectrum | None = None,
     ) -> Tensor:
-        """Returns the mean of (α_t²/σ_t² + 1) (d_θ(x_t, t, y) - x)² over batch and entries.
+        """Returns the mean of w (d_θ(x_t, t, y) - x)² over batch and coefficients, weighted.
+
+        w = α_t²/σ_t² + s²/σ_y² + 1 is EDM's weight at the fused level σ, by which all levels count
+        alike for the network; without a fused y it is the weight α_t²/σ_t² + 1 of DiffEM. What y
+        measured better than to a standard deviation of 1/5 has little left to learn, and its
+        s²/σ_y² counts as 25: more of it would be at the cost of what was not measured.
 
         Arguments:
             x: Images, (B, *shape); x_t is drawn from the global generators.
@@ -107,11 +114,15 @@ class Denoiser(AzulaDenoiser):
         """
         alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
         x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
-        w_t = (alpha_t / sigma_t) ** 2 + 1
+        w = (alpha_t / sigma_t) ** 2 + 1
         error = self(x_t, t, condition).mean - x
+        fused = Spectrum((), w) if condition is None else condition.spectrum
+        if condition is not None:
+            w = w + condition.precision.clamp(max=PRECISE)
+        error = w.sqrt() * fused.analyse(error)
         if basis is not None:
-            error = basis.analyse(error)
-        return (weight * w_t * error.square()).mean()
+            error = basis.analyse(fused.synthesise(error))
+        return (weight * error.square()).mean()
 
     def _count(self, images: Tensor) -> None:
         self.nfe += len(images)

@@ -53,6 +53,37 @@ def test_loss_is_edm_s() -> None:
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=0)  # float32 sums
 
 
+@pytest.mark.parametrize("t", [0.2, 0.6, 0.9])
+@pytest.mark.parametrize(
+    "operator", [Denoising((1, 4, 4)), Blur((1, 4, 4), sigma=1.0, kernel_size=3)]
+)
+def test_all_noise_levels_of_a_fused_loss_count_alike(
+    operator: Denoising | Blur, t: float
+) -> None:
+    """Of x ~ N(0, I) the exact denoiser's error has the variance 1 / w: the loss is 1 (4.5 s.e.)."""
+    channel, n = make_channel(operator, GaussianNoise(0.5)), 4000  # s²/σ_y² is at most 4
+    x = torch.randn(n, 1, 4, 4, generator=generator(0))
+    condition = Conditioning()(channel, channel.draw(x, generator(1)))
+    with seeded(2):
+        loss = Denoiser(Zero(), SCHEDULE).loss(x, torch.full((n,), t), condition)
+    assert abs(float(loss) - 1) < 4.5 * (2 / (16 * n)) ** 0.5
+
+
+def test_what_is_measured_well_counts_no_more_than_at_a_precision_of_25() -> None:
+    """Half of the pixels have s²/σ_y² = 100: at a high level their error counts 26 / 101."""
+    channel, n, t = make_channel(Mask((1, 4, 4), rho=0.5), GaussianNoise(0.1)), 4000, 0.95
+    x = torch.randn(n, 1, 4, 4, generator=generator(0))
+    measurement = channel.draw(x, generator(1))
+    p = float(SCHEDULE(torch.tensor(t))[1]) ** -2
+    with seeded(2):
+        loss = Denoiser(Zero(), SCHEDULE).loss(
+            x, torch.full((n,), t), Conditioning()(channel, measurement)
+        )
+    measured = float(measurement.operator.mean())
+    expected = measured * (p + 26) / (p + 101) + 1 - measured
+    assert abs(float(loss) - expected) < 4.5 * (2 / (16 * n)) ** 0.5
+
+
 def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     """E[x | x_t, y] of x ~ N(0, 1), x_t = x + σ_t z, y = x + σ_y ε where m = 1."""
     channel = make_channel(Mask((1, 4, 4), rho=0.5), GaussianNoise((0.1, 0.5)))
