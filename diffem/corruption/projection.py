@@ -59,8 +59,19 @@ class Projection(LinearOperator):
             square, v = torch.linalg.eigh(operator.mT @ operator)
         return Spectrum(((1, v),), square.clamp(min=0))
 
+    @full_precision
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
-        return [y, operator.flatten(1)]
+        """Returns AᵀA, (B, D (D + 1) / 2), which with Aᵀy is all that p(x | y) depends on.
+
+        A and y say the same, but in any order of the rows and with any signs, which a network has
+        to learn. They are returned, (B, M) and (B, M D), where AᵀA has more than twice as many
+        entries.
+        """
+        m, d = operator.shape[1:]
+        if d > 4 * m:
+            return [y, operator.flatten(1)]
+        i, j = torch.triu_indices(d, d, device=operator.device)
+        return [(operator.mT @ operator)[:, i, j]]
 
 
 def eigh_of_few_rows(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffem.corruption import Projection
+from diffem.corruption import GaussianNoise, Measurement, Projection, make_channel
 from diffem.corruption.projection import eigh_of_few_rows
 
 B = 200
@@ -46,3 +46,13 @@ def test_few_rows_in_closed_form(name: str, m: int, d: int, dtype: torch.dtype) 
     assert float(((v * square[:, None]) @ v.mT - gram).abs().max()) < eps * scale
     assert float((square - torch.linalg.eigvalsh(gram)).abs().max()) < eps * scale
     assert bool((square.diff(dim=1) >= -eps * scale).all())
+
+
+def test_the_network_sees_what_the_posterior_depends_on() -> None:
+    """Of measurements U y along the directions U A, U orthogonal, it sees the same as of y."""
+    channel = make_channel(Projection((5,), rows=2), GaussianNoise(0.1))
+    generator = torch.Generator().manual_seed(0)
+    y, a, std = channel.draw(torch.randn(B, 5, generator=generator), generator)
+    u = torch.linalg.qr(torch.randn(B, 2, 2, generator=generator)).Q
+    turned = Measurement((u @ y[..., None])[..., 0], u @ a, std)
+    torch.testing.assert_close(channel.embed(turned), channel.embed(Measurement(y, a, std)))

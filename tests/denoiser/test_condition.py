@@ -26,7 +26,8 @@ MASK = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
 CHANNELS = {
     "mask": (MASK, 3, 2),
     "blur": (make_channel(Blur((1, 8, 8), sigma=1.0, kernel_size=3), GaussianNoise(0.1)), 3, 2),
-    "projection": (make_channel(Projection((5,), rows=2), GaussianNoise(0.1)), 5 + 2 + 10 + 1, 6),
+    "projection": (make_channel(Projection((5,), rows=2), GaussianNoise(0.1)), 5 + 15 + 1, 6),
+    "one row": (make_channel(Projection((5,), rows=1), GaussianNoise(0.1)), 5 + 1 + 5 + 1, 6),
 }
 
 

@@ -162,19 +162,20 @@ def test_samples_have_the_exact_posterior_of_a_masked_normal(name: str) -> None:
 class ExactProjection(nn.Module):
     """E[x | x_t, y] of x ~ N(μ, Σ) under a projection, by solving the normal equations."""
 
-    def __init__(self, mean: Tensor, cov: Tensor, rows: int) -> None:
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
         super().__init__()
         self.schedule = SCHEDULE
-        self.mean, self.precision, self.rows = mean, torch.linalg.inv(cov), rows
+        self.mean, self.precision = mean, torch.linalg.inv(cov)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> DiracPosterior:
         dim = len(self.mean)
-        _, y, a, std = condition.embedding.split([dim, self.rows, self.rows * dim, 1], dim=1)
-        a = a.unflatten(1, (self.rows, dim))
+        At_y, entries, std = condition.embedding.split([dim, dim * (dim + 1) // 2, 1], dim=1)
+        i, j = torch.triu_indices(dim, dim)
+        At_A = torch.empty(len(x_t), dim, dim)
+        At_A[:, i, j] = At_A[:, j, i] = entries
         sigma_t = SCHEDULE(t)[1]
-        system = self.precision + torch.eye(dim) / sigma_t**2 + a.mT @ a / std[:, :, None] ** 2
-        right = self.precision @ self.mean + x_t / sigma_t**2
-        right = right + torch.einsum("bmd,bm->bd", a, y) / std**2
+        system = self.precision + torch.eye(dim) / sigma_t**2 + At_A / std[:, :, None] ** 2
+        right = self.precision @ self.mean + x_t / sigma_t**2 + At_y / std**2
         return DiracPosterior(torch.linalg.solve(system, right))
 
 
@@ -185,7 +186,7 @@ def test_samples_have_the_exact_posterior_under_a_projection() -> None:
     channel = make_channel(Projection((dim,), rows=2), GaussianNoise(std))
     one = channel.draw(torch.randn(1, dim, generator=generator(6)), generator(7))
     measurement = Measurement(*(field.expand(n, *field.shape[1:]) for field in one))
-    exact = ExactProjection(mean, cov, rows=2)
+    exact = ExactProjection(mean, cov)
     posterior = Conditional(
         exact,  # type: ignore[arg-type]
         channel,

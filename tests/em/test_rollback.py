@@ -165,7 +165,7 @@ def test_a_scaler_s_overflows_are_no_bad_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_gradients_are_clipped_at_their_own_scale(tmp_path: Path) -> None:
-    """Lightning unscales the gradients of an optimiser that is not fused, and not of a fused one."""
+    """Lightning unscales those of an optimiser that is not fused, and not those of a fused one."""
     weights = []
     for name, plugins, fused in (
         ("plain", [], True),
