@@ -108,7 +108,8 @@ class DenoiserModule(LightningModule):
                 self.denoiser, batch, t, measurements=data.measurements, key=key
             )
         # At the steps alone that Lightning passes on: the others would take a millisecond each.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % every == 0:
             self.log(f"{self.stage}/loss", loss)
         # Times 1, or NaN if it is not finite, so that all-reduce spreads it to every rank.
         return loss * (1 + 0 * loss.detach())
@@ -183,7 +184,8 @@ class DenoiserModule(LightningModule):
         """
         n = self.trainer.global_step
         decay = min(self.m_step.ema_decay, (1 + n) / (10 + n))
-        get_ema_multi_avg_fn(decay)(*self._averaged_weights, n)
+        averages, weights = self._averaged_weights
+        get_ema_multi_avg_fn(decay)(averages, weights, n)
         for average, buffer in zip(*self._copied_buffers, strict=True):
             average.copy_(buffer)
 

@@ -1,5 +1,6 @@
 """A small EM run on real digits, in seconds."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ class SmallRun:
         )
         self.rounds: list[Round] = []
         self.supervised = False
-        self.plugins: list[MixedPrecision] = []
+        self.plugins: Sequence[MixedPrecision] = []
         self.clip: float | None = None
 
     @staticmethod
