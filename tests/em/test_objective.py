@@ -14,6 +14,7 @@ from diffem.corruption import (
     LinearChannel,
     Mask,
     Measurement,
+    Projection,
     Spectrum,
     make_channel,
 )
@@ -201,6 +202,16 @@ def test_what_y_measured_counts_for_more(imputed: float | None) -> None:
     least = (imputed or 0.0) / (share + (imputed or 0.0) * (1 - share))
     ratio = weight[mask == 0].max() / weight[mask == 1].min()
     torch.testing.assert_close(ratio, torch.tensor(least), rtol=1e-4, atol=1e-6)
+
+
+def test_directions_weigh_only_if_they_are_said_to() -> None:
+    channel = make_channel(Projection((5,), rows=2), GaussianNoise(0.05))
+    for imputed in (None, 0.0):
+        objective = Recorrupted(
+            condition=Conditioning(), p_uncond=0.0, fresh=True, imputed=imputed
+        )
+        assert objective.cond_channels(channel) > 0  # is not refused
+        assert objective.weighs_rows(channel) is (imputed is not None)
 
 
 def test_a_blur_s_coefficients_are_all_learned() -> None:
