@@ -26,9 +26,9 @@ from diffem.config.build import build
 from diffem.corruption import (
     Channel,
     Denoising,
-    Mask,
     GaussianNoise,
     LinearChannel,
+    Mask,
     Measurement,
     make_channel,
 )
@@ -379,6 +379,13 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     assert unused(diffem) == {"blind", guard}
     assert unused(rival) == {"blind", guard, "metric.prior"}
     assert unused(composed("method=em_mmps")) == {"blind", guard, "prior"}
-    masked = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1), learn=("noise",))
-    objective = build(diffem.method.objective, "method.objective")
-    assert set(unused_settings(diffem, objective, masked)) == set()
+    masked = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    learned = make_channel(masked.forward_operator, GaussianNoise(0.1), learn=("noise",))
+    for cfg, channel, expected in (
+        (diffem, masked, {"blind"}),
+        (diffem, learned, {guard}),  # scores under two channels do not compare
+        (composed("method=supervised", "prior=null"), masked, {"blind", guard, "metric.prior"}),
+        (composed("method=ambient", "prior=null"), masked, {"blind", guard, "metric.prior"}),
+    ):
+        objective = build(cfg.method.objective, "method.objective")
+        assert {key for key, _ in unused_settings(cfg, objective, channel)} == expected

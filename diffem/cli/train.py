@@ -5,6 +5,7 @@ Reads top to bottom: build the parts, fit by EM, fit the prior, evaluate, report
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,14 @@ def run(cfg: DictConfig) -> None:
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
+    if no_guard(cfg, objective, train.channel):
+        settings = replace(settings, guard=None)
+    chunks = settings.chunks(len(train))
+    if is_given("em.refresh") and settings.refreshed(len(train)) == chunks:
+        warn(
+            f"em.refresh has no effect: {settings.refresh:g} of {chunks} chunks, rounded up, is "
+            "all of them; set a smaller em.chunk_size"
+        )
     for line in (weak_noise(cfg, train.channel), assumed_independence(objective, train.channel)):
         if line:
             warn(line)
@@ -134,7 +143,8 @@ def run(cfg: DictConfig) -> None:
     loggers = build_loggers(cfg)
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
     expect_processes()
-    trainer = fit(make_trainer, module, data, checkpoint)
+    with compile_errors(cfg.compile):
+        trainer = fit(make_trainer, module, data, checkpoint)
 
     prior = None
     if cfg.prior is not None:
@@ -156,15 +166,12 @@ def unused_settings(
     """
     learned = cfg.prior is not None and objective.learns_prior
     mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
+    unguarded = no_guard(cfg, objective, channel)
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
-        (
-            "em.guard",
-            not Guard.fits(channel),
-            f"measured entries of {channel} cannot be hidden one by one",
-        ),
+        ("em.guard", unguarded is not None, unguarded or ""),
         (
             "init",
             mixture and not Mixture.fits(channel),
@@ -173,6 +180,17 @@ def unused_settings(
     ):
         if unused and is_given(key):
             yield key, reason
+
+
+def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:
+    """Returns why no E-step is guarded, if there is a reason."""
+    if cfg.method.supervised or not objective.uses_reconstructions:
+        return "the M-step of this method does not learn from the reconstructions"
+    if channel.learn:
+        return "the channel is learned, and scores under different channels do not compare"
+    if not Guard.fits(channel):
+        return f"measured entries of {channel} cannot be hidden one by one"
+    return None
 
 
 def check_objective(objective: str, evaluation: Evaluation) -> None:
@@ -300,6 +318,25 @@ def build_module(
     if cfg.compile:
         module.compile_network()
     return module
+
+
+@contextmanager
+def compile_errors(compiled: bool) -> Iterator[None]:
+    """Opens a scope in which a network that cannot be compiled is a UserError of one sentence."""
+    if not compiled:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"compile=true: torch.compile fails on this machine ({reason}); set compile=false, or "
+            "install what it needs (a C++ compiler, and Triton for a GPU)"
+        ) from error
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:

@@ -1,5 +1,6 @@
 """The budget of the EM loop: how long it runs, and in which pieces."""
 
+import math
 from dataclasses import dataclass, fields
 
 from diffem.em.guard import Guard
@@ -36,8 +37,8 @@ class EMSettings:
     guard: Guard | None = None
     """What keeps an E-step from replacing reconstructions by worse ones; None: nothing does."""
     refresh: float = 1.0
-    """The fraction of the chunks that an E-step after round 0 draws anew, in (0, 1]; the others
-    stay as they are. It is the mixing weight γ of SFBD-OMNI (Lu et al. 2025, arXiv 2512.17051)."""
+    """The fraction of the chunks that an E-step after round 0 draws anew, in (0, 1], rounded up;
+    the others stay as they are. It is the mixing weight γ of SFBD-OMNI (arXiv 2512.17051)."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None
@@ -65,6 +66,14 @@ class EMSettings:
         """The largest number of rounds that stand on the disk at once."""
         kept = self.rounds + 1  # round 0 is one
         return kept if self.keep_rounds is None else min(kept, self.keep_rounds + 1)
+
+    def chunks(self, size: int) -> int:
+        """Returns the number of chunks of a number of reconstructions."""
+        return math.ceil(size / self.chunk_size)
+
+    def refreshed(self, size: int) -> int:
+        """Returns how many of the chunks an E-step draws anew."""
+        return math.ceil(self.refresh * self.chunks(size))
 
     def steps(self, size: int, k: int = 1) -> int:
         """Returns the optimiser steps of the M-step over a number of reconstructions of D_k."""

@@ -21,6 +21,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, generator
 
 DRAWS = 2  # of each posterior: the fewest that the energy score takes
+FEW = 16  # of fewer measurements the score is mostly chance
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Guard:
             device: Where to sample.
 
         Returns:
-            The score; None if entries of the channel cannot be hidden, or none was measured.
+            The score; None if entries of the channel cannot be hidden, or are in fewer than 16
+            measurements.
         """
         channel = measurements.channel
         if not isinstance(channel, LinearChannel) or not self.fits(channel):
@@ -77,7 +79,7 @@ class Guard:
         key = (seed, "guard")
         given = measurements.select(slice(self.measurements))
         task = hide(channel, given, self.hidden, key=key)
-        if not len(task):
+        if len(task) < FEW:
             return None
         chunks = sample_chunks(
             posterior, task, DRAWS, chunk_size=chunk_size, key=key, device=device

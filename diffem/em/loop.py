@@ -9,7 +9,6 @@ The state of training is saved after each epoch, and before and after each E-ste
 was killed anywhere resumes from there, to the same weights.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -27,12 +26,13 @@ from diffem.em.blind import Blind, Estimates
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import StateCheckpoint
 from diffem.em.datamodule import ReconstructionDataModule
+from diffem.em.guard import FEW
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
 from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
-from diffem.runtime.progress import progress_bar
+from diffem.runtime.progress import progress_bar, warn
 from diffem.runtime.rng import generator
 from diffem.storage.checkpoint import before_e_step
 from diffem.storage.reconstructions import (
@@ -84,7 +84,7 @@ def e_step(
                 key = (seed, "e-step", k, chunk)
                 x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
                 store.write(k, chunk, x)
-            advance("kept" if chunk in kept else "")
+            advance(f"{len(kept)} kept" if kept else "")
     state.end_e_step()
 
 
@@ -195,7 +195,8 @@ class EMLoop(StateCheckpoint):
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
             )  # fmt: skip
             self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
-            redrawn = 1 - len(kept) / len(data.store.chunks)
+            count = len(data.store.chunks)
+            redrawn = (count - len(kept)) / count
             costs = self.state.end_round(self._lap())
             costs |= {"hidden_entries": score, "redrawn": redrawn}
             if redrawn:
@@ -221,6 +222,11 @@ class EMLoop(StateCheckpoint):
             score = guard.score(
                 posterior, heldout, seed=module.seed, chunk_size=size, device=device
             )
+            if score is None and self.state.round < 0:
+                warn(
+                    f"em.guard has no effect: fewer than {FEW} held-out measurements have an "
+                    "entry that it hides"
+                )
         return trainer.strategy.broadcast(score)
 
     def kept_chunks(self, data: ReconstructionDataModule, score: float | None) -> frozenset[int]:
@@ -236,7 +242,7 @@ class EMLoop(StateCheckpoint):
         if score is not None and self.state.score is not None and score > self.state.score:
             return frozenset(chunks)
         order = torch.randperm(len(chunks), generator=generator(data.seed, "refresh", k)).tolist()
-        return frozenset(order[math.ceil(self.settings.refresh * len(chunks)) :])
+        return frozenset(order[self.settings.refreshed(data.store.size) :])
 
     def learn_channel(self, trainer: Trainer, posterior: Posterior) -> list[Estimates]:
         """Learns the channel's unknown parameters before a round's E-step.

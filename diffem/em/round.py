@@ -13,7 +13,8 @@ class Round(NamedTuple):
     number: int
     """The round k; 0 is the init."""
     posterior: Posterior
-    """The posterior that its reconstructions were drawn from."""
+    """The posterior that its reconstructions were drawn from; or were due to be, where the guard
+    of E-steps kept those of the round before."""
     measurements: MeasurementSet
     """The measurements, under the channel as it was assumed or learned."""
     costs: dict[str, float | None]

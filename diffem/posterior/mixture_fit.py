@@ -167,7 +167,7 @@ def principal_components(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     total = rows.double().square().sum()
     if dim <= DENSE:
         value, vector = torch.linalg.eigh(rows.double().mT @ rows.double())
-        value, vector = value[-rank:], vector[:, -rank:]
+        value, vector = value[dim - rank :], vector[:, dim - rank :]
     else:
         _, root, vector = torch.svd_lowrank(rows, q=min(rank + 8, *rows.shape))
         value, vector = root[:rank].double().square(), vector[:, :rank].double()

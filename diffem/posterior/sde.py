@@ -11,9 +11,11 @@ factor c(h), which is 1/2 there:
 With c = 0 it is DDPM. The difference d_t - d_t' has in it what the step's noise did to d, and 1/2
 carries that on too: samples of a Gaussian then have 9 % too much variance at 14 steps from σ = 20
 to 0.005 (h = 0.64), and DDPM's 43 % too little. With c(h), found numerically, a Gaussian of any
-width has its variance within 1 % for h ≤ 1.2. At the last time, of noise σ_min, the denoiser's mean alone would leave
-out what x may still be. On the scale of σ_min the prior is taken for flat, so that given x_t and y
-each coefficient has the variance of their fusion, (α²/σ² + s²/σ_y²)⁻¹.
+width has its variance within 1 % for h ≤ 1.2.
+
+At the last time, of noise σ_min, the denoiser's mean alone would leave out what x may still be. On
+the scale of σ_min the prior is taken for flat, so that given x_t and y each coefficient has the
+variance of their fusion, (α²/σ² + s²/σ_y²)⁻¹.
 """
 
 from typing import Any

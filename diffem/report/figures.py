@@ -141,7 +141,7 @@ def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     figure = Figure(figsize=(3 * len(columns), 3), layout="constrained")
     for axis, name, x in zip(figure.subplots(1, len(columns)), COLUMNS, columns, strict=False):
         x = torch.as_tensor(x)
-        axis.scatter(x[:, 0], x[:, 1], s=2)
+        axis.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=2)
         axis.set_title(name, fontsize=8)
     figure.suptitle(title, fontsize=8)
     figure.savefig(path, dpi=150)

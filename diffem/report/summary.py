@@ -123,12 +123,14 @@ class RunReport:
         """
         k, measurements = round.number, round.measurements
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
-        first = self.store.open(k).__getitems__(range(n)).x
-        samples = first[None]
-        if more:
-            part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
-            drawn = self._samples(round.posterior, part, (k,), more, module.device)
-            samples = torch.cat([samples, drawn])
+        part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
+        if round.costs.get("redrawn", 1.0) == 1.0:
+            samples = self.store.open(k).__getitems__(range(n)).x[None]
+            if more:
+                drawn = self._samples(round.posterior, part, (k,), more, module.device)
+                samples = torch.cat([samples, drawn])
+        else:  # some of the round's reconstructions are of other posteriors
+            samples = self._samples(round.posterior, part, (k,), more + 1, module.device)
         scores, left_out = self._score_store(k, measurements, module.device)
         scores |= self._score_means(samples, measurements, module.device)
         scores[POSTERIOR_STD.name] = posterior_std(samples)

@@ -60,13 +60,14 @@ def test_loss_is_edm_s() -> None:
 def test_all_noise_levels_of_a_fused_loss_count_alike(
     operator: Denoising | Blur, t: float
 ) -> None:
-    """Of x ~ N(0, I) the exact denoiser's error has the variance 1 / w: the loss is 1 (4.5 s.e.)."""
+    """Of x ~ N(0, I) the exact error has the variance 1 / w: the loss is 1."""
     channel, n = make_channel(operator, GaussianNoise(0.5)), 4000  # s²/σ_y² is at most 4
     x = torch.randn(n, 1, 4, 4, generator=generator(0))
     condition = Conditioning()(channel, channel.draw(x, generator(1)))
     with seeded(2):
         loss = Denoiser(Zero(), SCHEDULE).loss(x, torch.full((n,), t), condition)
-    assert abs(float(loss) - 1) < 4.5 * (2 / (16 * n)) ** 0.5
+    # 4.5 standard errors, and float32: z̄ is a sum of terms a hundred times the error.
+    assert abs(float(loss.detach()) - 1) < 4.5 * (2 / (16 * n)) ** 0.5 + 1e-4
 
 
 def test_what_is_measured_well_counts_no_more_than_at_a_precision_of_25() -> None:
@@ -81,7 +82,7 @@ def test_what_is_measured_well_counts_no_more_than_at_a_precision_of_25() -> Non
         )
     measured = float(measurement.operator.mean())
     expected = measured * (p + 26) / (p + 101) + 1 - measured
-    assert abs(float(loss) - expected) < 4.5 * (2 / (16 * n)) ** 0.5
+    assert abs(float(loss.detach()) - expected) < 4.5 * (2 / (16 * n)) ** 0.5
 
 
 def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:

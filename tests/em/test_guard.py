@@ -21,7 +21,7 @@ from diffem.report.summary import kept_line
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
-STD, N = 0.5, 20_000
+STD, N = 0.5, 16_000
 CHANNEL = make_channel(Mask((1, 2, 2), rho=0.5), GaussianNoise(STD))
 GUARD = Guard(measurements=N, hidden=0.3)
 
@@ -94,10 +94,14 @@ def test_recorded_masks_are_hidden_too() -> None:
     assert score(Normal(0, 1), recorded) == score(Normal(0, 1), measurements)
 
 
-def test_nothing_measured_has_no_score() -> None:
-    measurement = Measurement(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), torch.ones(3, 1))
-    empty = MeasurementSet(measurement, CHANNEL)
-    assert GUARD.score(Normal(0, 1), empty, seed=0, chunk_size=2, device="cpu") is None
+def test_few_measurements_have_no_score() -> None:
+    n = 40
+    all_but_a_few = torch.zeros(n, 1, 2, 2)
+    all_but_a_few[:15] = 1
+    measurement = Measurement(torch.zeros(n, 1, 2, 2), all_but_a_few, torch.ones(n, 1))
+    few = MeasurementSet(measurement, CHANNEL)
+    guard = Guard(measurements=n, hidden=0.9)
+    assert guard.score(Normal(0, 1), few, seed=0, chunk_size=8, device="cpu") is None
 
 
 def guarded(path: Path, *, guard: bool = True, refresh: float = 1.0) -> SmallRun:
