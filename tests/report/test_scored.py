@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, make_channel
+from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
 from diffem.data.measurements import MeasurementSet
+from diffem.em import DenoiserModule, Round
 from diffem.metric import PSNR, SSIM, Evaluation, Metric, ResidualChi2, psnr, ssim
+from diffem.posterior import Posterior
 from diffem.report import RunReport
 from diffem.report.summary import compute
 from diffem.storage.reconstructions import ReconstructionStore
@@ -64,3 +68,43 @@ def test_scores_are_of_exact_float32_convolutions(monkeypatch: pytest.MonkeyPatc
         values = compute(Probe(), x, measurements, slice(4), "cpu")
     assert seen == ["ieee"] and convolutions.fp32_precision == before
     assert values.dtype == torch.float32
+
+
+class Constant(Posterior):
+    """The point mass at an image of one value."""
+
+    def draw(self, measurement: Measurement) -> torch.Tensor:
+        return torch.full((len(measurement.y), 1, 8, 8), 0.5)
+
+
+@pytest.mark.parametrize(("redrawn", "values"), [(1.0, {0.0, 0.5}), (0.5, {0.5}), (0.0, {0.5})])
+def test_samples_of_a_round_are_of_one_posterior(
+    redrawn: float, values: set[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the guard kept reconstructions they are of another one, and are left out."""
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    draw = torch.Generator().manual_seed(0)
+    measurements = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
+    store = ReconstructionStore(tmp_path / "reconstructions", size=N, chunk_size=N)
+    store.write(0, 0, torch.zeros(N, 1, 8, 8))
+    store.commit(0, "w")
+    evaluation = Evaluation(samples=3, subset=4, heldout=2, prior=2)
+    report = RunReport(tmp_path, {"seed": 0}, evaluation, measurements, measurements, store=store)
+    seen: list[torch.Tensor] = []
+
+    def score(samples: torch.Tensor, *_: object) -> dict[str, float]:
+        seen.append(samples)
+        return {}
+
+    monkeypatch.setattr(report, "_score_means", score)
+    module = SimpleNamespace(
+        device=torch.device("cpu"), trainer=SimpleNamespace(loggers=[], global_step=0)
+    )
+    costs: dict[str, float | None] = {
+        "redrawn": redrawn,
+        "e_step_seconds": 0.0,
+        "m_step_seconds": 0.0,
+    }
+    report.on_round(cast(DenoiserModule, module), Round(0, Constant(), measurements, costs, []))
+    (samples,) = seen
+    assert samples.shape == (3, 4, 1, 8, 8) and set(samples.unique().tolist()) == values
