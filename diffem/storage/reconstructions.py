@@ -5,7 +5,8 @@
                                                    a comment that names the round and the run
     reconstructions/round_003/locks_6f…/           one file for each chunk that a rank has taken;
                                                    removed at the commit
-    reconstructions/round_003/weights.json         the hash of the weights that draw the round
+    reconstructions/round_003/weights.json         the hash of the weights that draw the round, or
+                                                   were due to where the one before is kept
     reconstructions/round_003/channel.json         the channel's parameters, where they are learned
     reconstructions/round_003/manifest.json        the commit: checksums, hashes of the weights, of
                                                    the configuration, of the measurements and of
