@@ -99,7 +99,7 @@ def run(cfg: DictConfig) -> None:
     chunks = settings.chunks(len(train))
     if is_given("em.refresh") and settings.refreshed(len(train)) == chunks:
         warn(
-            f"em.refresh has no effect: {settings.refresh:g} of {chunks} chunks, rounded up, is "
+            f"em.refresh has no effect: {settings.refresh} of {chunks} chunks, rounded up, is "
             "all of them; set a smaller em.chunk_size"
         )
     for line in (weak_noise(cfg, train.channel), assumed_independence(objective, train.channel)):

@@ -224,8 +224,8 @@ class EMLoop(StateCheckpoint):
             )
             if score is None and self.state.round < 0:
                 warn(
-                    f"em.guard has no effect: fewer than {FEW} held-out measurements have an "
-                    "entry that it hides"
+                    f"E-steps are not guarded: fewer than {FEW} held-out measurements have an "
+                    "entry that can be hidden"
                 )
         return trainer.strategy.broadcast(score)
 

@@ -124,7 +124,8 @@ def test_one_image_is_enough_and_the_samples_are_those_of_load(
     x = diffem.load(trained).posterior.sample(measurements()[7:8], n=2)
     for s in range(2):
         written = read(tmp_path / "out" / "samples" / f"x y_{s:02d}.tif")
-        assert (written == x[s, 0].numpy().clip(0, 65535).round()).all()
+        rounded = written.astype(np.float64) - x[s, 0].numpy().clip(0, 65535)
+        assert np.abs(rounded).max() <= 0.5  # a half is rounded either way
 
 
 @pytest.mark.parametrize("given", ["a mask", "NaN"])
