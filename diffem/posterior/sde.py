@@ -6,12 +6,13 @@ factor c(h), which is 1/2 there:
 
     x_s = α_s/α_t e^{-2h} x_t + α_s (1 - e^{-2h}) d̄ + σ_s √(1 - e^{-2h}) ε
     d̄   = d_t + c(h) h / h' (d_t - d_t'),   t' the time before t, h' the step from it
-    c(h) = 1/2 - h/6 + h²/8
+    c(h) = min(1/2, 1/2 - h/6 + h²/8)
 
 With c = 0 it is DDPM. The difference d_t - d_t' has in it what the step's noise did to d, and 1/2
 carries that on too: samples of a Gaussian then have 9 % too much variance at 14 steps from σ = 20
-to 0.005 (h = 0.64), and DDPM's 43 % too little. With c(h), found numerically, a Gaussian of any
-width has its variance within 1 % for h ≤ 1.2.
+to 0.005 (h = 0.64), and DDPM's 43 % too little. With c(h), found numerically, the variance is right
+within 1 % at 14 steps, 3 % at 10 and 5 % at 8, whatever the Gaussian's width. Of longer steps no
+factor is right for all widths, and a larger one than 1/2 makes them diverge.
 
 At the last time, of noise σ_min, the denoiser's mean alone would leave out what x may still be. On
 the scale of σ_min the prior is taken for flat, so that given x_t and y each coefficient has the
@@ -84,7 +85,8 @@ class SDESampler(Sampler):
         for i, t in enumerate(self.progress_bar(times[:-1])):
             d = self.denoiser(x, t, **kwargs).mean
             h = step[i]
-            ahead = (1 / 2 - h / 6 + h**2 / 8) * (h / step[i - 1] if i else 0)
+            factor = (1 / 2 - h / 6 + h**2 / 8).clamp(max=1 / 2)
+            ahead = factor * (h / step[i - 1] if i else 0)
             kept = torch.exp(-2 * h)
             x = (
                 alpha[i + 1] / alpha[i] * kept * x
