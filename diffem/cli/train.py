@@ -47,6 +47,7 @@ from diffem.em.init import FromCheckpoint, FromClean, Mixture
 from diffem.em.rollback import fit
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
+from diffem.posterior.posterior import chunk_count
 from diffem.report import RunReport
 from diffem.result import (
     Description,
@@ -96,8 +97,8 @@ def run(cfg: DictConfig) -> None:
         warn(f"{key} has no effect: {reason}")
     if no_guard(cfg, objective, train.channel):
         settings = replace(settings, guard=None)
-    chunks = settings.chunks(len(train))
-    if is_given("em.refresh") and settings.refreshed(len(train)) == chunks:
+    chunks = chunk_count(len(train), settings.chunk_size)
+    if is_given("em.refresh") and settings.refreshed(chunks) == chunks:
         warn(
             f"em.refresh has no effect: {settings.refresh} of {chunks} chunks, rounded up, is "
             "all of them; set a smaller em.chunk_size"
@@ -143,12 +144,11 @@ def run(cfg: DictConfig) -> None:
     loggers = build_loggers(cfg)
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
     expect_processes()
+    prior = None
     with compile_errors(cfg.compile):
         trainer = fit(make_trainer, module, data, checkpoint)
-
-    prior = None
-    if cfg.prior is not None:
-        prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
+        if cfg.prior is not None:
+            prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
     if trainer.is_global_zero:
         files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
         export(cfg, module, prior, data, files=files)

@@ -67,13 +67,9 @@ class EMSettings:
         kept = self.rounds + 1  # round 0 is one
         return kept if self.keep_rounds is None else min(kept, self.keep_rounds + 1)
 
-    def chunks(self, size: int) -> int:
-        """Returns the number of chunks of a number of reconstructions."""
-        return math.ceil(size / self.chunk_size)
-
-    def refreshed(self, size: int) -> int:
-        """Returns how many of the chunks an E-step draws anew."""
-        return math.ceil(self.refresh * self.chunks(size))
+    def refreshed(self, chunks: int) -> int:
+        """Returns how many of a number of chunks an E-step draws anew."""
+        return math.ceil(self.refresh * chunks)
 
     def steps(self, size: int, k: int = 1) -> int:
         """Returns the optimiser steps of the M-step over a number of reconstructions of D_k."""

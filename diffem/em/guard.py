@@ -64,18 +64,16 @@ class Guard:
 
         Arguments:
             posterior: The posterior.
-            measurements: Measurements that were not trained on.
+            measurements: Measurements that were not trained on, of a channel that the guard fits.
             seed: The run's seed.
             chunk_size: The largest number of measurements that are sampled together.
             device: Where to sample.
 
         Returns:
-            The score; None if entries of the channel cannot be hidden, or are in fewer than 16
-            measurements.
+            The score; None if entries are hidden in fewer than 16 measurements.
         """
         channel = measurements.channel
-        if not isinstance(channel, LinearChannel) or not self.fits(channel):
-            return None
+        assert isinstance(channel, LinearChannel)
         key = (seed, "guard")
         given = measurements.select(slice(self.measurements))
         task = hide(channel, given, self.hidden, key=key)

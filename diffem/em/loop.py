@@ -187,27 +187,31 @@ class EMLoop(StateCheckpoint):
             )
             path = self.learn_channel(trainer, posterior)
             posterior = posterior.under(data.measurements.channel)
-            rank = (trainer.global_rank, trainer.world_size)
             score = self.score(trainer, posterior)
             kept = self.kept_chunks(data, score)
+            rank = (trainer.global_rank, trainer.world_size)
             e_step(
                 posterior, data.measurements, data.store, self.state,
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
             )  # fmt: skip
-            self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
-            count = len(data.store.chunks)
-            redrawn = (count - len(kept)) / count
-            costs = self.state.end_round(self._lap())
-            costs |= {"hidden_entries": score, "redrawn": redrawn}
+            redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
+            costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
             if redrawn:
                 self.state.score = score
-            # Of the first process: each has its own clock, and all must take the same rate.
-            progress = self.settings.progress(self.state.seconds, self.state.nfe)
-            self.state.progress = trainer.strategy.broadcast(progress)
             if trainer.is_global_zero:
                 k, uncounted = self.state.round, posterior.uncounted()
                 self.on_round(module, Round(k, uncounted, data.measurements, costs, path))
         self._lap()
+
+    def close_round(self, trainer: Trainer) -> dict[str, float | None]:
+        """Closes a committed round's account, and returns what the round cost."""
+        module, _ = _parts(trainer)
+        self.state.spend(_sum_over_ranks(trainer, module.take_nfe()))
+        costs = self.state.end_round(self._lap())
+        # Of the first process: each has its own clock, and all must take the same rate.
+        progress = self.settings.progress(self.state.seconds, self.state.nfe)
+        self.state.progress = trainer.strategy.broadcast(progress)
+        return costs
 
     def score(self, trainer: Trainer, posterior: Posterior) -> float | None:
         """Returns the guard's score of the posterior that the next round is due to be drawn from.
@@ -218,10 +222,10 @@ class EMLoop(StateCheckpoint):
         guard, score = self.settings.guard, None
         if guard is not None and trainer.is_global_zero:
             heldout = self.heldout.under(data.measurements.channel)
-            size, device = data.store.chunk_size, module.device
             score = guard.score(
-                posterior, heldout, seed=module.seed, chunk_size=size, device=device
-            )
+                posterior, heldout,
+                seed=module.seed, chunk_size=data.store.chunk_size, device=module.device,
+            )  # fmt: skip
             if score is None and self.state.round < 0:
                 warn(
                     f"E-steps are not guarded: fewer than {FEW} held-out measurements have an "
@@ -242,7 +246,7 @@ class EMLoop(StateCheckpoint):
         if score is not None and self.state.score is not None and score > self.state.score:
             return frozenset(chunks)
         order = torch.randperm(len(chunks), generator=generator(data.seed, "refresh", k)).tolist()
-        return frozenset(order[self.settings.refreshed(data.store.size) :])
+        return frozenset(order[self.settings.refreshed(len(chunks)) :])
 
     def learn_channel(self, trainer: Trainer, posterior: Posterior) -> list[Estimates]:
         """Learns the channel's unknown parameters before a round's E-step.
