@@ -52,13 +52,19 @@ def measured_coefficients(
 
     Returns:
         The precision s² / σ_y² and the information Vᵀ Aᵀ y / σ_y² of the coefficients, which
-        broadcast against (B, *shape).
+        broadcast against (B, *shape). Both are 0 where s² is so small that Vᵀ Aᵀ y is mostly the
+        rounding error of what the others measured.
     """
     At_y = channel.adjoint(measurement.y, measurement.operator)
-    if spectrum.axes and var.shape == measurement.y.shape:
+    if not spectrum.axes:
+        return spectrum.square / var, At_y / var
+    if var.shape == measurement.y.shape:
         # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.
         var = expand(var.flatten(1).mean(dim=1), At_y)
-    return spectrum.square / var, spectrum.analyse(At_y) / var
+    square, information = spectrum.square, spectrum.analyse(At_y)
+    largest = expand(square.expand_as(At_y).flatten(1).amax(dim=1), At_y)
+    measured = square > 10 * torch.finfo(At_y.dtype).eps * largest
+    return square * measured / var, information * measured / var
 
 
 class Conditioning:

@@ -85,6 +85,22 @@ def test_what_is_measured_well_counts_no_more_than_at_a_precision_of_25() -> Non
     assert abs(float(loss.detach()) - expected) < 4.5 * (2 / (16 * n)) ** 0.5
 
 
+@pytest.mark.parametrize("std", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_weak_noise_tells_nothing_of_what_was_not_measured(rows: int, std: float) -> None:
+    """Of x ~ N(0, I) the exact denoiser's error is 0 in the measured directions and 1 in the rest.
+
+    Rounding errors of Vᵀ Aᵀ y, divided by σ_y², made it 1e13 at 1e-7.
+    """
+    channel, n = make_channel(Projection((5,), rows=rows), GaussianNoise(std)), 2000
+    x = torch.randn(n, 5, generator=generator(0))
+    condition = Conditioning()(channel, channel.draw(x, generator(1)))
+    with seeded(2):
+        loss = Denoiser(Zero(), SCHEDULE).loss(x, torch.full((n,), 0.95), condition).detach()
+    # Two rows may be nearly parallel, and the measured direction then counts up to 26.
+    assert abs(float(loss) - (1 - rows / 5)) < 4.5 * (2 / (5 * n)) ** 0.5 + 0.02
+
+
 def test_fused_denoiser_is_exact_for_a_standard_normal() -> None:
     """E[x | x_t, y] of x ~ N(0, 1), x_t = x + σ_t z, y = x + σ_y ε where m = 1."""
     channel = make_channel(Mask((1, 4, 4), rho=0.5), GaussianNoise((0.1, 0.5)))
