@@ -157,7 +157,7 @@ class Mixture(Gaussian):
         """Returns the posterior of the fitted mixture.
 
         Raises:
-            UserError: If the measurements measure nothing.
+            UserError: If the measurements measure nothing, or the fit breaks down numerically.
         """
         channel = data.measurements.channel
         if not self.fits(channel):
@@ -173,16 +173,22 @@ class Mixture(Gaussian):
             progress_bar("mixture EM", iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
-            return fit_mixture(
-                channel,
-                measurement,
-                components=self.components,
-                rank=self.rank,
-                iterations=self.iterations,
-                shrinkage=self.shrinkage,
-                variance=variance,
-                advance=advance,
-            )
+            try:
+                return fit_mixture(
+                    channel,
+                    measurement,
+                    components=self.components,
+                    rank=self.rank,
+                    iterations=self.iterations,
+                    shrinkage=self.shrinkage,
+                    variance=variance,
+                    advance=advance,
+                )
+            except torch.linalg.LinAlgError as error:  # type: ignore[reportPrivateImportUsage]
+                raise UserError(
+                    f"init=mixture cannot be fitted under {channel}: the noise is too weak for "
+                    "float32; start again in a new run_dir with init=gaussian"
+                ) from error
 
 
 class FromMeasurement:

@@ -228,8 +228,8 @@ class EMLoop(StateCheckpoint):
             )  # fmt: skip
             if score is None and self.state.round < 0:
                 warn(
-                    f"E-steps are not guarded: fewer than {FEW} held-out measurements have an "
-                    "entry that can be hidden"
+                    f"E-steps are not guarded: fewer than {FEW} held-out measurements had an "
+                    "entry hidden"
                 )
         return trainer.strategy.broadcast(score)
 

@@ -592,7 +592,8 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
         f"the reconstructions of round {drawn[-1]['round']} were kept to the end: the network "
         "predicts hidden entries of held-out measurements worse than what drew them "
         f"({rounds[-1]['hidden_entries']:.4g} against {drawn[-1]['hidden_entries']:.4g}); train "
-        "longer, by em.rounds or em.steps_per_round"
+        "longer, by em.rounds or em.steps_per_round, or, if this score does not fall from "
+        "round to round, with a lower m_step.optimizer.lr"
     )
 
 
