@@ -20,7 +20,14 @@ from bench.em import CIFAR, DIGITS, em_figures, growth_in_n
 from bench.evaluation import evaluation_share
 from bench.figure import Figure, LeftOut
 from bench.processes import ROOT, help_time, peak_memory, two_over_one
-from bench.report import make_record, prediction_table, ratio_table, regressions, with_tables
+from bench.report import (
+    make_record,
+    prediction_table,
+    ratio_table,
+    read_baseline,
+    regressions,
+    with_tables,
+)
 from bench.storage import store_reads
 from diffem.cli.launch import quiet
 from diffem.runtime.progress import say
@@ -28,6 +35,7 @@ from diffem.runtime.progress import say
 BASELINE = ROOT / "bench" / "baseline.json"
 LATEST = ROOT / "runs" / "bench.json"
 PAGE = ROOT / "docs" / "performance.md"
+TABLES: tuple[str, ...] = ("ratios", "predictions", "plans")  # of that page
 
 Found = Figure | LeftOut | Prediction
 GROUPS: dict[str, Callable[[Path], Iterator[Found]]] = {}
@@ -113,6 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.baseline and chosen.only:
         parser.error("--baseline takes all figures; leave out --only")
+    try:  # before minutes are spent
+        baseline = None if chosen.baseline else read_baseline(BASELINE)
+        if chosen.baseline:
+            with_tables(PAGE.read_text(), dict.fromkeys(TABLES, ""))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     torch.set_num_threads(1)  # figures by threads that share cores are no figures
     start = time.perf_counter()
     found = measure(chosen.only or list(GROUPS))
@@ -122,16 +136,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     LATEST.write_text(json.dumps(record, indent=1) + "\n")
     say(f"wrote {LATEST}")
     if chosen.baseline:
+        contents = (ratio_table(record), prediction_table(record), plan_table())
+        tables = dict(zip(TABLES, contents, strict=True))
+        PAGE.write_text(with_tables(PAGE.read_text(), tables))
         BASELINE.write_text(json.dumps(record, indent=1) + "\n")
-        PAGE.write_text(with_tables(PAGE.read_text(), record, plans=plan_table()))
         say(f"wrote {BASELINE} and {PAGE}")
         return 0
-    if not BASELINE.exists():
+    if baseline is None:
         say(f"there is no {BASELINE} to compare with: make bench BASELINE=1 writes it")
         return 0
-    worse = regressions(record, json.loads(BASELINE.read_text()))
+    if record["machine"] != baseline["machine"]:
+        say(
+            f"the baseline is of another machine: {baseline['machine']}, this is {record['machine']}"
+        )
+    worse = regressions(record, baseline)
     for sentence in worse:
         say(f"error: {sentence}")
+    if not worse:
+        say("no figure is worse than the baseline by more than a tenth")
     return int(bool(worse))
 
 

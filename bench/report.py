@@ -1,5 +1,6 @@
 """What the benchmark writes: a JSON file, the tables of docs/performance.md, and the verdict."""
 
+import json
 import os
 import platform
 import re
@@ -138,18 +139,16 @@ def prediction_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_tables(page: str, record: Mapping[str, Any], **further: str) -> str:
-    """Returns a page with the text between its markers replaced by the tables of a record.
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """Returns a page with the text between its markers replaced by tables.
 
     Arguments:
         page: The page; a table stands between `<!-- bench: NAME -->` and `<!-- end -->`.
-        record: The record.
-        further: Other tables by their names.
+        tables: The tables by their names.
 
     Raises:
         ValueError: If the markers of a table are not there once.
     """
-    tables = {"ratios": ratio_table(record), "predictions": prediction_table(record), **further}
     for name, table in tables.items():
         pattern = rf"(<!-- bench: {name} -->\n).*?(<!-- end -->)"
         page, count = re.subn(
@@ -158,3 +157,20 @@ def with_tables(page: str, record: Mapping[str, Any], **further: str) -> str:
         if count != 1:
             raise ValueError(f"the page has the markers of the table {name} {count} times")
     return page
+
+
+def read_baseline(path: Path) -> Record | None:
+    """Returns the record of the baseline; None if there is none.
+
+    Raises:
+        ValueError: If the file holds no record.
+    """
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        regressions(record, record)
+        assert isinstance(record["machine"], dict)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError):
+        raise ValueError(f"{path} is damaged: make bench BASELINE=1 writes it anew") from None
+    return record

@@ -12,7 +12,13 @@ import bench.__main__ as benchmark
 from bench.cost import SHARES, NetworkCost, Plan, network_cost, plan_table, plans, unet_cost
 from bench.em import DIGITS, Case, em_figures
 from bench.figure import Figure, LeftOut, alternate
-from bench.report import make_record, ratio_table, regressions, with_tables
+from bench.report import (
+    make_record,
+    prediction_table,
+    ratio_table,
+    regressions,
+    with_tables,
+)
 from bench.storage import store_reads
 from diffem.cli.launch import quiet
 from diffem.network import UNet
@@ -78,9 +84,30 @@ def test_the_command_s_exit_code(
     torch.set_num_threads(threads)
 
 
-def test_a_page_without_markers_is_refused() -> None:
+def test_a_page_without_markers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="ratios 0 times"):
-        with_tables("# Performance\n", record())
+        with_tables("# Performance\n", {"ratios": ""})
+    monkeypatch.setattr(benchmark, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("# Performance\n")
+    with pytest.raises(SystemExit):  # before anything is measured or written
+        benchmark.main(["--baseline"])
+    assert "ratios 0 times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"figures": {"a": {"median": "x"}}}'])
+def test_a_damaged_baseline_is_refused_before_anything_is_measured(
+    content: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(benchmark, "BASELINE", tmp_path / "baseline.json")
+    (tmp_path / "baseline.json").write_text(content)
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main([])
+    assert exit.value.code == 2 and "is damaged" in capsys.readouterr().err
 
 
 def test_a_missed_limit_is_marked() -> None:
@@ -151,7 +178,8 @@ def test_the_page_has_the_baseline_s_tables() -> None:
     """They are written together, by `make bench BASELINE=1`."""
     page = (ROOT / "docs" / "performance.md").read_text()
     baseline = json.loads((ROOT / "bench" / "baseline.json").read_text())
-    assert with_tables(page, baseline, plans=plan_table()) == page
+    tables = (ratio_table(baseline), prediction_table(baseline), plan_table())
+    assert with_tables(page, dict(zip(benchmark.TABLES, tables, strict=True))) == page
 
 
 def test_the_store_is_measured_against_a_memory_map(tmp_path: Path) -> None:

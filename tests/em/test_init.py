@@ -19,5 +19,5 @@ def test_noise_that_is_too_weak_for_a_mixture() -> None:
     data = SimpleNamespace(measurements=simulate_measurements(x, channel, seed=0, split="train"))
     module = SimpleNamespace(seed=0, device=torch.device("cpu"))
     init = Mixture(10, rank=64, iterations=5, samples=1000, shrinkage=10.0)
-    with pytest.raises(UserError, match="the noise is too weak for float32; .* init=gaussian"):
+    with pytest.raises(UserError, match=r"the noise is too weak for float32; .* init=gaussian"):
         init.prepare(cast(Any, module), cast(Any, data), cast(Any, None))
