@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if record["machine"] != baseline["machine"]:
         say(
-            f"the baseline is of another machine: {baseline['machine']}, this is {record['machine']}"
+            f"the baseline is of another machine: {baseline['machine']},"
+            f" this is {record['machine']}"
         )
     worse = regressions(record, baseline)
     for sentence in worse:
