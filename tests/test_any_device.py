@@ -114,7 +114,7 @@ CHANNELS: dict[str, LinearChannel] = {
     f"{operator}, {noise}": make_channel(OPERATORS[operator], NOISES[noise])
     for operator in OPERATORS
     for noise in NOISES
-    if OPERATORS[operator].preserves_intensity or not NOISES[noise].counts_photons
+    if OPERATORS[operator].preserves_intensity or not NOISES[noise].needs_intensity
 }
 MASK = make_channel(Mask(IMAGE, rho=0.5), GaussianNoise(0.1))
 SYNCHRONISES = {  # samplers of azula's whose own loop waits for the device, and where

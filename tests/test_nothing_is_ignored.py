@@ -7,6 +7,7 @@ refuses the choice in one sentence. Each key of the objective changes the loss, 
 corruption and its noise the measurement, each of an init round 0.
 """
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -71,9 +72,20 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "method.posterior.zeta": (0.1, 0.2),
     "method.posterior.covariance.variance": (1.0, 0.5),
     "method.posterior.covariance.rank": (4, 2),
-    "method.posterior.coupling.0": (3.0, 2.0),
-    "method.posterior.coupling.1": (0.02, 0.05),
+    "method.posterior.coupling": ([3.0, 0.02], [2.0, 0.05]),
     "method.posterior.sweeps": (2, 3),
+    "corruption.acceleration": (4.0, 2.0),
+    "corruption.angle": ([1e-3, 180.0], 45.0),
+    "corruption.centre": (0.08, 0.0),
+    "corruption.fraction": (0.3, 0.5),
+    "corruption.gamma": (2.2, 0.5),
+    "corruption.high": (0.0, 0.3),
+    "corruption.kernel": ([[1.0]], [[1.0, 1.0, 1.0]]),
+    "corruption.length": ([2.0, 5.0], 3.0),
+    "corruption.levels": (4, 7),
+    "corruption.low": (-1.0, -0.5),
+    "corruption.quality": (10, 50),
+    "corruption.ratio": ([1.0, 10.0], 2.0),
     "corruption.rho": (0.5, 0.25),
     "corruption.sigma": (1.0, 2.0),
     "corruption.kernel_size": (5, 3),
@@ -82,6 +94,7 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "corruption.noise.std": (0.05, 0.1),
     "corruption.noise.photons": (100.0, 50.0),
     "corruption.noise.background": (1.0, 2.0),
+    "corruption.noise.speckle": (0.3, 0.5),
     "init.rank": (2, 4),
     "init.iterations": (1, 2),
     "init.samples": (8, 16),
@@ -120,7 +133,7 @@ def leaves(node: object, where: str) -> Iterator[str]:
         for key, value in node.items():
             if key not in ("_target_", "_partial_"):
                 yield from leaves(value, f"{where}.{key}")
-    elif isinstance(node, list) and node:
+    elif isinstance(node, list) and node and isinstance(node[0], dict):
         for i, value in enumerate(node):
             yield from leaves(value, f"{where}.{i}")
     elif not (isinstance(node, str) and node.startswith("${")):
@@ -153,7 +166,8 @@ MEASURED = [
     (corruption, noise, key)
     for corruption in NAMES["corruption"]
     for noise in NAMES["corruption/noise"]
-    if corruption != "projection" or noise.startswith("gaussian")
+    # Each noise after an operator, and each corruption with Gaussian noise.
+    if noise == "gaussian" or corruption in ("blur", "denoising", "downsample", "mask")
     for key in (
         *leaves(load("corruption", corruption), "corruption"),
         *leaves(load("corruption/noise", noise), "corruption.noise"),
@@ -194,9 +208,10 @@ def exists(cfg: DictConfig, key: str) -> bool:
 
 def changed(cfg: DictConfig, key: str) -> DictConfig:
     """Returns a config with another value of a key."""
-    assert key in VALUES, f"say in VALUES how to change {key}"
+    name = re.sub(r"\.parts\.\d+", "", key)
+    assert name in VALUES, f"say in VALUES how to change {name}"
     cfg = deepcopy(cfg)
-    values = [value for value in VALUES[key] if value != OmegaConf.select(cfg, key)]
+    values = [value for value in VALUES[name] if value != OmegaConf.select(cfg, key)]
     OmegaConf.update(cfg, key, values[-1])
     return cfg
 
@@ -316,7 +331,8 @@ def test_settings_without_an_effect_are_refused(overrides: tuple[str, ...], sent
 
 @pytest.mark.parametrize(("corruption", "noise", "key"), MEASURED)
 def test_settings_change_the_measurement(corruption: str, noise: str, key: str) -> None:
-    shape = "dataset.shape=[6]" if corruption == "projection" else "dataset.shape=[1,8,8]"
+    shapes = {"projection": "[6]", "mosaic": "[3,8,8]"}
+    shape = f"dataset.shape={shapes.get(corruption, '[1,8,8]')}"
     cfg = composed(f"corruption={corruption}", f"corruption/noise={noise}", shape)
 
     def drawn(cfg: DictConfig) -> Measurement:

@@ -38,8 +38,11 @@ from diffem.runtime.ranges import RANGES, check
 from diffem.runtime.rank import external_processes
 
 MEASUREMENTS = "diffem.data.MeasurementFiles"
-OPERATOR = ("sigma", "factor", "rows")  # parameters of operators that a user's own data come with
-LEVELS = ("std", "photons")  # of the noise
+OPERATOR = (  # parameters of operators and distortions that a user's own data come with
+    *("angle", "factor", "fraction", "gamma", "high", "kernel", "length", "levels", "low"),
+    *("quality", "rows", "sigma"),
+)
+LEVELS = ("std", "photons", "speckle")  # of the noise
 FOREIGN = ("m_step.optimizer", "prior", "sampler", "schedule")  # do not check numbers themselves
 SWEEP = ("-m", "--multirun")
 FLAGS = (*SWEEP, "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
@@ -360,7 +363,7 @@ def describe_run(cfg: DictConfig) -> dict[str, Any]:
     """
     chosen = HydraConfig.get().runtime.choices
     groups = {group: chosen[group] for group in ("dataset", "corruption", "method", "init")}
-    clean = cfg.method.supervised or chosen["init"] == "clean"
+    clean = cfg.method.supervised or chosen["init"] == "clean" or cfg.m_step.clean is not None
     devices = {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")}
     return {**groups, "clean_images": clean, "seed": cfg.seed, "devices": devices}
 

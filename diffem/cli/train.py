@@ -22,6 +22,7 @@ from diffem.cli.compose import assumed_corruption, describe_run, is_given, publi
 from diffem.cli.processes import expect_processes
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
+from diffem.corruption.point_spread import read_kernel
 from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet, simulate_measurements
@@ -85,6 +86,8 @@ def run(cfg: DictConfig) -> None:
         train.known_truth("method.supervised=true")
     objective: Objective = build(cfg.method.objective, "method.objective")
     module = build_module(cfg, objective, train.channel, "m_step")
+    if module.m_step.clean is not None:
+        module.m_step.clean.load(train)
     make_posterior = check_posterior(cfg, module.denoiser, train.channel)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
     kept = Path(HydraConfig.get().runtime.output_dir) / "checkpoints" / "init.ckpt"
@@ -266,7 +269,7 @@ def build_data(
         check_noise(each)
     clean = source.load()
     darkest = min(float(x.min()) for x in clean)
-    if isinstance(channel, LinearChannel) and channel.noise.counts_photons and darkest < -1:
+    if isinstance(channel, LinearChannel) and channel.noise.needs_intensity and darkest < -1:
         raise UserError(
             f"corruption.noise={channel.noise} needs images in [-1, 1], where -1 is dark, and the "
             f"data go down to {darkest:.3g}; choose corruption/noise=gaussian"
@@ -301,13 +304,18 @@ def build_module(
     m_step: MStep = build(cfg.m_step, "m_step")
     if isinstance(m_step.augment, Augment):
         m_step.augment.check(cfg.dataset.shape)
-    if m_step.augment is not None and objective.weighs_rows(channel):
-        raise UserError(
-            "m_step.augment moves pixels away from what was measured of them, by which "
-            "method.objective.imputed weighs them; set method.objective.imputed=1, or "
-            "m_step.augment=null"
-        )
-    ignored = {"m_step.augment": m_step.augment, "method.supervised": cfg.method.supervised}
+    for key in ("augment", "clean"):
+        if getattr(m_step, key) is not None and objective.weighs_rows(channel):
+            raise UserError(
+                f"m_step.{key} takes away what was measured of an image, by which "
+                "method.objective.imputed weighs its errors; set method.objective.imputed=1, or "
+                f"m_step.{key}=null"
+            )
+    ignored = {
+        "m_step.augment": m_step.augment,
+        "m_step.clean": m_step.clean,
+        "method.supervised": cfg.method.supervised,
+    }
     for key, value in ignored.items():
         if value and not objective.uses_reconstructions:
             raise UserError(
@@ -390,8 +398,9 @@ def fit_prior(
     settings = replace(
         data.settings, steps_per_round=cfg.prior.steps, epochs_per_round=None, restart=True
     )
-    channel = data.measurements.channel
-    module = build_module(cfg, Unconditional(), channel, "prior")
+    module = build_module(cfg, Unconditional(), data.measurements.channel, "prior")
+    if module.m_step.clean is not None:
+        module.m_step.clean.load(data.given)
     last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
     callbacks = [CheckpointEachEpoch(state, checkpoint)]
@@ -451,6 +460,9 @@ def sampling_config(cfg: DictConfig) -> dict[str, Any]:
     assumed = OmegaConf.merge(cfg, {"corruption": assumed_corruption(cfg)})
     assert isinstance(assumed, DictConfig)
     plain = public_config(assumed)
+    for part in (plain["corruption"], *plain["corruption"].get("parts", [])):
+        if isinstance(part.get("kernel"), str):  # the file may not be where the weights go
+            part["kernel"] = read_kernel(part["kernel"]).tolist()
     return {
         "dataset": {"shape": plain["dataset"]["shape"]},
         "em": {"chunk_size": plain["em"]["chunk_size"]},

@@ -28,19 +28,38 @@ _METRICS: Registry = {
     "diffem.metric.SSIM": ("required",),
 }
 
+_PARTS: Registry = {  # operators and distortions, which a corruption is made of
+    "diffem.corruption.Blur": ("factor", "kernel_size", "sigma"),
+    "diffem.corruption.Denoising": (),
+    "diffem.corruption.Downsample": ("factor",),
+    "diffem.corruption.Fourier": ("acceleration", "centre"),
+    "diffem.corruption.Gamma": ("gamma",),
+    "diffem.corruption.Impulse": ("fraction",),
+    "diffem.corruption.JPEG": ("quality",),
+    "diffem.corruption.Magnitude": (),
+    "diffem.corruption.Mask": ("rho",),
+    "diffem.corruption.Mosaic": (),
+    "diffem.corruption.MotionBlur": ("angle", "length"),
+    "diffem.corruption.PointSpread": ("kernel",),
+    "diffem.corruption.Projection": ("rows",),
+    "diffem.corruption.Quantisation": ("levels",),
+    "diffem.corruption.Rician": (),
+    "diffem.corruption.Saturation": ("high", "low"),
+    "diffem.corruption.Weighting": ("ratio",),
+}
+
 ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one part of a key
     "blind": {"diffem.em.Blind": ("iterations", "samples", "widen")},
     "corruption": {
-        "diffem.corruption.Blur": ("kernel_size", "learn", "noise", "sigma"),
-        "diffem.corruption.Denoising": ("learn", "noise"),
-        "diffem.corruption.Downsample": ("factor", "learn", "noise"),
-        "diffem.corruption.Mask": ("learn", "noise", "rho"),
-        "diffem.corruption.Projection": ("learn", "noise", "rows"),
+        **{part: (*keys, "learn", "noise") for part, keys in _PARTS.items()},
+        "diffem.corruption.Composition": ("learn", "noise", "parts"),
     },
+    "corruption.parts.*": _PARTS,
     "corruption.noise": {
         "diffem.corruption.GaussianNoise": ("std",),
         "diffem.corruption.PoissonGaussianNoise": ("background", "photons", "std"),
         "diffem.corruption.PoissonNoise": ("background", "photons"),
+        "diffem.corruption.SpeckleNoise": ("speckle", "std"),
     },
     "dataset": {
         "diffem.data.Digits": ("shape", "train"),
@@ -80,10 +99,11 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "m_step": {
         "diffem.em.MStep": (
-            *("augment", "ema_decay", "optimizer", "rollbacks", "schedule", "times"),
+            *("augment", "clean", "ema_decay", "optimizer", "rollbacks", "schedule", "times"),
         )
     },
-    "m_step.augment": {"diffem.em.Augment": ("flip", "hue", "saturation")},
+    "m_step.clean": {"diffem.em.CleanShare": ("count", "path", "share")},
+    "m_step.augment": {"diffem.em.Augment": ("flip", "hue", "rotate", "saturation", "zoom")},
     "m_step.optimizer": {
         "torch.optim.ASGD": (*_LOSS, "alpha", "capturable", "lambd", "t0"),
         "torch.optim.Adadelta": (*_LOSS, "capturable", "eps", "rho"),

@@ -1,5 +1,6 @@
 """Channels q(y | x) that can be drawn again from any image: forward operators and noise models."""
 
+from diffem.corruption.basis import ENTRIES, Basis
 from diffem.corruption.blur import Blur
 from diffem.corruption.channel import (
     Channel,
@@ -9,32 +10,71 @@ from diffem.corruption.channel import (
     make_channel,
     require,
 )
+from diffem.corruption.composition import Composition
 from diffem.corruption.denoising import Denoising
+from diffem.corruption.distorted import DistortedChannel
+from diffem.corruption.distortion import Distortion
 from diffem.corruption.downsample import Downsample
+from diffem.corruption.fourier import Fourier
+from diffem.corruption.gamma import Gamma
+from diffem.corruption.impulse import Impulse
+from diffem.corruption.jpeg import JPEG
+from diffem.corruption.magnitude import Magnitude
 from diffem.corruption.mask import Mask
-from diffem.corruption.noise import GaussianNoise, Noise, PoissonGaussianNoise, PoissonNoise
+from diffem.corruption.mosaic import Mosaic
+from diffem.corruption.motion_blur import MotionBlur
+from diffem.corruption.noise import (
+    GaussianNoise,
+    Noise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SpeckleNoise,
+)
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.point_spread import PointSpread
 from diffem.corruption.projection import Projection
+from diffem.corruption.quantisation import Quantisation
+from diffem.corruption.rician import Rician
+from diffem.corruption.saturation import Saturation
 from diffem.corruption.spectrum import Spectrum
+from diffem.corruption.weighting import Weighting
 
 __all__ = [
+    "ENTRIES",
+    "JPEG",
+    "Basis",
     "Blur",
     "Channel",
     "ChannelParameter",
+    "Composition",
     "Denoising",
+    "DistortedChannel",
+    "Distortion",
     "Downsample",
+    "Fourier",
+    "Gamma",
     "GaussianNoise",
+    "Impulse",
     "LinearChannel",
     "LinearGaussianChannel",
     "LinearOperator",
+    "Magnitude",
     "Mask",
     "Measurement",
+    "Mosaic",
+    "MotionBlur",
     "Noise",
+    "PointSpread",
     "PoissonGaussianNoise",
     "PoissonNoise",
     "Projection",
+    "Quantisation",
+    "Rician",
+    "Saturation",
+    "SpeckleNoise",
     "Spectrum",
+    "Weighting",
     "make_channel",
     "require",
 ]

@@ -1,10 +1,12 @@
-"""Gaussian blur: A x = k_σ * x, separable, with reflected borders."""
+"""Gaussian blur: A x = k_σ * x, separable, with reflected borders; perhaps on a coarser grid."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
+from diffem.corruption.basis import MatrixBasis
+from diffem.corruption.downsample import checked_factor, repeated
 from diffem.corruption.operator import LinearOperator, constant_map, full_precision
 from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
@@ -16,15 +18,19 @@ class Blur(LinearOperator):
     """Blurs each axis by a truncated Gaussian kernel of the sample's own width.
 
     Each axis is one matrix K(σ) of the kernel's weights with the border's reflection folded in,
-    so that A x = K x Kᵀ in 2-D and the adjoint is exact: Kᵀ y K.
+    so that A x = K x Kᵀ in 2-D and the adjoint is exact: Kᵀ y K. A detector with larger pixels
+    averages the blurred image over blocks, which is part of the same matrix.
 
     Arguments:
         shape: The shape of x, (C, *S).
         sigma: The kernel's standard deviation in pixels, > 0, or a range (low, high).
         kernel_size: The kernel's length in pixels, odd and less than twice the shortest side.
+        factor: The side of a block that is averaged to one pixel of y; it divides every side of
+            x. 1 leaves the grid as it is.
 
     Raises:
-        UserError: If sigma is not positive, or the kernel is even, too small or too large.
+        UserError: If sigma is not positive, the kernel is even, too small or too large, or the
+            factor does not divide every side.
     """
 
     preserves_intensity = True
@@ -35,6 +41,7 @@ class Blur(LinearOperator):
         *,
         sigma: float | Sequence[float],
         kernel_size: int,
+        factor: int = 1,
     ) -> None:
         super().__init__(shape)
         self.sigma = ChannelParameter.of("corruption.sigma", sigma)
@@ -51,6 +58,7 @@ class Blur(LinearOperator):
                 f"{self.shape}, got {kernel_size}"
             )
         self.radius = kernel_size // 2
+        self.factor = checked_factor(factor, self.shape)
 
     @property
     def parameters(self) -> dict[str, ChannelParameter]:
@@ -63,7 +71,7 @@ class Blur(LinearOperator):
         return self.sigma.assume(operator)
 
     def matrix(self, sigma: Tensor, length: int) -> Tensor:
-        """Returns the blur of an axis as matrices K, (B, L, L), for widths sigma, (B,)."""
+        """Returns the blur of an axis as matrices, (B, L / factor, L), for widths sigma, (B,)."""
         offset = torch.arange(-self.radius, self.radius + 1, device=sigma.device)
         weight = torch.exp(-((offset / sigma[:, None]) ** 2) / 2)
         weight = weight / weight.sum(dim=1, keepdim=True)
@@ -73,7 +81,8 @@ class Blur(LinearOperator):
         matrix = weight.new_zeros(len(sigma), length, length)
         # One index pair can stand twice (a kernel that is reflected onto itself): accumulate.
         index = (torch.arange(len(sigma), device=sigma.device)[:, None, None], row, column)
-        return matrix.index_put(index, weight[:, None].expand(-1, length, -1), accumulate=True)
+        matrix.index_put_(index, weight[:, None].expand(-1, length, -1), accumulate=True)
+        return matrix.unflatten(1, (-1, self.factor)).mean(dim=2)
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         return self._along_axes(x, operator, transpose=False)
@@ -93,18 +102,18 @@ class Blur(LinearOperator):
             axes.append((axis, v))
             value = value.clamp(min=0).reshape(-1, *(1,) * (axis - 1), side)
             square = square[..., None] * value
-        return Spectrum(tuple(axes), square)
+        return Spectrum(MatrixBasis(tuple(axes)), square)
 
     def lift(self, y: Tensor, operator: Tensor) -> Tensor:
-        return y
+        return repeated(y, self.factor)
 
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
-        return [constant_map(operator[:, 0], y)]
+        return [constant_map(operator[:, 0], self.lift(y, operator))]
 
     @full_precision
     def _along_axes(self, x: Tensor, operator: Tensor, *, transpose: bool) -> Tensor:
         for axis in range(2, x.ndim):
-            matrix = self.matrix(operator[:, 0].to(x.dtype), x.shape[axis])
+            matrix = self.matrix(operator[:, 0].to(x.dtype), self.shape[axis - 1])
             equation = "bji,b...j->b...i" if transpose else "bij,b...j->b...i"
             x = torch.einsum(equation, matrix, x.movedim(axis, -1)).movedim(-1, axis)
         return x

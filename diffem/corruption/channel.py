@@ -63,6 +63,10 @@ class Channel(ABC):
     learn: tuple[str, ...] = ()
     """The names of the parameters that are learned from the measurements."""
 
+    keeps_units = False
+    """Whether y of a channel that is not linear is in the units of x, so that measurements of
+    one's own are brought to the scale of [-1, 1] as clean images are."""
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
@@ -74,6 +78,13 @@ class Channel(ABC):
             x: Images, (B, *shape), on the generator's device.
             generator: The source of all randomness.
         """
+
+    def scaled(self, factor: float) -> Self:
+        """Returns the channel of measurements that were multiplied by a factor.
+
+        One that is not linear and does not keep units stays as it is: so do its measurements.
+        """
+        return self
 
     @abstractmethod
     def embed(self, measurement: Measurement) -> Tensor:
@@ -107,8 +118,8 @@ class LinearChannel(Channel):
         learn: Parameters to learn; a linear channel learns none if its noise is not Gaussian.
 
     Raises:
-        UserError: If the noise counts photons and A does not keep intensities, or a parameter
-            cannot be learned.
+        UserError: If the noise depends on the intensity and A does not keep intensities, or a
+            parameter cannot be learned.
     """
 
     def __init__(
@@ -118,7 +129,7 @@ class LinearChannel(Channel):
         self.forward_operator = forward_operator
         self.noise = noise
         self.learn = tuple(learn)
-        if noise.counts_photons and not forward_operator.preserves_intensity:
+        if noise.needs_intensity and not forward_operator.preserves_intensity:
             raise UserError(
                 f"{noise} needs an operator under which an intensity stays one, and "
                 f"{forward_operator} is none; choose corruption/noise=gaussian, or "

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from diffem.corruption.basis import ENTRIES
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
 
@@ -18,4 +19,4 @@ class Denoising(LinearOperator):
         return y
 
     def spectrum(self, operator: Tensor) -> Spectrum:
-        return Spectrum((), operator.new_ones(()))
+        return Spectrum(ENTRIES, operator.new_ones(()))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffem.corruption.basis import MatrixBasis
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
@@ -27,14 +28,7 @@ class Downsample(LinearOperator):
 
     def __init__(self, shape: Sequence[int], *, factor: int) -> None:
         super().__init__(shape)
-        sides = self.shape[1:]
-        check("corruption.factor", factor)
-        if not sides or any(side % factor for side in sides):
-            raise UserError(
-                f"corruption.factor must divide every side of the images, whose shape is "
-                f"{self.shape}, got {factor}"
-            )
-        self.factor = factor
+        self.factor = checked_factor(factor, self.shape)
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         for axis in range(2, x.ndim):
@@ -42,10 +36,10 @@ class Downsample(LinearOperator):
         return x
 
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
-        return self._repeat(y) / self.factor ** (y.ndim - 2)
+        return repeated(y, self.factor) / self.factor ** (y.ndim - 2)
 
     def lift(self, y: Tensor, operator: Tensor) -> Tensor:
-        return self._repeat(y)
+        return repeated(y, self.factor)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
         # Along an axis, blocks of f pixels: their mean is the first of f orthonormal cosines,
@@ -60,9 +54,30 @@ class Downsample(LinearOperator):
             axes.append((axis, v[None]))
             measured = (torch.arange(side, device=operator.device) % f == 0) / f
             square = square[..., None] * measured
-        return Spectrum(tuple(axes), square)
+        return Spectrum(MatrixBasis(tuple(axes)), square)
 
-    def _repeat(self, y: Tensor) -> Tensor:
-        for axis in range(2, y.ndim):
-            y = y.repeat_interleave(self.factor, dim=axis)
-        return y
+
+def checked_factor(factor: int, shape: Sequence[int]) -> int:
+    """Returns the side of the blocks that are averaged.
+
+    Arguments:
+        factor: The side in pixels.
+        shape: The shape of an image, (C, *S).
+
+    Raises:
+        UserError: If it does not divide every side of the image.
+    """
+    check("corruption.factor", factor)
+    if len(shape) < 2 or any(side % factor for side in shape[1:]):
+        raise UserError(
+            "corruption.factor must divide every side of the images, whose shape is "
+            f"{tuple(shape)}, got {factor}"
+        )
+    return factor
+
+
+def repeated(y: Tensor, factor: int) -> Tensor:
+    """Returns images (B, C, *S) whose pixels are repeated along every side, (B, C, *factor·S)."""
+    for axis in range(2, y.ndim):
+        y = y.repeat_interleave(factor, dim=axis)
+    return y

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from diffem.corruption.basis import ENTRIES
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.ranges import check
@@ -23,6 +24,7 @@ class Mask(LinearOperator):
 
     preserves_intensity = True  # where it measures anything
     covers = True
+    keeps_coefficients = True
 
     def __init__(self, shape: Sequence[int], *, rho: float) -> None:
         super().__init__(shape)
@@ -48,7 +50,7 @@ class Mask(LinearOperator):
         return operator * (u >= fraction)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
-        return Spectrum((), operator)
+        return Spectrum(ENTRIES, operator)
 
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
         return [operator]

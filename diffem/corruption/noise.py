@@ -1,6 +1,6 @@
 """Noise models: y ~ p(y | A x) with parameters that are known, drawn per sample, or learned.
 
-Each noise model has independent entries, the mean A x and a variance that is affine in A x.
+Each noise model has independent entries, the mean A x and a variance that depends on A x alone.
 """
 
 import copy
@@ -20,10 +20,11 @@ class Noise(ABC):
     """Abstract noise model of independent entries, E[y | A x] = A x.
 
     Attributes:
-        counts_photons: Whether it needs an operator of which `preserves_intensity` is true.
+        needs_intensity: Whether it depends on the intensity, so that it needs an operator of which
+            `preserves_intensity` is true.
     """
 
-    counts_photons = False
+    needs_intensity = False
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -119,7 +120,7 @@ class PoissonNoise(Noise):
         UserError: If a number is not positive.
     """
 
-    counts_photons = True
+    needs_intensity = True
 
     def __init__(self, photons: float | Sequence[float], background: float = 1.0) -> None:
         self.photons = ChannelParameter.of("corruption.noise.photons", photons)
@@ -180,3 +181,45 @@ class PoissonGaussianNoise(PoissonNoise):
 
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         return super().variance(mean, noise) + expand(noise[:, 1] ** 2, mean)
+
+
+class SpeckleNoise(Noise):
+    """Multiplicative noise and a little white noise: y = 2 I (1 + κ ε_1) - 1 + σ_y ε_2.
+
+    I = (A x + 1) / 2 is the intensity, taken for 0 below 0; coherent imaging (radar, ultrasound)
+    averages over 1/κ² looks. The variance of y is 4 κ² I² + σ_y².
+
+    Arguments:
+        speckle: κ, the noise's standard deviation relative to the intensity, > 0, or a range
+            (low, high) that each sample draws its own from.
+        std: The white noise's standard deviation σ_y in the units of x, > 0, or a range; it keeps
+            the variance of a dark pixel above 0.
+
+    Raises:
+        UserError: If a number is not positive.
+    """
+
+    needs_intensity = True
+
+    def __init__(self, speckle: float | Sequence[float], std: float | Sequence[float]) -> None:
+        self.speckle = ChannelParameter.of("corruption.noise.speckle", speckle)
+        self.std = ChannelParameter.of("corruption.noise.std", std)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"speckle": self.speckle, "std": self.std}
+
+    def scales(self, noise: Tensor) -> list[Tensor]:
+        return [noise[:, 0], noise[:, 1]]
+
+    def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        epsilon = torch.randn(2, *mean.shape, generator=generator, device=mean.device)
+        speckle = 2 * self._intensity(mean) * expand(noise[:, 0], mean) * epsilon[0]
+        return mean + speckle + expand(noise[:, 1], mean) * epsilon[1]
+
+    def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
+        speckle = 2 * self._intensity(mean) * expand(noise[:, 0], mean)
+        return speckle.square() + expand(noise[:, 1] ** 2, mean)
+
+    def _intensity(self, mean: Tensor) -> Tensor:
+        return ((mean + 1) / 2).clamp(min=0)

@@ -53,6 +53,12 @@ class LinearOperator(ABC):
     """Whether A maps constant images to the same constant and non-negative ones to non-negative
     ones, so that A x is an intensity where x is one; photon noise needs that."""
 
+    keeps_units = True
+    """Whether A x is in the units of x, so that the range of measurements tells that of images."""
+
+    keeps_coefficients = False
+    """Whether A keeps some coefficients of x, which φ draws at random, and removes the others."""
+
     covers: bool | None = False
     """Whether φ is drawn, whatever x is, so that every direction of x is measured under some φ;
     None where the law of φ is not known."""
@@ -71,6 +77,12 @@ class LinearOperator(ABC):
         for name, parameter in parameters.items():
             setattr(new, name, parameter)
         return new
+
+    @property
+    def measured_shape(self) -> tuple[int, ...]:
+        """The shape M of a measurement."""
+        phi = self.draw(1, Generator().manual_seed(0))
+        return tuple(self.apply(torch.zeros(1, *self.shape), phi).shape[1:])
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draws φ of n samples, (n, *P); (n, 0) where the operator has none."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from diffem.corruption.basis import MatrixBasis
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
@@ -57,7 +58,7 @@ class Projection(LinearOperator):
             square, v = eigh_of_few_rows(operator)
         else:
             square, v = torch.linalg.eigh(operator.mT @ operator)
-        return Spectrum(((1, v),), square.clamp(min=0))
+        return Spectrum(MatrixBasis(((1, v),)), square.clamp(min=0))
 
     @full_precision
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:

@@ -6,7 +6,14 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption import Channel, LinearChannel, LinearOperator, Mask, Measurement
+from diffem.corruption import (
+    Channel,
+    LinearChannel,
+    LinearOperator,
+    Mask,
+    Measurement,
+    Weighting,
+)
 from diffem.corruption.recorded import Recorded
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
@@ -25,8 +32,8 @@ def measurement_of(
 ) -> Measurement:
     """Returns arrays in the data's units as measurements on the scale of [-1, 1], float32.
 
-    A linear channel's A x is in the units of x, so y is scaled as x is. A channel that is not
-    linear has units of its own for y, and y stays as it is.
+    A linear channel's A x is in the units of x, so y is scaled as x is; so is y of another
+    channel that keeps units. Any other one has units of its own for y, and y stays as it is.
 
     Arguments:
         y: Measurements, (N, *M), real numbers; (N, H, W) where M is (1, H, W). NaN is "not
@@ -36,8 +43,8 @@ def measurement_of(
         operator: The operator's parameters φ of each measurement, (N, *P): for a mask, 0 where
             nothing was measured. None where the channel has the same for all, and for a mask.
         noise: The standard deviation of each measurement's noise in the data's units, (N,), of a
-            linear channel; the noise's parameters, (N, K), of another. None where the channel has
-            one number.
+            linear channel; of a weighting that of every pixel, (N, *M); of a channel that is not
+            linear the noise's parameters, (N, K). None where the channel has one number.
         source: What the sentences call the measurements, such as "dataset.path: y.npz".
 
     Raises:
@@ -50,7 +57,7 @@ def measurement_of(
     if isinstance(channel, LinearChannel):
         given = _linear(values, channel, scale, operator, noise, source)
     else:
-        given = _general(values, channel, operator, noise, source)
+        given = _general(values, channel, scale, operator=operator, noise=noise, source=source)
     single = Measurement(*(field.float() for field in given))
     if not single.y.isfinite().all():
         raise UserError(
@@ -66,6 +73,8 @@ def operator_of(
     *,
     y: Array | None = None,
     operator: Array | None = None,
+    std: Array | None = None,
+    scale: Scale = Scale(-1.0, 1.0),  # noqa: B008 - immutable
     source: str = "y",
 ) -> Tensor:
     """Returns the operator's parameters φ of measurements alone, (N, *P), float32.
@@ -75,18 +84,23 @@ def operator_of(
         channel: As for `measurement_of`.
         y: The measurements; of a mask alone, and only if some hold NaN.
         operator: As for `measurement_of`.
+        std: The standard deviation of every pixel; of a weighting alone.
+        scale: As for `measurement_of`.
         source: As for `measurement_of`.
 
     Raises:
         UserError: As `measurement_of`.
     """
     own = own_operator(channel)
-    if not isinstance(own, Mask):
+    if not isinstance(own, Mask | Weighting):
         return _operator(n, own, operator, channel, source).float()
     measured = torch.ones(n, *own.shape, dtype=torch.bool)
     if y is not None:
         found = torch.from_numpy(~np.isnan(np.asarray(y)))
         measured = _with_channels(found, own.shape, channel, source)
+    if isinstance(own, Weighting):
+        weight = _weights(measured, channel, scale, operator=operator, std=std, source=source)
+        return weight.float()
     return _mask(measured, own, operator, source).float()
 
 
@@ -157,6 +171,11 @@ def _linear(
 ) -> Measurement:
     """Returns the measurements of a linear channel, float64."""
     own = own_operator(channel)
+    if isinstance(own, Weighting):
+        y = _with_channels(y, own.shape, channel, source)
+        phi = _weights(~y.isnan(), channel, scale, operator=operator, std=noise, source=source)
+        y = scale.normalise(y).nan_to_num(nan=0.0) * phi
+        return Measurement(y, phi, _noise(len(y), channel, scale, None, source))
     if isinstance(own, Mask):
         y = _with_channels(y, own.shape, channel, source)
         phi = _mask(~y.isnan(), own, operator, source)
@@ -179,7 +198,13 @@ def _linear(
 
 
 def _general(
-    y: Tensor, channel: Channel, operator: Array | None, noise: Array | None, source: str
+    y: Tensor,
+    channel: Channel,
+    scale: Scale,
+    *,
+    operator: Array | None,
+    noise: Array | None,
+    source: str,
 ) -> Measurement:
     """Returns the measurements of a channel that only draws and embeds, float64."""
     if y.isnan().any():
@@ -190,6 +215,8 @@ def _general(
     # Draws show the shapes, and whether a parameter is the same for all.
     drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
     y = _with_channels(y, drawn.y.shape[1:], channel, source)
+    if channel.keeps_units:
+        y = scale.normalise(y)
     phi = _given_or_drawn(len(y), operator, drawn.operator, f"{source}: operator", channel)
     return Measurement(
         y, phi, _given_or_drawn(len(y), noise, drawn.noise, f"{source}: std", channel)
@@ -235,6 +262,59 @@ def _mask(measured: Tensor, own: Mask, operator: Array | None, source: str) -> T
     return ((mask != 0) & measured).double()
 
 
+def _weights(
+    measured: Tensor,
+    channel: LinearChannel,
+    scale: Scale,
+    *,
+    operator: Array | None,
+    std: Array | None,
+    source: str,
+) -> Tensor:
+    """Returns σ_y / σ(p) of every pixel, (N, *shape), float64; 0 where nothing was measured.
+
+    Arguments:
+        measured: Where y is not NaN, (N, *shape).
+        channel: The channel, whose one σ_y is on the scale of [-1, 1].
+        scale: The data's units.
+        operator: 0 where nothing was measured, if it was given.
+        std: σ(p) in the data's units, (N, *shape), perhaps without an axis of channels; NaN where
+            nothing was measured.
+        source: What the sentences call the measurements.
+    """
+    sigma = channel.noise.parameters["std"].known if "std" in channel.noise.parameters else None
+    if sigma is None or channel.noise.needs_intensity:
+        raise UserError(
+            f"corruption=weighting needs Gaussian noise with one corruption.noise.std, got "
+            f"{channel.noise}; choose corruption/noise=gaussian and one number"
+        )
+    if std is None:
+        raise UserError(
+            f"{source} has no std of every pixel, which corruption=weighting needs; give it, or "
+            "choose corruption=denoising or mask"
+        )
+    values = numbers(std, f"{source}: std", nan=True)
+    values = values.unsqueeze(1) if values.unsqueeze(1).shape == measured.shape else values
+    if values.shape != measured.shape or (values <= 0).any():
+        raise UserError(
+            f"{source}: std must be positive numbers of the shape {list(measured.shape[1:])} for "
+            "each measurement, NaN where nothing was measured, got the shape "
+            f"{list(values.shape[1:])} and a least value of {values.nan_to_num(nan=1.0).min():g}"
+        )
+    weight = torch.where(measured & values.isfinite(), sigma / (values * scale.factor), 0)
+    if operator is not None:
+        mask = numbers(operator, f"{source}: operator")
+        mask = mask.unsqueeze(1) if mask.ndim == weight.ndim - 1 else mask
+        try:
+            weight = weight * (mask != 0).expand_as(weight)
+        except RuntimeError as error:
+            raise UserError(
+                f"{source}: operator has the shape {list(mask.shape)}, and "
+                f"{list(weight.shape)} is needed, 0 where nothing was measured; correct it"
+            ) from error
+    return weight
+
+
 def _operator(
     n: int, own: LinearOperator, operator: Array | None, channel: Channel, source: str
 ) -> Tensor:
@@ -278,8 +358,9 @@ def _given_or_drawn(
             )
         return drawn[:1].double().repeat(n, *(1,) * (drawn.ndim - 1))
     values, shape = numbers(given, name), (n, *drawn.shape[1:])
-    if (*values.shape, 1) == shape:
-        values = values.unsqueeze(-1)
+    # An axis of length 1 may be left out, as that of a channel or of a mask's rows.
+    if [s for s in values.shape if s > 1] == [s for s in shape if s > 1]:
+        values = values.reshape(shape)
     if values.shape != shape:
         raise UserError(
             f"{name} must have the shape {list(shape)} for {channel}, got {list(values.shape)}; "

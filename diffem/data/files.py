@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearChannel, Mask, Measurement
+from diffem.corruption import Channel, LinearChannel, Mask, Measurement, Weighting
 from diffem.corruption.recorded import Recorded
 from diffem.data.arrays import numbers, operator_of
 from diffem.data.format import Format
@@ -59,15 +59,21 @@ class FileRows:
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""
         assert isinstance(self.channel, LinearChannel)
-        masks = self.missing and isinstance(self.channel.forward_operator, Mask)
+        own = self.channel.forward_operator
+        masks = self.missing and isinstance(own, Mask | Weighting)
         found = []
         for part in index.split(rows_at_once(self.held.y)):  # many rows of φ, a few of y at once
             rows = self.rows[part].numpy()
+            std = None
+            if isinstance(own, Weighting) and self.held.std is not None:
+                std = self.held.std[rows]
             phi = operator_of(
                 len(rows),
                 self.channel,
                 y=self.held.y[rows] if masks else None,
                 operator=None if self.held.operator is None else self.held.operator[rows],
+                std=std,
+                scale=self.scale,
                 source=self.held.name,
             )
             found.append(phi)
@@ -165,19 +171,30 @@ class MeasurementFiles:
             UserError: If the measurements do not fit the channel.
         """
         if isinstance(channel, LinearChannel):
-            if channel.noise.counts_photons and not self.given["range"]:
+            if channel.noise.needs_intensity and not self.given["range"]:
                 raise UserError(
                     f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
-                    "y, in the data's units, of a pixel without light and of one with "
-                    "corruption.noise.photons photons"
+                    "y, in the data's units, of a pixel without light and of one at full intensity"
+                )
+            if not (channel.forward_operator.keeps_units or self.given["range"]):
+                raise UserError(
+                    f"dataset.range must be given with {channel}, whose measurements are not in "
+                    "the units of an image: [LOW, HIGH], about the smallest and the largest value "
+                    "of a clean one"
                 )
             self._report_range()
             channel = channel.scaled(self.scale.factor)
-        elif unset := [key for key, given in self.given.items() if not given]:
+        elif unset := [
+            key
+            for key, given in self.given.items()
+            if not given and not (key == "shape" and channel.keeps_units)
+        ]:
             raise UserError(
                 f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
                 f"the clean images are cannot be learned from {self.held.name}"
             )
+        else:
+            channel = channel.scaled(self.scale.factor)
         missing = self.survey.missing is not None
         every = FileRows(self.held, torch.arange(self.count), channel, self.scale, missing)
         # One row shows whether all fit; another one, whether NaN does.
@@ -186,7 +203,7 @@ class MeasurementFiles:
         assumed = channel
         if isinstance(channel, LinearChannel):
             own = channel.forward_operator
-            if isinstance(own, Mask) or self.held.operator is not None:
+            if isinstance(own, Mask | Weighting) or self.held.operator is not None:
                 assumed = channel.with_operator(Recorded(own, every))
             if isinstance(own, Mask) and self.held.operator is None and not missing:
                 warn(
@@ -281,7 +298,10 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
         if array is None:
             continue
         for rows in _chunks(array, count):
-            values = numbers(array[rows], f"{held.name}: {name}")
+            maps = (
+                name == "std" and len(array.shape) > 2
+            )  # of every pixel, NaN where there is none
+            values = numbers(array[rows], f"{held.name}: {name}", nan=maps)
             if name == "std" and values.ndim == 1 and not (values > 0).all():
                 raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
     return Survey(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption import Channel, LinearChannel, Measurement, Spectrum
+from diffem.corruption import ENTRIES, Channel, LinearChannel, Measurement, Spectrum
 from diffem.corruption.operator import expand
 from diffem.runtime.errors import UserError
 
@@ -36,7 +36,7 @@ class Condition(NamedTuple):
 def embedding_only(embedding: Tensor) -> Condition:
     """Returns the condition that reaches the denoiser by its embedding, (B, C', *S), alone."""
     zero = torch.zeros((), device=embedding.device)
-    return Condition(embedding, Spectrum((), zero), zero, zero)
+    return Condition(embedding, Spectrum(ENTRIES, zero), zero, zero)
 
 
 def measured_coefficients(
@@ -56,7 +56,7 @@ def measured_coefficients(
         rounding error of what the others measured.
     """
     At_y = channel.adjoint(measurement.y, measurement.operator)
-    if not spectrum.axes:
+    if spectrum.basis == ENTRIES:
         return spectrum.square / var, At_y / var
     if var.shape == measurement.y.shape:
         # V diagonalises AᵀA, but not Aᵀ diag(var)⁻¹ A: one variance for each sample.

@@ -17,7 +17,7 @@ from azula.denoise import DiracPosterior
 from azula.noise import Schedule
 from torch import Tensor, nn
 
-from diffem.corruption import Spectrum
+from diffem.corruption import ENTRIES, Spectrum
 from diffem.corruption.operator import expand
 from diffem.denoiser.condition import Condition
 
@@ -58,7 +58,7 @@ class Denoiser(AzulaDenoiser):
         noise_level = torch.log(sigma_t / alpha_t)
         z = x_t / expand(alpha_t, x_t)
         precision = expand((alpha_t / sigma_t) ** 2, x_t)
-        spectrum, embedding = Spectrum((), precision), None
+        spectrum, embedding = Spectrum(ENTRIES, precision), None
         if condition is not None:
             spectrum, embedding = condition.spectrum, condition.embedding
             fused = precision + condition.precision
@@ -116,7 +116,7 @@ class Denoiser(AzulaDenoiser):
         x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
         w = (alpha_t / sigma_t) ** 2 + 1
         error = self(x_t, t, condition).mean - x
-        fused = Spectrum((), w) if condition is None else condition.spectrum
+        fused = Spectrum(ENTRIES, w) if condition is None else condition.spectrum
         if condition is not None:
             w = w + condition.precision.clamp(max=PRECISE)
         error = w.sqrt() * fused.analyse(error)

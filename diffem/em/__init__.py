@@ -4,6 +4,7 @@ from diffem.em.augment import Augment
 from diffem.em.blind import Blind
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import CheckpointEachEpoch
+from diffem.em.clean import CleanShare
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.guard import Guard
 from diffem.em.loop import EMLoop, PosteriorFactory, e_step
@@ -17,6 +18,7 @@ __all__ = [
     "Augment",
     "Blind",
     "CheckpointEachEpoch",
+    "CleanShare",
     "Cosine",
     "DenoiserModule",
     "EMLoop",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearChannel, Measurement
+from diffem.corruption import Channel, DistortedChannel, LinearChannel, Measurement
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
 from diffem.posterior import Posterior
@@ -49,8 +49,9 @@ class Gaussian:
     """A Gaussian fitted to the measurements by EM, and its posterior; any channel will do.
 
     It is exact under linear channels with Gaussian noise, and the best affine estimate under other
-    linear channels. Under a channel that is not linear round 0 is drawn from the Gaussian that EM
-    starts from, N(0, variance · I); the first M-step then learns its posterior.
+    linear channels. Where distortions follow a linear channel and y is in the units of x, it is
+    fitted as if there were none. Under any other channel round 0 is drawn from the Gaussian that
+    EM starts from, N(0, variance · I); the first M-step then learns its posterior.
 
     Arguments:
         rank: The rank of the low-rank part of the covariance.
@@ -81,16 +82,23 @@ class Gaussian:
             UserError: If the measurements measure nothing.
         """
         channel = data.measurements.channel
-        if not isinstance(channel, LinearChannel):
+        linear = linear_part(channel)
+        if linear is None:
             return UninformedGaussian(channel.shape, self.variance or 1 / 3)
-        measurement = self.measured(channel, data)
+        fitted = self.fit(linear, self.measured(linear, data).to(module.device), module)
+        return Undistorted(channel, fitted) if isinstance(channel, DistortedChannel) else fitted
+
+    def fit(
+        self, channel: LinearChannel, measurement: Measurement, module: DenoiserModule
+    ) -> Posterior:
+        """Returns the posterior of the Gaussian that is fitted to measurements."""
         with (
             progress_bar("Gaussian EM", self.iterations, "iterations") as advance,
             seeded(module.seed, "init", device=module.device),
         ):
             return fit_gaussian(
                 channel,
-                measurement.to(module.device),
+                measurement,
                 rank=self.rank,
                 iterations=self.iterations,
                 variance=self.variance,
@@ -104,6 +112,8 @@ class Gaussian:
             UserError: If they measure nothing.
         """
         measurement = data.measurements.select(slice(self.samples))
+        if isinstance(given := data.measurements.channel, DistortedChannel):
+            measurement = given.undistorted(measurement)
         if not channel.measured_mask(measurement.y, measurement.operator).any():
             raise UserError(
                 f"init: nothing was measured in the first {len(measurement.y)} measurements "
@@ -149,22 +159,21 @@ class Mixture(Gaussian):
     @staticmethod
     def fits(channel: Channel) -> bool:
         """Returns whether a mixture can be fitted under a channel."""
-        return isinstance(channel, LinearChannel) and has_spectrum(channel)
+        linear = linear_part(channel)
+        return linear is not None and has_spectrum(linear)
 
-    def prepare(
-        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
+    def fit(
+        self, channel: LinearChannel, measurement: Measurement, module: DenoiserModule
     ) -> Posterior:
-        """Returns the posterior of the fitted mixture.
+        """Returns the posterior of the mixture that is fitted to measurements.
 
         Raises:
-            UserError: If the measurements measure nothing, or the fit breaks down numerically.
+            UserError: If the fit breaks down numerically.
         """
-        channel = data.measurements.channel
         if not self.fits(channel):
-            return super().prepare(module, data, posterior)
-        assert isinstance(channel, LinearChannel)
+            return super().fit(channel, measurement, module)
         most = max(2, ENTRIES // math.prod(channel.shape))
-        measurement = self.measured(channel, data).select(slice(most)).to(module.device)
+        measurement = measurement.select(slice(most))
         variance = observed_variance(channel, measurement)
         if self.variance is not None:
             variance = torch.full_like(variance, self.variance)
@@ -189,6 +198,30 @@ class Mixture(Gaussian):
                     f"init=mixture cannot be fitted under {channel}: the noise is too weak for "
                     "float32; start again in a new run_dir with init=gaussian"
                 ) from error
+
+
+def linear_part(channel: Channel) -> LinearChannel | None:
+    """Returns the linear channel that round 0 is fitted under; None where there is none."""
+    if isinstance(channel, DistortedChannel):
+        return channel.linear if channel.keeps_units else None
+    return channel if isinstance(channel, LinearChannel) else None
+
+
+class Undistorted(Posterior):
+    """A linear channel's posterior, of measurements whose distortions are left out of account.
+
+    Arguments:
+        channel: The channel.
+        posterior: The posterior under its linear channel.
+    """
+
+    def __init__(self, channel: DistortedChannel, posterior: Posterior) -> None:
+        self.channel = channel
+        self.posterior = posterior
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws x, (B, *shape), as if there were no distortions."""
+        return self.posterior.draw(self.channel.undistorted(measurement))
 
 
 class FromMeasurement:

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffem.denoiser import BetaMixture, Denoiser
+from diffem.em.clean import CleanShare
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -40,6 +41,8 @@ class MStep:
     """The factor of its learning rate at a progress in [0, 1]."""
     ema_decay: float
     """The decay of the weights' moving average, in [0, 1), which it approaches."""
+    clean: CleanShare | None = None
+    """Clean images in the place of some reconstructions."""
     augment: Callable[[Tensor], Tensor] | None = None
     """What is done to the reconstructions before they are corrupted afresh."""
     rollbacks: int = 0
@@ -101,6 +104,8 @@ class DenoiserModule(LightningModule):
             raise RuntimeError(f"a batch of round {batch.round} reached round {data.state.round}")
         key = (self.seed, self.stage, self.trainer.global_step, self.trainer.global_rank)
         with seeded(*key, device=self.device):
+            if self.m_step.clean is not None:
+                batch = batch._replace(x=self.m_step.clean(batch.x))
             if self.m_step.augment is not None:
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)

@@ -169,7 +169,7 @@ class Recorrupted(Objective):
         """Returns whether what a row's own measurement measures counts for more than the rest."""
         if self.imputed is not None:
             return self.imputed < 1
-        return isinstance(channel, LinearChannel) and isinstance(channel.forward_operator, Mask)
+        return isinstance(channel, LinearChannel) and channel.forward_operator.keeps_coefficients
 
     def _weight(self, batch: Batch, measurements: MeasurementSet) -> tuple[Tensor, Spectrum]:
         """Returns the weight of each coefficient's error, of mean 1, and their basis."""

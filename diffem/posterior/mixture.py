@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearChannel, Measurement, Spectrum
+from diffem.corruption import Basis, Channel, LinearChannel, Measurement
 from diffem.corruption.operator import full_precision
 from diffem.denoiser.condition import measured_coefficients
 from diffem.posterior.posterior import Posterior
@@ -38,26 +38,25 @@ class Coefficients(NamedTuple):
     """p = s² / σ_y², (n, D); 0 where nothing is measured."""
     information: Tensor
     """h = Vᵀ Aᵀ y / σ_y², (n, D)."""
-    spectrum: Spectrum
-    """The spectrum, of which the basis V alone is used."""
+    basis: Basis
+    """V."""
     shape: tuple[int, ...]
     """The shape of x."""
 
     def analyse(self, loading: Tensor) -> Tensor:
         """Returns Vᵀ of the columns of (D, m): (n, D, m), or (1, D, m) if all have one basis."""
-        n = max((len(matrix) for _, matrix in self.spectrum.axes), default=1)
+        n = self.basis.number
         columns = loading.mT.reshape(-1, 1, *self.shape).expand(-1, n, *self.shape)
-        return torch.stack([self.spectrum.analyse(c).flatten(1) for c in columns], dim=-1)
+        return torch.stack([self.basis.analyse(c).flatten(1) for c in columns], dim=-1)
 
     def select(self, index: Tensor) -> "Coefficients":
         """Returns those of some measurements."""
-        axes = [(axis, m if len(m) == 1 else m[index]) for axis, m in self.spectrum.axes]
-        basis = Spectrum(tuple(axes), torch.ones(()))
+        basis = self.basis.select(index)
         return Coefficients(self.precision[index], self.information[index], basis, self.shape)
 
     def synthesise(self, z: Tensor) -> Tensor:
         """Returns x = V z, (n, D)."""
-        return self.spectrum.synthesise(z.reshape(-1, *self.shape)).flatten(1)
+        return self.basis.synthesise(z.reshape(-1, *self.shape)).flatten(1)
 
 
 class Mixture(NamedTuple):
@@ -241,4 +240,4 @@ def coefficients(channel: LinearChannel, measurement: Measurement, prior: Mixtur
     p, h = precision.expand_as(information).flatten(1), information.flatten(1)
     measured = p > ROUNDING * p.amax(dim=1, keepdim=True)
     p, h = (torch.where(measured, each, 0).float() for each in (p, h))
-    return Coefficients(p, h, spectrum, channel.shape)
+    return Coefficients(p, h, spectrum.basis, channel.shape)

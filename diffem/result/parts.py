@@ -4,12 +4,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from diffem.config.build import build
-from diffem.corruption import Channel, make_channel
+from omegaconf import OmegaConf
+
+from diffem.config.build import TARGET, build, locate
+from diffem.corruption import (
+    Channel,
+    Composition,
+    Denoising,
+    DistortedChannel,
+    Distortion,
+    LinearOperator,
+    make_channel,
+)
 from diffem.denoiser import Denoiser
 from diffem.posterior import DenoiserPosterior, Prior
 from diffem.posterior.ambient import AmbientPrior
 from diffem.posterior.posterior import check_sampler
+from diffem.runtime.errors import UserError
 
 Node = Mapping[Any, Any]
 """A node of the configuration, of OmegaConf or in plain types."""
@@ -19,18 +30,52 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
     """Returns the channel of a node of conf/corruption.
 
     Arguments:
-        node: The keys of a forward operator, with `noise` and `learn` beside them; or those of a
-            channel that is not made of an operator and a noise model.
+        node: The keys of a forward operator or a distortion, with `noise` and `learn` beside
+            them; `parts`, a list of such; or the keys of a channel that is made of neither.
         shape: The shape of an image.
 
     Raises:
         UserError: If a value is refused.
     """
-    settings = {k: v for k, v in node.items() if k not in ("noise", "learn")}
-    part = build(settings, "corruption", shape=shape)
-    if isinstance(part, Channel):
-        return part
-    return make_channel(part, build(node["noise"], "corruption.noise"), learn=list(node["learn"]))
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    assert isinstance(plain, Mapping)
+    if "parts" in plain:
+        given = plain["parts"]
+        if not (isinstance(given, list) and given and all(_is_class(part) for part in given)):
+            raise UserError(
+                "corruption.parts must be a list of operators and distortions, as in [{_target_: "
+                f"diffem.corruption.Blur, sigma: 1.0, kernel_size: 5}}], got {given!r}"
+            )
+        parts = {f"corruption.parts.{i}": part for i, part in enumerate(given)}
+    else:
+        own = {key: value for key, value in plain.items() if key not in ("noise", "learn")}
+        parts = {"corruption": own}
+    operators: list[LinearOperator] = []
+    distortions: list[Distortion] = []
+    for key, each in parts.items():
+        target = locate(each[TARGET], f"{key}.{TARGET}")
+        if isinstance(target, type) and issubclass(target, Distortion):
+            distortions.append(build(each, key))
+            continue
+        part = build(each, key, shape=shape)
+        if isinstance(part, Channel):
+            return part
+        if distortions:
+            raise UserError(
+                f"{key}={part} stands after {distortions[-1]}, which is not linear; put all "
+                "linear operators first: noise comes after them, and then the distortions"
+            )
+        operators.append(part)
+        shape = part.measured_shape
+    operators = operators or [Denoising(shape)]
+    operator = operators[0] if len(operators) == 1 else Composition(operators)
+    noise = build(plain["noise"], "corruption.noise")
+    linear = make_channel(operator, noise, learn=list(plain["learn"]))
+    return DistortedChannel(linear, distortions) if distortions else linear
+
+
+def _is_class(node: object) -> bool:
+    return isinstance(node, Mapping) and isinstance(node.get(TARGET), str)
 
 
 def build_denoiser(cfg: Node, *, cond_channels: int) -> Denoiser:

@@ -327,10 +327,9 @@ def restore_channel(weights: Weights, config: Mapping[str, Any]) -> Channel:
     """Returns the channel as a run assumed or learned it, its noise on the scale of [-1, 1]."""
     about = weights.about
     channel = build_channel(config["corruption"], config["dataset"]["shape"])
-    if isinstance(channel, LinearChannel):
-        channel = channel.scaled(Scale(*about.scale).factor)
-        if weights.recorded is not None:
-            channel = channel.with_operator(Recorded(channel.forward_operator, weights.recorded))
+    channel = channel.scaled(Scale(*about.scale).factor)
+    if isinstance(channel, LinearChannel) and weights.recorded is not None:
+        channel = channel.with_operator(Recorded(channel.forward_operator, weights.recorded))
     if about.estimates:
         known = channel.parameters if isinstance(channel, LinearGaussianChannel) else {}
         if unknown := about.estimates.keys() - known.keys():

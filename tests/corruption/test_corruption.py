@@ -10,15 +10,21 @@ from diffem.corruption import (
     Blur,
     Denoising,
     Downsample,
+    Fourier,
     GaussianNoise,
     LinearGaussianChannel,
     Mask,
+    Mosaic,
+    MotionBlur,
+    PointSpread,
     Projection,
+    Weighting,
     make_channel,
 )
 from diffem.runtime.errors import UserError
 
 STD = 0.1
+KERNEL = [[1.0, 2.0, 0.0], [0.0, 4.0, 1.0], [0.0, 1.0, 0.5]]
 OPERATORS = {
     "mask": Mask((3, 8, 6), rho=0.4),
     "mask of signals": Mask((2, 16), rho=0.4),
@@ -28,6 +34,14 @@ OPERATORS = {
     "downsample": Downsample((3, 8, 6), factor=2),
     "denoising": Denoising((3, 8, 6)),
     "projection": Projection((5,), rows=2),
+    "super-resolution": Blur((3, 8, 6), sigma=(0.5, 2.0), kernel_size=7, factor=2),
+    "point spread": PointSpread((3, 8, 7), kernel=KERNEL),
+    "point spread of signals": PointSpread((2, 16), kernel=[1.0, 3.0, 0.5]),
+    "motion blur": MotionBlur((3, 8, 7), length=(1.5, 6.0), angle=(1e-3, 180.0)),
+    "Fourier": Fourier((1, 8, 7), acceleration=2.0, centre=0.2),
+    "Fourier of complex images": Fourier((2, 6, 8), acceleration=2.0, centre=0.2),
+    "mosaic": Mosaic((3, 8, 6)),
+    "weighting": Weighting((3, 8, 6), ratio=(1.0, 10.0)),
 }
 
 

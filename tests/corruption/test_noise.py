@@ -24,6 +24,7 @@ from diffem.corruption import (
     PoissonGaussianNoise,
     PoissonNoise,
     Projection,
+    SpeckleNoise,
     make_channel,
     require,
 )
@@ -32,11 +33,12 @@ from diffem.posterior import DPS, MMPS, DiffPIR, Isotropic, PiGDM, Restoration, 
 from diffem.runtime.errors import UserError
 
 SCHEDULE = VESchedule(0.02, 20.0)
-PHOTONS, BACKGROUND, STD = 20.0, 1.5, 0.2
+PHOTONS, BACKGROUND, STD, SPECKLE = 20.0, 1.5, 0.2, 0.3
 NOISES = {
     "gaussian": GaussianNoise(STD),
     "poisson": PoissonNoise(PHOTONS, BACKGROUND),
     "poisson_gaussian": PoissonGaussianNoise(PHOTONS, STD, BACKGROUND),
+    "speckle": SpeckleNoise(SPECKLE, STD),
 }
 OPERATORS = {
     "mask": Mask((1, 8, 8), rho=0.5),
@@ -59,7 +61,13 @@ def stated_variance(name: str, mean: Tensor) -> Tensor:
     """Returns V[y | A x] by the formulae of the docstrings."""
     poisson = 4 * (PHOTONS * (mean + 1) / 2 + BACKGROUND) / PHOTONS**2
     gaussian = torch.full_like(mean, STD**2)
-    return {"gaussian": gaussian, "poisson": poisson, "poisson_gaussian": poisson + gaussian}[name]
+    speckle = 4 * SPECKLE**2 * ((mean + 1) / 2) ** 2
+    return {
+        "gaussian": gaussian,
+        "poisson": poisson,
+        "poisson_gaussian": poisson + gaussian,
+        "speckle": speckle + gaussian,
+    }[name]
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -124,7 +132,7 @@ def test_the_network_sees_the_noise_s_parameters() -> None:
 def test_classes_follow_the_noise() -> None:
     operator = Mask((1, 8, 8), rho=0.5)
     assert isinstance(make_channel(operator, GaussianNoise(0.1)), LinearGaussianChannel)
-    for noise in (PoissonNoise(10.0), PoissonGaussianNoise(10.0, 0.1)):
+    for noise in (PoissonNoise(10.0), PoissonGaussianNoise(10.0, 0.1), SpeckleNoise(0.3, 0.1)):
         channel = make_channel(operator, noise)
         assert isinstance(channel, LinearChannel)
         assert not isinstance(channel, LinearGaussianChannel)

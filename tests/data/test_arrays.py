@@ -11,11 +11,15 @@ from diffem.corruption import (
     Blur,
     Channel,
     Denoising,
+    DistortedChannel,
     GaussianNoise,
+    LinearChannel,
     Mask,
     Measurement,
     PoissonNoise,
     Projection,
+    Saturation,
+    Weighting,
     make_channel,
 )
 from diffem.data.arrays import measurement_of, operator_of
@@ -50,6 +54,15 @@ class Gain(Saturated):
 
 def denoising(std: float | Sequence[float] = 0.1) -> Channel:
     return make_channel(Denoising(SHAPE), GaussianNoise(std))
+
+
+def weighting(std: float | Sequence[float] = 0.1) -> Channel:
+    return make_channel(Weighting(SHAPE, ratio=(1.0, 2.0)), GaussianNoise(std))
+
+
+def saturation(std: float = 0.1) -> DistortedChannel:
+    linear = make_channel(Denoising(SHAPE), GaussianNoise(std))
+    return DistortedChannel(linear, [Saturation(low=-1.0, high=0.5)])
 
 
 def mask() -> Channel:
@@ -181,3 +194,50 @@ def test_parameters_of_the_operator_alone() -> None:
     widths = RNG.uniform(0.5, 2, N)
     whole = measurement_of(X, RANGED, SCALE, operator=widths)
     assert torch.equal(operator_of(N, RANGED, operator=widths), whole.operator)
+
+
+def test_noise_of_every_pixel_becomes_a_weight() -> None:
+    """y has the residuals (y - x) / σ(p) of the data's units, whatever σ_y is taken."""
+    sigma = RNG.uniform(20, 200, (N, *SHAPE))
+    y = X + 10.0
+    y[0, 0, 0, 0], sigma[1, 0, 2, 1] = np.nan, np.nan
+    channel = weighting()
+    assert isinstance(channel, LinearChannel)
+    found = measurement_of(y[:, 0], channel, SCALE, noise=sigma[:, 0])
+    truth = SCALE.normalise(torch.from_numpy(X)).float()
+    measured = channel.measured_mask(found.y, found.operator).bool()
+    expected = torch.ones(N, *SHAPE, dtype=torch.bool)
+    expected[0, 0, 0, 0] = expected[1, 0, 2, 1] = False
+    assert torch.equal(measured, expected)
+    residual = (found.y - channel.apply(truth, found.operator)) / 0.1
+    torch.testing.assert_close(
+        residual[measured], torch.from_numpy(10 / sigma).float()[expected], rtol=1e-3, atol=1e-4
+    )
+    lifted = SCALE.denormalise(channel.lift(found).double())[measured]
+    torch.testing.assert_close(lifted, torch.from_numpy(y)[expected], rtol=1e-5, atol=1e-2)
+    alone = operator_of(N, channel, y=y[:, 0], std=sigma[:, 0], scale=SCALE)
+    assert torch.equal(alone, found.operator)
+
+
+@pytest.mark.parametrize(
+    ("channel", "std", "sentence"),
+    [
+        (weighting(), None, "no std of every pixel"),
+        (weighting(), STD, "std must be positive numbers of the shape [1, 4, 3]"),
+        (weighting(), -np.ones((N, 4, 3)), "a least value of -1"),
+        (weighting((0.1, 0.2)), np.ones((N, 4, 3)), "one corruption.noise.std"),
+    ],
+)
+def test_noise_of_every_pixel_that_does_not_fit(
+    channel: Channel, std: np.ndarray | None, sentence: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        measurement_of(X, channel, SCALE, noise=std)
+    assert sentence in str(error.value)
+
+
+def test_distorted_measurements_are_on_the_scale_of_the_images() -> None:
+    found = measurement_of(X, saturation(), SCALE)
+    assert torch.equal(found.y, SCALE.normalise(torch.from_numpy(X)).float())
+    assert found.operator.shape == (N, 0) and (found.noise == 0.1).all()
+    assert saturation(50.0).scaled(SCALE.factor).linear.noise.parameters["std"].known == 0.025

@@ -1,0 +1,46 @@
+"""Distortions g_φ: what happens to a measurement after its noise, and is not linear."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.parameter import ChannelParameter
+
+
+class Distortion(ABC):
+    """Abstract map of noisy images, y = g_φ(A x + noise), that keeps their shape.
+
+    Numbers are on the scale of images in [-1, 1], which for measurements of one's own is that of
+    `dataset.range`.
+    """
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        """The parameters φ in the order in which a measurement carries them."""
+        return {}
+
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Draws φ of n samples, (n, P)."""
+        drawn = [p.draw(n, generator) for p in self.parameters.values()]
+        return torch.stack(drawn, dim=1) if drawn else torch.empty(n, 0, device=generator.device)
+
+    def assume(self, parameters: Tensor) -> Tensor:
+        """Returns φ with the known parameters in place of the drawn ones, (B, P)."""
+        columns = zip(self.parameters.values(), parameters.unbind(dim=1), strict=True)
+        assumed = [p.assume(values) for p, values in columns]
+        return torch.stack(assumed, dim=1) if assumed else parameters
+
+    @abstractmethod
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        """Returns g_φ(u), (B, *M).
+
+        Arguments:
+            u: Noisy images, (B, *M).
+            parameters: φ of each, (B, P).
+            noise: The parameters of the noise before it, (B, K).
+            generator: The source of all randomness, where g is random.
+        """

@@ -1,0 +1,28 @@
+"""Gamma: g(u) = 2 ((u + 1) / 2)^γ - 1, a detector whose response is not linear."""
+
+from collections.abc import Sequence
+
+from torch import Generator, Tensor
+
+from diffem.corruption.distortion import Distortion
+from diffem.corruption.operator import expand
+from diffem.corruption.parameter import ChannelParameter
+
+
+class Gamma(Distortion):
+    """Raises intensities to a power; those below 0 are taken for 0.
+
+    Arguments:
+        gamma: γ > 0, or a range [low, high].
+    """
+
+    def __init__(self, *, gamma: float | Sequence[float]) -> None:
+        self.gamma = ChannelParameter.of("corruption.gamma", gamma)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"gamma": self.gamma}
+
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        intensity = ((u + 1) / 2).clamp(min=0)
+        return 2 * intensity ** expand(parameters[:, 0], u) - 1

@@ -1,0 +1,33 @@
+"""Impulse noise: g(u) is u, but for a fraction of the entries, which are black or white."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.distortion import Distortion
+from diffem.corruption.operator import expand
+from diffem.corruption.parameter import ChannelParameter
+
+
+class Impulse(Distortion):
+    """Salt and pepper: entries become -1 or 1 with equal probability.
+
+    Where is not told, which makes it another problem than missing pixels.
+
+    Arguments:
+        fraction: The probability of an entry to be replaced, in (0, 1], or a range [low, high].
+    """
+
+    def __init__(self, *, fraction: float | Sequence[float]) -> None:
+        self.fraction = ChannelParameter.of("corruption.fraction", fraction)
+
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        return {"fraction": self.fraction}
+
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        chance = torch.rand(u.shape, generator=generator, device=u.device)
+        fraction = expand(parameters[:, 0], u)
+        replaced = torch.where(chance < fraction / 2, -1.0, 1.0).to(u)
+        return torch.where(chance < fraction, replaced, u)

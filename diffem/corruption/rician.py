@@ -1,0 +1,19 @@
+"""Rician noise: g(u) is the modulus of u and of as much noise in an imaginary part."""
+
+import torch
+from torch import Generator, Tensor
+
+from diffem.corruption.distortion import Distortion
+from diffem.corruption.operator import expand
+
+
+class Rician(Distortion):
+    """Magnitude images of MRI: y = 2 |I + σ (ε_1 + i ε_2)| - 1,  I = (A x + 1) / 2.
+
+    The channel's Gaussian noise is ε_1, of standard deviation σ_y = 2 σ on the scale of [-1, 1];
+    this adds ε_2 and takes the modulus. Gudbjartsson and Patz 1995.
+    """
+
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        epsilon = torch.randn(u.shape, generator=generator, device=u.device)
+        return torch.hypot(u + 1, expand(noise[:, 0], u) * epsilon) - 1

@@ -1,0 +1,30 @@
+"""Saturation: g(u) = clip(u, low, high), a detector's smallest and largest value."""
+
+from torch import Generator, Tensor
+
+from diffem.corruption.distortion import Distortion
+from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import check
+
+
+class Saturation(Distortion):
+    """Clips values, as an over-exposed detector does.
+
+    Arguments:
+        low: The smallest value, on the scale of [-1, 1].
+        high: The largest one.
+
+    Raises:
+        UserError: If low is not below high.
+    """
+
+    def __init__(self, *, low: float, high: float) -> None:
+        self.low = float(check("corruption.low", low))
+        self.high = float(check("corruption.high", high))
+        if not self.low < self.high:
+            raise UserError(
+                f"corruption.low must be below corruption.high={self.high}, got {self.low}"
+            )
+
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        return u.clamp(self.low, self.high)

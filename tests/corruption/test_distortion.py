@@ -1,0 +1,186 @@
+"""Distortions against independent computations, and the channels that they make."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dctn, idctn
+
+from diffem.corruption import (
+    JPEG,
+    Blur,
+    Composition,
+    Denoising,
+    DistortedChannel,
+    Distortion,
+    Fourier,
+    Gamma,
+    GaussianNoise,
+    Impulse,
+    Magnitude,
+    Mask,
+    PoissonNoise,
+    Quantisation,
+    Rician,
+    Saturation,
+    make_channel,
+)
+from diffem.runtime.errors import UserError
+
+STD = 0.1
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def distorted(*distortions: Distortion, shape: tuple[int, ...] = (1, 8, 8)) -> DistortedChannel:
+    return DistortedChannel(make_channel(Denoising(shape), GaussianNoise(STD)), distortions)
+
+
+CHANNELS = {
+    "saturation": distorted(Saturation(low=-1.0, high=0.2)),
+    "quantisation": distorted(Quantisation(levels=4)),
+    "gamma": distorted(Gamma(gamma=(0.5, 2.0))),
+    "JPEG": distorted(JPEG(quality=(5, 50))),
+    "JPEG of colour": distorted(JPEG(quality=10), shape=(3, 8, 8)),
+    "impulse": distorted(Impulse(fraction=(0.1, 0.5))),
+    "Rician": distorted(Rician()),
+    "two": distorted(Gamma(gamma=2.0), Quantisation(levels=8)),
+    "mask, saturation": DistortedChannel(
+        make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise((0.05, 0.2))),
+        [Saturation(low=-0.5, high=0.5)],
+    ),
+    "blur and mask, JPEG": DistortedChannel(
+        make_channel(
+            Composition(
+                [Blur((1, 8, 8), sigma=(0.5, 1.0), kernel_size=3), Mask((1, 8, 8), rho=0.3)]
+            ),
+            PoissonNoise(50.0),
+        ),
+        [JPEG(quality=30)],
+    ),
+    "phase retrieval": DistortedChannel(
+        make_channel(Fourier((1, 8, 8), acceleration=1.0, centre=0.0), GaussianNoise(STD)),
+        [Magnitude()],
+    ),
+}
+
+
+@pytest.fixture(params=CHANNELS)
+def channel(request: pytest.FixtureRequest) -> DistortedChannel:
+    return CHANNELS[request.param]
+
+
+def test_a_channel_draws_by_its_generator_alone_and_embeds_on_the_grid(
+    channel: DistortedChannel,
+) -> None:
+    x = torch.randn(5, *channel.shape, generator=seeded(0)).clamp(-1, 1)
+    torch.manual_seed(1)
+    first = channel.draw(x, seeded(2))
+    torch.manual_seed(3)
+    second, other = channel.draw(x, seeded(2)), channel.draw(x, seeded(4))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first.y, other.y)
+    embedding = channel.embed(first)
+    assert embedding.shape[2:] == channel.shape[1:] and embedding.isfinite().all()
+    torch.testing.assert_close(channel.lift(first), embedding[:, : channel.shape[0]])
+    assert torch.equal(channel.assume(first).operator, first.operator)
+
+
+def test_the_distortion_follows_the_noise_of_the_linear_channel(channel: DistortedChannel) -> None:
+    """With the same generator the linear channel draws what is then distorted."""
+    x = torch.randn(5, *channel.shape, generator=seeded(5)).clamp(-1, 1)
+    gen = seeded(6)
+    y, operator, noise = channel.linear.draw(x, gen)
+    for distortion in channel.distortions:
+        y = distortion.apply(y, distortion.draw(5, gen), noise, gen)
+    measured = channel.linear.measured_mask(y, operator)
+    assert torch.equal(channel.draw(x, seeded(6)).y, y * measured)
+
+
+def value(distortion: Distortion, u: torch.Tensor, *parameters: float) -> torch.Tensor:
+    phi = torch.tensor([parameters]).expand(len(u), -1)
+    return distortion.apply(u, phi, torch.full((len(u), 1), STD), seeded(7))
+
+
+def test_known_values() -> None:
+    u = torch.tensor([[-1.5, -1.0, -0.4, 0.0, 0.4, 1.0, 2.0]])
+    expected = torch.tensor([[-0.5, -0.5, -0.4, 0.0, 0.3, 0.3, 0.3]])
+    assert torch.equal(value(Saturation(low=-0.5, high=0.3), u), expected)
+    expected = torch.tensor([[-1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
+    assert torch.equal(value(Quantisation(levels=3), u), expected)
+    expected = torch.tensor([[-1.0, -1.0, 2 * 0.3**2 - 1, -0.5, 2 * 0.7**2 - 1, 1.0, 3.5]])
+    torch.testing.assert_close(value(Gamma(gamma=2.0), u, 2.0), expected)
+    pairs = torch.tensor([3.0, 4.0, -5.0, 12.0]).view(1, 4, 1, 1)
+    assert value(Magnitude(), pairs).flatten().tolist() == [5.0, 0.0, 13.0, 0.0]
+
+
+# The luminance table of JPEG's quality 50 (ITU-T T.81, Annex K).
+LUMINANCE = """
+16 11 10 16 24 40 51 61     12 12 14 19 26 58 60 55     14 13 16 24 40 57 69 56
+14 17 22 29 51 87 80 62     18 22 37 56 68 109 103 77   24 35 55 64 81 104 113 92
+49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99
+"""
+
+
+def test_jpeg_rounds_the_cosines_of_every_block() -> None:
+    u = torch.randn(1, 1, 16, 8, generator=seeded(8)).clamp(-1, 1)
+    pixels = ((u[0, 0] + 1) * 127.5).round().numpy()
+    step = np.array(LUMINANCE.split(), dtype=np.float64).reshape(8, 8) * 50 / 20  # of quality 20
+    step = np.floor(step + 0.5).clip(1, 255)
+    blocks = []
+    for block in (pixels[:8], pixels[8:]):
+        cosines = np.round(dctn(block - 128, norm="ortho") / step) * step
+        blocks.append(np.asarray(idctn(cosines, norm="ortho")) + 128)
+    found = (value(JPEG(quality=20), u, 20.0)[0, 0].numpy() + 1) * 127.5
+    # libjpeg's transforms are of whole numbers: they differ by a grey value or two.
+    assert np.abs(found - np.concatenate(blocks).clip(0, 255)).max() <= 2.5
+    assert np.abs(found - pixels).max() > 10
+
+
+def test_impulses_replace_the_stated_fraction_by_both_extremes() -> None:
+    n = 200
+    y = value(Impulse(fraction=0.3), torch.zeros(n, 1, 8, 8), 0.3)
+    for extreme in (-1.0, 1.0):  # 4 standard errors of a frequency
+        share = float((y == extreme).float().mean())
+        assert abs(share - 0.15) < 4 * (0.15 * 0.85 / (n * 64)) ** 0.5
+
+
+def test_rician_noise_has_its_second_moment() -> None:
+    """E[M²] = I² + 2 σ², with M = (y + 1) / 2 and σ = σ_y / 2 (Gudbjartsson and Patz)."""
+    n = 4000
+    channel = distorted(Rician())
+    x = torch.full((n, 1, 8, 8), -0.8)
+    m = (channel.draw(x, seeded(9)).y + 1) / 2
+    assert (m >= 0).all()
+    second = m.double().square()
+    error = 4 * float(second.std()) / (64 * n) ** 0.5
+    assert abs(float(second.mean()) - (0.1**2 + 2 * (STD / 2) ** 2)) < error
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            lambda: Saturation(low=0.5, high=0.5),
+            "corruption.low must be below corruption.high=0.5",
+        ),
+        (lambda: Quantisation(levels=1), "corruption.levels must be"),
+        (lambda: JPEG(quality=0), "corruption.quality must be"),
+        (
+            lambda: value(JPEG(quality=5), torch.zeros(1, 2, 8, 8), 5.0),
+            "needs grey or colour images",
+        ),
+        (
+            lambda: DistortedChannel(
+                make_channel(Denoising((1, 8, 8)), GaussianNoise(STD), learn=["noise"]),
+                [Saturation(low=-1.0, high=0.0)],
+            ),
+            "choose corruption.learn=[]",
+        ),
+    ],
+)
+def test_bad_arguments(build: object, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        build()  # type: ignore[operator]
+    assert sentence in str(error.value)
