@@ -109,10 +109,12 @@ class SampleWriter:
         with SampleWriter(folder, format, shape, count=N, n=n) as writer:
             writer.write(samples)  # as often as it takes
 
+    Large images are written one sample at a time, `writer.write_one`, and may differ in size.
+
     Arguments:
         folder: The folder; it must not exist, or be empty.
         format: The form of the measurements.
-        shape: The shape of a sample, (C, *S) or (D,).
+        shape: The shape of a sample, (C, *S) or (D,); of images of several sizes, that of the largest.
         count: The number N of measurements.
         n: The number of samples of each.
         names: The names of the images without suffix; None to number them.
@@ -137,7 +139,7 @@ class SampleWriter:
         self.count, self.n = count, n
         self.names = names
         self.parts = ("samples", "mean", "std") if n > 1 else ("samples",)
-        self.row = self.clipped = 0
+        self.row = self.clipped = self.values = 0
 
     def __enter__(self) -> Self:
         size = np.dtype(self.format.dtype).itemsize * self.n
@@ -161,6 +163,7 @@ class SampleWriter:
         assert x.shape[1:] == (self.n, *self.shape) and self.row + len(x) <= self.count
         values, clipped = self.format.values(x)
         self.clipped += clipped
+        self.values += x.size
         held = {"samples": values}
         if self.n > 1:
             held |= {"mean": x.mean(axis=1), "std": x.std(axis=1, ddof=1)}
@@ -174,15 +177,63 @@ class SampleWriter:
                     append(self.temporary / f"{part}.npy", array, self.count)
         self.row += len(x)
 
-    def _write_images(self, part: str, images: np.ndarray) -> None:
-        """Writes the images, (B, …), of one part; samples are (B, n, …)."""
+    def write_one(self, samples: Iterable[Tensor]) -> None:
+        """Writes the samples of the next measurement, of which one is in memory at a time.
+
+        Arguments:
+            samples: The n samples in the data's units, each (*shape); the sides may be others.
+
+        Raises:
+            UserError: If they cannot be written, or are not finite.
+        """
+        mean = square = np.zeros(())
+        number = 0
+        for number, sample in enumerate(samples, start=1):
+            x = finite(sample)
+            values, clipped = self.format.values(x)
+            self.clipped += clipped
+            self.values += x.size
+            with writing(self.folder):
+                self._write_part("samples", values[None], first=number - 1)
+            del values
+            if self.n > 1:  # Welford (1962): sums of squares of large numbers would lose digits
+                off = x - mean
+                mean = mean + off / number
+                off *= x - mean
+                square = square + off
+        assert number == self.n and self.row < self.count
+        if self.n > 1:
+            with writing(self.folder):
+                self._write_part("mean", mean[None])
+                self._write_part("std", np.sqrt(square[None] / (self.n - 1)))
+        self.row += 1
+
+    def _write_part(self, part: str, x: np.ndarray, *, first: int = 0) -> None:
+        """Writes the mean or the std of the next measurement, (1, *shape), or one of its samples.
+
+        Arguments:
+            part: The name of the part.
+            x: What is written.
+            first: Which of the samples it is.
+        """
+        array = self.format.axes(x, x.shape[1:])
+        if part != "samples":
+            array = array.astype(self.format.float_type())
+        if self.format.suffix in IMAGES:
+            self._write_images(part, array[None] if part == "samples" else array, first=first)
+        else:
+            count = (self.count, self.n) if part == "samples" else (self.count,)
+            append(self.temporary / f"{part}.npy", array, *count)
+
+    def _write_images(self, part: str, images: np.ndarray, *, first: int = 0) -> None:
+        """Writes the images, (B, …), of one part; samples are (B, n, …), from a first one on."""
         folder = self.temporary / part
         folder.mkdir(exist_ok=True)
         for i, image in enumerate(images, start=self.row):
             name = f"{i:05d}" if self.names is None else self.names[i]
             if part == "samples":
                 digits = max(2, len(str(self.n - 1)))
-                for s, sample in enumerate(image):
+                for s, sample in enumerate(image, start=first):
                     save_image(folder / f"{name}_{s:0{digits}d}{self.format.suffix}", sample)
             elif image.ndim == 2:
                 save_image(folder / f"{name}.tif", image)
@@ -195,7 +246,7 @@ class SampleWriter:
             if self.format.suffix == ".npz":
                 with writing(self.folder):
                     pack(self.temporary / "samples.npz", self.parts)
-            warn_of_clipped(self.clipped, self.count * self.n * math.prod(self.shape), self.format)
+            warn_of_clipped(self.clipped, self.values, self.format)
         self._scope.__exit__(kind, *rest)
 
 
@@ -309,13 +360,13 @@ def finite(samples: Tensor) -> np.ndarray:
     return x
 
 
-def append(path: Path, rows: np.ndarray, count: int) -> None:
-    """Appends rows to a .npy file that is to hold `count` of them."""
+def append(path: Path, rows: np.ndarray, *count: int) -> None:
+    """Appends rows to a .npy file that is to hold `count` of them, or a grid of several axes."""
     rows = np.ascontiguousarray(rows)
     with path.open("ab") as file:
         if not file.tell():
             header = npy.header_data_from_array_1_0(rows)
-            npy.write_array_header_1_0(file, {**header, "shape": (count, *rows.shape[1:])})
+            npy.write_array_header_1_0(file, {**header, "shape": (*count, *rows.shape[1:])})
         file.write(rows.data)
 
 

@@ -33,14 +33,17 @@ class ImageFolder:
         folder: The folder.
         limit: The largest number of images to use; None for all.
         key: The setting that names the folder, as the sentences begin.
+        alike: Whether they must be of one size; rows of several sizes are asked for one by one.
 
     Raises:
         UserError: If there are no images, or one cannot be read without loss, or is of another
             shape or type than the first, or has the name of another but for its suffix.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None, key: str) -> None:
-        self.key = key
+    def __init__(
+        self, folder: Path, *, limit: int | None, key: str, alike: bool = True
+    ) -> None:
+        self.key, self.alike = key, alike
         try:
             found = sorted(
                 f
@@ -55,9 +58,12 @@ class ImageFolder:
             )
         self.files = [inside(file, folder, key=key) for file in found[:limit]]
         self._shape, self.dtype = read_header(self.files[0], key)
+        self.shapes: list[tuple[int, ...]] = []
         names: dict[str, Path] = {}
         for file in self.files:
-            self._check(file, *read_header(file, key))
+            shape, dtype = read_header(file, key)
+            self._check(file, shape, dtype)
+            self.shapes.append(shape)
             if (other := names.setdefault(file.stem, file)) is not file:
                 raise UserError(
                     f"{key}: {file} and {other.name} differ in nothing but the suffix; rename one"
@@ -65,7 +71,7 @@ class ImageFolder:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, (N, C, H, W)."""
+        """The shape, (N, C, H, W); of files of several sizes, that of the first."""
         return len(self.files), *self._shape
 
     def __len__(self) -> int:
@@ -77,19 +83,36 @@ class ImageFolder:
         Raises:
             UserError: If one is gone, damaged, or is no longer of the shape and type that it was.
         """
-        images = np.empty((len(rows), *self._shape), self.dtype)
+        first = self.shapes[rows[0]] if len(rows) else self._shape
+        images = np.empty((len(rows), *first), self.dtype)
         for i, row in enumerate(rows):
             image = read_image(self.files[row], self.key)
-            self._check(self.files[row], image.shape, image.dtype)
+            self._check(self.files[row], image.shape, image.dtype, self.shapes[row])
             images[i] = image
         return images
 
-    def _check(self, file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        if shape != self._shape or dtype != self.dtype:
+    def _check(
+        self,
+        file: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        expected: tuple[int, ...] | None = None,
+    ) -> None:
+        """Refuses a file of another shape and type than is expected, by default that of the first.
+
+        Raises:
+            UserError: If it is one; files of several sizes have the channels and the type in common.
+        """
+        if expected is None:
+            expected = self._shape if self.alike else (self._shape[0], *shape[1:])
+        if shape != expected or dtype != self.dtype:
+            advice = "must be alike, or be cut by dataset.patch"
+            if not self.alike:
+                advice = "must have the same channels and type"
             raise UserError(
                 f"{self.key}: {file} is {dtype} of shape {list(shape)}, but "
                 f"{self.files[0].name} is {self.dtype} of shape {list(self._shape)}; all "
-                "measurements must be alike"
+                f"measurements {advice}"
             )
 
 

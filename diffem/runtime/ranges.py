@@ -110,6 +110,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "dataset.heldout@measurements": FRACTION._replace(ends="()"),
     "dataset.limit": whole(4)._replace(also=NULL),
     "dataset.limits": COUNT._replace(each=True, also=NULL),
+    "dataset.patch": whole(2)._replace(each=True, also=NULL),
     "dataset.range": Range(-1e30, 1e30, each=True, also=NULL),
     "dataset.shape": COUNT._replace(each=True),
     "dataset.smoothness": Range(0, 100),
@@ -218,8 +219,10 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "--epochs": COUNT,
     "--jobs": COUNT,
     "--n": COUNT,
+    "--overlap": whole(0)._replace(also=NULL),
     "--repeats": COUNT,
     "n": COUNT,
+    "overlap": whole(0),
     # Of what a program computes, or finds in a file of weights.
     "cond_channels": whole(0),
     "its description's cond_channels": whole(0),
