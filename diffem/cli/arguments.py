@@ -41,8 +41,8 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a folder of images, a .npy or a .npz file, as dataset.path takes; of the run's shape, "
-        "or larger",
+        help="a folder of images, a .npy or a .npz file, as dataset.path takes, of the run's "
+        "shape or larger",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
@@ -52,8 +52,8 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--overlap",
         type=int,
         metavar="PIXELS",
-        help="of images larger than the run's: how many pixels neighbouring tiles share along each "
-        "axis, default: half a tile",
+        help="how many pixels neighbouring tiles share, of images larger than the run's; default: "
+        "half a tile",
     )
     _add_sampling(parser)
     return parser.parse_args(arguments)

@@ -68,9 +68,9 @@ class Channel(ABC):
     one's own are brought to the scale of [-1, 1] as clean images are."""
 
     pixelwise = False
-    """Whether y has the grid of x, and each of its pixels depends on that pixel of x alone, so that
-    a piece of a measurement is the measurement of that piece of x. Of a linear channel its operator
-    says so."""
+    """Whether y has the grid of x, and each of its pixels depends on that pixel of x alone, so
+    that a piece of a measurement is the measurement of that piece of x. Of a linear channel its
+    operator says so."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)

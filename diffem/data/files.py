@@ -263,8 +263,8 @@ class MeasurementFiles:
             if patches is not None:
                 what, advice = "patches", "lower it, or give more images, which are held out whole"
             raise UserError(
-                f"dataset.heldout={self.heldout} leaves {left} of {self.count} {what} to train on; "
-                f"at least 2 are needed: {advice}"
+                f"dataset.heldout={self.heldout} leaves {left} of {self.count} {what} to train "
+                f"on; at least 2 are needed: {advice}"
             )
         held = torch.zeros(len(sizes), dtype=torch.bool)
         held[order[:heldout]] = True

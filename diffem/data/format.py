@@ -114,7 +114,7 @@ class SampleWriter:
     Arguments:
         folder: The folder; it must not exist, or be empty.
         format: The form of the measurements.
-        shape: The shape of a sample, (C, *S) or (D,); of images of several sizes, that of the largest.
+        shape: The shape of a sample, (C, *S) or (D,); of several sizes, that of the largest.
         count: The number N of measurements.
         n: The number of samples of each.
         names: The names of the images without suffix; None to number them.

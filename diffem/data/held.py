@@ -139,7 +139,7 @@ def open_measurements(
             `operator`, `std` and `truth`.
         limit: The largest number of a folder's images that are used; None for all.
         key: The setting that names the path, as the sentences begin.
-        alike: Whether the images of a folder must be of one size; if not, they are cut (`Held.cut`).
+        alike: Whether the images of a folder must be of one size; others are to be cut.
 
     Raises:
         UserError: If the path is none of these, damaged, lacks `y`, or holds anything else.

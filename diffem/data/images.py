@@ -40,9 +40,7 @@ class ImageFolder:
             shape or type than the first, or has the name of another but for its suffix.
     """
 
-    def __init__(
-        self, folder: Path, *, limit: int | None, key: str, alike: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, *, limit: int | None, key: str, alike: bool = True) -> None:
         self.key, self.alike = key, alike
         try:
             found = sorted(
@@ -101,7 +99,7 @@ class ImageFolder:
         """Refuses a file of another shape and type than is expected, by default that of the first.
 
         Raises:
-            UserError: If it is one; files of several sizes have the channels and the type in common.
+            UserError: If it is one; files of several sizes have channels and type in common.
         """
         if expected is None:
             expected = self._shape if self.alike else (self._shape[0], *shape[1:])

@@ -100,4 +100,8 @@ def are_larger(shapes: Collection[Sequence[int]], shape: Sequence[int]) -> bool:
         return True
     (own,) = found
     own = own[len(own) - len(sides) :]
-    return len(own) == len(sides) and own != sides and all(a >= b for a, b in zip(own, sides, strict=True))
+    return (
+        len(own) == len(sides)
+        and own != sides
+        and all(a >= b for a, b in zip(own, sides, strict=True))
+    )

@@ -83,8 +83,8 @@ class PosteriorSampler:
                 None where the channel has one for all.
             seed: The seed; None for the run's, with which its held-out measurements give the
                 samples that the run was evaluated on.
-            overlap: How many pixels neighbouring tiles of larger measurements share along each axis;
-                None for half the shortest side of a tile.
+            overlap: How many pixels neighbouring tiles of larger measurements share along each
+                axis; None for half the shortest side of a tile.
 
         Returns:
             Samples in the data's units, (n, B, *shape), float32, on the CPU.
@@ -95,11 +95,9 @@ class PosteriorSampler:
         check("n", n)
         y = plain_array(y, "y: y")
         if are_larger([y.shape[1:]], self.channel.shape):
-            given = [
-                None if array is None else plain_array(array, f"y: {name}")
-                for name, array in (("operator", operator), ("std", noise))
-            ]
-            held = Held("y", BENCHMARK, y, *given)
+            phi = None if operator is None else plain_array(operator, "y: operator")
+            std = None if noise is None else plain_array(noise, "y: std")
+            held = Held("y", BENCHMARK, y, operator=phi, std=std)
             samples = self._sample_tiled(self.tiled(held, overlap=overlap), n, seed)
         elif overlap is not None:
             raise UserError(

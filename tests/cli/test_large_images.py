@@ -86,7 +86,9 @@ def test_arrays_of_large_images(trained: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "y.npz", y=y[:, None].astype(np.float32))
     for suffix, shape in (("npy", (21, 35)), ("npz", (1, 21, 35))):
         out = tmp_path / suffix
-        done = run(sample.main, trained, "--input", tmp_path / f"y.{suffix}", "--n", 2, "--out", out)
+        done = run(
+            sample.main, trained, "--input", tmp_path / f"y.{suffix}", "--n", 2, "--out", out
+        )
         assert done.code == 0, done.err
         if suffix == "npz":
             found = dict(np.load(out / "samples.npz"))
@@ -126,8 +128,16 @@ def test_what_cannot_be_tiled_is_one_sentence(trained: Path, tmp_path: Path) -> 
         (np.full((2, 20, 20), np.nan), (), "only NaN"),
         (np.where(np.eye(20) > 0, np.nan, np.ones((2, 20, 20))), (), "train with corruption=mask"),
         (np.zeros((2, 20, 20)), ("--overlap", 16), "overlap must be less than 16"),
-        (np.zeros((2, 20, 20)), ("--overlap", -1), "--overlap must be a whole number of at least 0"),
-        (np.zeros((2, 16, 16)), ("--overlap", 3), "--overlap=3 has no effect on images of the run"),
+        (
+            np.zeros((2, 20, 20)),
+            ("--overlap", -1),
+            "--overlap must be a whole number of at least 0",
+        ),
+        (
+            np.zeros((2, 16, 16)),
+            ("--overlap", 3),
+            "--overlap=3 has no effect on images of the run",
+        ),
     ]
     for y, more, sentence in cases:
         np.save(file, y)
@@ -146,8 +156,8 @@ def test_what_cannot_be_tiled_is_one_sentence(trained: Path, tmp_path: Path) -> 
     ("settings", "sentence"),
     [
         (["corruption=blur", "corruption.sigma=1", "corruption.kernel_size=3"],
-         "sampling images that are not of the run's shape [1, 8, 8] needs a corruption of each pix"),
-        (["method=em_mmps"], "needs a run of method=diffem, and the posterior of this one is MMPS"),
+         "sampling images that are not of the run's shape [1, 8, 8] needs a corruption of each"),
+        (["method=em_mmps"], "needs a run of method=diffem, and the posterior of this one is MM"),
     ],
 )  # fmt: skip
 def test_channels_and_posteriors_that_cannot_are_refused(

@@ -166,9 +166,7 @@ class Clipped(Channel):
 
 def test_a_channel_of_ones_own_says_whether_it_can_be_cut(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", RNG.uniform(-1, 1, (6, 20, 20)))
-    source = MeasurementFiles(
-        str(tmp_path / "y.npy"), [1, SIDE, SIDE], range=[-1, 1], patch=SIDE
-    )
+    source = MeasurementFiles(str(tmp_path / "y.npy"), [1, SIDE, SIDE], range=[-1, 1], patch=SIDE)
     train, _ = source.measurement_sets(Clipped((1, SIDE, SIDE)))
     assert train.select(slice(3)).y.shape == (3, 1, SIDE, SIDE)
 
@@ -232,5 +230,7 @@ def test_the_first_patches_of_a_set_are_of_all_its_images(
     rows = train.source.rows
     assert len(rows) > 20 and len(rows.unique()) == len(rows)
     assert (rows[12:].diff() > 0).all() and not (rows[:12].diff() > 0).all()
-    first = MeasurementSet(FileRows(source.held, rows[:12], train.channel, source.scale), train.channel)
+    first = MeasurementSet(
+        FileRows(source.held, rows[:12], train.channel, source.scale), train.channel
+    )
     assert len(origins(first)) >= 3
