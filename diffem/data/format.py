@@ -196,16 +196,19 @@ class SampleWriter:
             with writing(self.folder):
                 self._write_part("samples", values[None], first=number - 1)
             del values
-            if self.n > 1:  # Welford (1962): sums of squares of large numbers would lose digits
+            if number == 1:
+                mean, square = x.copy(), np.zeros_like(x)
+            else:  # Welford (1962): sums of squares of large numbers would lose digits
                 off = x - mean
-                mean = mean + off / number
+                mean += off / number
                 off *= x - mean
-                square = square + off
+                square += off
         assert number == self.n and self.row < self.count
         if self.n > 1:
             with writing(self.folder):
                 self._write_part("mean", mean[None])
-                self._write_part("std", np.sqrt(square[None] / (self.n - 1)))
+                square /= self.n - 1
+                self._write_part("std", np.sqrt(square[None], out=square[None]))
         self.row += 1
 
     def _write_part(self, part: str, x: np.ndarray, *, first: int = 0) -> None:
