@@ -94,7 +94,7 @@ class PosteriorSampler:
         """
         check("n", n)
         y = plain_array(y, "y: y")
-        if are_larger([y.shape[1:]], self.channel.shape):
+        if len(y) and are_larger([y.shape[1:]], self.channel.shape):
             phi = None if operator is None else plain_array(operator, "y: operator")
             std = None if noise is None else plain_array(noise, "y: std")
             held = Held("y", BENCHMARK, y, operator=phi, std=std)
