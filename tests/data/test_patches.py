@@ -10,12 +10,22 @@ from test_files import denoising, every, save
 
 import diffem.data.images
 from diffem.corruption import (
+    JPEG,
     Blur,
     Channel,
+    Denoising,
+    DistortedChannel,
+    Distortion,
+    Gamma,
     GaussianNoise,
+    Impulse,
     LinearChannel,
     Mask,
     Measurement,
+    Quantisation,
+    Rician,
+    Saturation,
+    Weighting,
     make_channel,
 )
 from diffem.data.files import FileRows, MeasurementFiles
@@ -234,3 +244,44 @@ def test_the_first_patches_of_a_set_are_of_all_its_images(
         FileRows(source.held, rows[:12], train.channel, source.scale), train.channel
     )
     assert len(origins(first)) >= 3
+
+
+def test_noise_of_every_pixel_s_own_is_cut(tmp_path: Path) -> None:
+    y, std = RNG.normal(size=(6, 20, 13)), RNG.uniform(0.5, 2, (6, 20, 13))
+    source = MeasurementFiles(save(tmp_path, y=y, std=std), range=[-1, 1], patch=SIDE)
+    channel = make_channel(Weighting(source.shape, ratio=(0.5, 2.0)), GaussianNoise(1.0))
+    train, _ = source.measurement_sets(channel)
+    given = every(train)
+    assert isinstance(train.source, FileRows)
+    for k, row in enumerate(train.source.rows.tolist()):
+        image, (r, c) = source.held.y.origin(row)  # type: ignore[attr-defined]
+        place = (image, slice(r, r + SIDE), slice(c, c + SIDE))
+        np.testing.assert_allclose(given.operator[k, 0], 1 / std[place], rtol=1e-5)
+        np.testing.assert_allclose(given.y[k, 0], (y / std)[place], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distortions", "cut"),
+    [
+        ([Saturation(low=-1, high=0.5)], True),
+        ([Gamma(gamma=2.0), Quantisation(levels=9), Impulse(fraction=0.1)], True),
+        ([Rician()], True),
+        ([JPEG(quality=50)], False),
+        ([Saturation(low=-1, high=0.5), JPEG(quality=50)], False),
+    ],
+)
+def test_distortions_of_each_pixel_by_itself_are_cut(
+    distortions: list[Distortion], cut: bool, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "y.npy", RNG.uniform(-1, 1, (6, 20, 20)))
+    shape = (1, SIDE, SIDE)
+    source = MeasurementFiles(str(tmp_path / "y.npy"), shape, range=[-1, 1], patch=SIDE)
+    noisy = make_channel(Denoising(shape), GaussianNoise(0.1))
+    assert isinstance(noisy, LinearChannel)
+    channel = DistortedChannel(noisy, distortions)
+    if cut:
+        train, _ = source.measurement_sets(channel)
+        assert train.select(slice(3)).y.shape == (3, *shape)
+    else:
+        with pytest.raises(UserError, match="needs a corruption of each pixel by itself"):
+            source.measurement_sets(channel)
