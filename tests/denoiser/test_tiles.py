@@ -7,6 +7,7 @@ import pytest
 import torch
 from azula.noise import VESchedule
 from azula.sample import DDIMSampler, DDPMSampler, HeunSampler, PCSampler, xEABSampler
+from exact import Zero
 from torch import Tensor, nn
 
 from diffem.corruption import (
@@ -225,3 +226,21 @@ def profile(posterior: Conditional, overlap: int, n: int = 12) -> Tensor:
         ratios.append(square.unflatten(0, (-1, PERIOD)).mean(dim=0) / square.mean() - 1)
     each = torch.stack(ratios).double()
     return each.mean(dim=0) / (each.std(dim=0) / np.sqrt(n))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"), [((2, 37), (16,)), ((1, 9, 10, 11), (4, 6, 8)), ((3, 20, 8), (8, 8))]
+)
+def test_signals_volumes_and_colours(shape: tuple[int, ...], sides: tuple[int, ...]) -> None:
+    whole, small = channel(shape), channel((shape[0], *sides))
+    gen = generator("y")
+    measurement = whole.draw(torch.randn(1, *shape, generator=gen), gen)
+    denoiser, windows = Denoiser(Zero(), SCHEDULE), Windows.of(shape[1:], sides, 2)
+    given = {"sampler": SAMPLERS["ddpm"], "condition": Conditioning()}
+    with torch.no_grad(), seeded(7):
+        expected = Conditional(denoiser, whole, **given).draw(measurement)[0]  # type: ignore[arg-type]
+    with torch.no_grad(), seeded(7):
+        found = Conditional(denoiser, small, **given).draw_tiled(  # type: ignore[arg-type]
+            Cut(measurement, windows), windows, size=4, device="cpu"
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
