@@ -58,10 +58,10 @@ def test_one_of_each(folder: Path) -> None:
 
 
 def test_a_channel_of_draw_and_embed_is_swept_and_resumed(folder: Path) -> None:
-    own = (*SHORT, "prior=null", TRUST, "corruption=saturation")
+    own = (*SHORT, "prior=null", TRUST, "corruption=overexposed")
     swept = train(folder, "-m", *own, "em.rounds=1", f"run_dir={folder / 'sweep'}")
     assert swept.returncode == 0, swept.stderr
-    assert '"corruption": "saturation"' in (folder / "sweep/0/summary.json").read_text()
+    assert '"corruption": "overexposed"' in (folder / "sweep/0/summary.json").read_text()
     refused = train(folder, f"resume={folder / 'sweep' / '0'}")
     assert refused.returncode == 1 and "sweep/0: the run" in refused.stderr
     assert "was started with trust=[mypackage], which is taken from the" in refused.stderr

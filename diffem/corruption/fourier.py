@@ -73,6 +73,10 @@ class Fourier(LinearOperator):
     def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
         return operator.expand_as(y)
 
+    def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
+        u = torch.rand(operator.shape, generator=generator, device=operator.device)
+        return operator * (u >= fraction)
+
     def spectrum(self, operator: Tensor) -> Spectrum:
         # Without the shift to the middle, which moves x on its periodic grid and AᵀA with it.
         square = ifftshift(operator, dim=(2, 3)).expand(-1, 1, *self.shape[1:])

@@ -201,7 +201,7 @@ class MeasurementFiles:
                     "the units of an image: [LOW, HIGH], about the smallest and the largest value "
                     "of a clean one"
                 )
-            self._report_range()
+            self._report_range(channel)
             channel = channel.scaled(self.scale.factor)
         elif unset := [
             key
@@ -272,13 +272,13 @@ class MeasurementFiles:
         split = (~held).nonzero().flatten(), held.nonzero().flatten()
         return split if patches is None else (_mixed_first(split[0]), _mixed_first(split[1]))
 
-    def _report_range(self) -> None:
+    def _report_range(self, channel: LinearChannel) -> None:
         """Says what the range is if it was estimated, and warns of a given one that is left."""
         low, high = self.scale.low, self.scale.high
         if not self.given["range"]:
             if not global_rank():
                 say(f"dataset.range=[{low:.6g},{high:.6g}], estimated from the measurements")
-        elif self.survey.outside > OUTSIDE:
+        elif self.survey.outside > OUTSIDE and channel.forward_operator.keeps_units:
             warn(
                 f"{100 * self.survey.outside:.3g} % of the measured values are outside "
                 f"dataset.range=[{low:g},{high:g}]; they are kept, not clipped"
