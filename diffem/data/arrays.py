@@ -382,7 +382,7 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
                     "number for all; give a range [low, high] that holds them in its place, or "
                     "leave std out"
                 )
-            values = numbers(std, f"{source}: std")
+            values = _of_measurements(numbers(std, f"{source}: std"), channel, source)
             if values.shape not in ((n,), (n, 1)) or not (values > 0).all():
                 raise UserError(
                     f"{source}: std must be {n} positive numbers, (N,), got the shape "
@@ -397,3 +397,20 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
         else:
             columns.append(torch.full((n,), parameter.known, dtype=torch.float64))
     return torch.stack(columns, dim=1)
+
+
+def _of_measurements(std: Tensor, channel: LinearChannel, source: str) -> Tensor:
+    """Returns the noise of each measurement, (N,), where it is given for each pixel, (N, *M).
+
+    Raises:
+        UserError: If it differs between the pixels of a measurement.
+    """
+    if std.ndim < 2 or std.shape[1:] == (1,):
+        return std
+    flat = std.flatten(1)
+    if not (flat == flat[:, :1]).all():
+        raise UserError(
+            f"{source}: std differs between the pixels of a measurement, and {channel.noise} has "
+            "one number for all of them; give (N,), or a channel of your own that takes it"
+        )
+    return flat[:, 0]
