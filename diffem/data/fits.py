@@ -12,7 +12,6 @@ from diffem.data.cast import unscaled
 from diffem.data.layout import zooms
 from diffem.data.reader import Content, Reader
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import warn
 
 SCIENCE, QUALITY, ERROR = "SCI", "DQ", "ERR"
 AXES = {1: "X", 2: "YX", 3: "IYX", 4: "TIYX"}
@@ -24,15 +23,11 @@ class FitsReader(Reader):
     """Reads the image of a FITS file: that named `dataset.key`, SCI, or the one that there is.
 
     A third axis holds measurements, unless `dataset.axes` says otherwise. Where the extension DQ
-    is not zero, nothing was measured. The extension ERR, the noise of each pixel, is not read, and
-    a warning says so. Files are written with the header: units, coordinates.
+    is not zero, nothing was measured; ERR is the standard deviation of each pixel's noise. Files
+    are written with the header: units, coordinates.
     """
 
     keyed = True
-
-    def __init__(self, key: str | None = None) -> None:
-        super().__init__(key)
-        self.warned = False
 
     @contextmanager
     def open(self, file: Path, name: str) -> Iterator[Content]:
@@ -40,23 +35,19 @@ class FitsReader(Reader):
         with file.open("rb") as content, fits.open(content, memmap=False) as units:
             unit = self._image(units, name)
             version = unit.ver
-            quality = _extension(units, QUALITY, version)
-            if quality is not None and quality.shape != unit.shape:
-                raise UserError(
-                    f"{name}: {QUALITY} has the shape {list(quality.shape)}, and the image "
-                    f"{list(unit.shape)}; correct it"
-                )
-            if _extension(units, ERROR, version) is not None and not self.warned:
-                self.warned = True
-                warn(
-                    f"{name} has the noise of each pixel in {ERROR}, which is not used: "
-                    "corruption.noise says what the noise is"
-                )
+            quality, error = (_extension(units, n, version) for n in (QUALITY, ERROR))
+            for part in (quality, error):
+                if part is not None and part.shape != unit.shape:
+                    raise UserError(
+                        f"{name}: {part.name} has the shape {list(part.shape)}, and the image "
+                        f"{list(unit.shape)}; correct it"
+                    )
             first = unit.section[(slice(0, 1),) * len(unit.shape)]
             yield Content(
                 _Section(unit, np.asarray(first).dtype),
                 AXES.get(len(unit.shape), "?" * len(unit.shape)),
                 None if quality is None else _Section(quality, np.dtype(np.int64)),
+                std=None if error is None else _Section(error, np.dtype(np.float64)),
             )
 
     def write(

@@ -91,18 +91,18 @@ def _axes(array: h5py.Dataset) -> str:
 
 
 def _mask(mask: np.ndarray, size: tuple[int, ...], name: str) -> np.ndarray:
-    """Returns a mask of columns, (W,), or pixels, (H, W), as one of pixels, (1, H, W).
+    """Returns a mask of columns as (1, 1, W), and one of pixels as (1, H, W).
 
     Raises:
         UserError: If it does not fit.
     """
-    try:
-        return np.broadcast_to(mask.squeeze(), (1, *size))  # a mask of columns needs no more room
-    except ValueError as error:
+    found = mask.squeeze()
+    if found.shape not in (size, size[-1:]):
         raise UserError(
             f"{name}: mask has the shape {list(mask.shape)}, which does not fit {KSPACE} of "
             f"{list(size)}; correct it"
-        ) from error
+        )
+    return found.reshape(1, *(1,) * (2 - found.ndim), *found.shape)
 
 
 def _copy_attributes(old: h5py.HLObject, new: h5py.HLObject) -> None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from diffem.corruption import Channel, Measurement, Windows
-from diffem.data.arrays import measurement_of
+from diffem.corruption import Channel, LinearChannel, Measurement, Weighting, Windows
+from diffem.data.arrays import measurement_of, own_operator
 from diffem.data.folder import open_folder
 from diffem.data.format import Format
 from diffem.data.layout import Reading
@@ -16,7 +16,7 @@ from diffem.data.npy import ComplexRows, Rows, open_npy, open_npz
 from diffem.data.patches import Patches, shapes_of
 from diffem.data.reader import ARRAY, KNOWN, suffix_of
 from diffem.data.scale import Scale
-from diffem.data.stack import FileStack, FileValues
+from diffem.data.stack import FileErrors, FileStack, FileValues
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 
@@ -120,6 +120,20 @@ class Held(NamedTuple):
             groups=groups,
         )  # fmt: skip
 
+    def noise(self, index: np.ndarray, channel: Channel) -> np.ndarray | None:
+        """Returns what is known of the noise of rows, (n, …); None if nothing is.
+
+        That which files of measurements hold beside them is left out under a channel that has one
+        number for a measurement, with a warning.
+        """
+        std = self.std.images if isinstance(self.std, Patches) else self.std
+        if isinstance(std, FileErrors):
+            own = own_operator(channel) if isinstance(channel, LinearChannel) else None
+            if not isinstance(own, Weighting):
+                std.say_unused(channel)
+                return None
+        return None if self.std is None else self.std[index]
+
     def select(self, rows: Tensor, channel: Channel, scale: Scale) -> Measurement:
         """Returns the measurements of rows on the scale of [-1, 1].
 
@@ -137,7 +151,7 @@ class Held(NamedTuple):
             channel,
             scale,
             operator=None if self.operator is None else self.operator[index],
-            noise=None if self.std is None else self.std[index],
+            noise=self.noise(index, channel),
             source=self.name,
         )
 
@@ -221,6 +235,8 @@ def _open_files(path: Path, reading: Reading, *, limit: int | None, key: str, al
             f"{key}: {path} holds JPEG images, whose compression is a corruption of its own; "
             "samples are written as PNG"
         )
+    if std is None and y.holds_std:
+        std = FileErrors(y)
     if operator is None and any(phi is not None for phi in y.operators):
         operator = _operators(y)
     form = Format(

@@ -52,6 +52,8 @@ class Content(NamedTuple):
     """Where nothing was measured: not zero, of the array's shape."""
     operator: np.ndarray | None = None
     """The operator's parameters φ of the file's measurements, which all share them, (*P)."""
+    std: Sliceable | None = None
+    """The standard deviation of the noise of each number, of the array's shape."""
     group: str | None = None
     """The name of what the file is a part of, such as a series of slices; None for itself."""
 

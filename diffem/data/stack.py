@@ -1,8 +1,8 @@
 """Measurements in files of any known format, of which one may hold several."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple
@@ -13,8 +13,10 @@ from diffem.data.layout import Layout, Reading
 from diffem.data.reader import CANONICAL, Content, Reader, Whole, reader_of, stem_of, suffix_of
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
+from diffem.runtime.progress import progress_bar, warn
 
 KEPT = 2**28  # bytes of files that are kept to take the next measurements from
+LONG = 2**13  # files of which opening takes seconds
 
 
 class Part(NamedTuple):
@@ -66,35 +68,47 @@ class FileStack:
         self.parts: list[Part] = []
         self.starts, self.groups = [0], list[str]()
         self.operators = list[np.ndarray | None]()
+        self.holds_std = True
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        readers: dict[str, Reader] = {}
-        for i, file in enumerate(files):
-            suffix = suffix_of(file) or ""
-            suffix, name = CANONICAL.get(suffix, suffix), f"{key}: {file}"
-            if suffix not in readers:
-                readers[suffix] = reader_of(suffix, name, key=reading.key)
-            with self._content(file, readers[suffix]) as content:
-                layout = self._layout(content, name)
-                dtype = _dtype(content)
-                stored = np.dtype(content.array.dtype)
-                self.groups.append(content.group or str(file))
-                self.operators.append(content.operator)
-            if not i:
-                self._shape, self.dtype, self.stored = layout.shape, dtype, stored
-            self._check(file, layout.shape, dtype)
-            self.parts.append(Part(file, readers[suffix], layout, stem_of(file), suffix))
-            count = layout.count
-            if beside is not None:
-                of = beside.parts[i]
-                if count not in (1, of.layout.count):
-                    raise UserError(
-                        f"{name} holds {count} entries, and {of.file} {of.layout.count}; give one "
-                        "for each, or one for all"
-                    )
-                count = of.layout.count
-            self.starts.append(self.starts[-1] + count)
-            if limit is not None and self.starts[-1] >= limit:
-                break
+        self._readers: dict[str, Reader] = {}
+        with _opening(len(files)) as advance:
+            for file in files:
+                self._add(file)
+                advance()
+                if limit is not None and self.starts[-1] >= limit:
+                    break
+
+    def _add(self, file: Path) -> None:
+        """Adds the measurements of a file.
+
+        Raises:
+            UserError: As the class.
+        """
+        suffix = suffix_of(file) or ""
+        suffix, name = CANONICAL.get(suffix, suffix), f"{self.key}: {file}"
+        if suffix not in self._readers:
+            self._readers[suffix] = reader_of(suffix, name, key=self.reading.key)
+        with self._content(file, self._readers[suffix]) as content:
+            layout = self._layout(content, name)
+            dtype = _dtype(content)
+            stored = np.dtype(content.array.dtype)
+            self.groups.append(content.group or str(file))
+            self.operators.append(content.operator)
+            self.holds_std &= content.std is not None
+        if not self.parts:
+            self._shape, self.dtype, self.stored = layout.shape, dtype, stored
+        self._check(file, layout.shape, dtype)
+        self.parts.append(Part(file, self._readers[suffix], layout, stem_of(file), suffix))
+        count = layout.count
+        if self.beside is not None:
+            of = self.beside.parts[len(self.parts) - 1]
+            if count not in (1, of.layout.count):
+                raise UserError(
+                    f"{name} holds {count} entries, and {of.file} {of.layout.count}; give one "
+                    "for each, or one for all"
+                )
+            count = of.layout.count
+        self.starts.append(self.starts[-1] + count)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,10 +131,23 @@ class FileStack:
             UserError: If a file is gone, damaged, or is no longer of the shape and type that it
                 was.
         """
+        return self.read(rows)
+
+    def read(self, rows: np.ndarray, *, std: bool = False) -> np.ndarray:
+        """Returns measurements, as `[rows]` does, or the standard deviation of their pixels.
+
+        Arguments:
+            rows: Their numbers, (n,).
+            std: Whether the standard deviations are returned, which the files must hold.
+
+        Raises:
+            UserError: As for measurements.
+        """
         rows = np.asarray(rows)
         which = np.searchsorted(self.starts, rows, side="right") - 1
         shape = self.parts[which[0]].layout.shape if len(rows) else self._shape
-        values = np.empty((len(rows), *shape), self.dtype)
+        dtype = np.result_type(self.dtype, np.float32) if std else self.dtype
+        values = np.empty((len(rows), *shape), dtype)
         for i in np.unique(which):
             part = self.parts[i]
             with self._content(part.file, part.reader) as content:
@@ -131,13 +158,14 @@ class FileStack:
                         f"{self.key}: {part.file} holds {layout.count} entries, and held "
                         f"{part.layout.count} before; put the earlier file back"
                     )
-                if isinstance(content.array, Whole) and layout.count > 1:
+                if std:
+                    assert content.std is not None
+                    content = content._replace(array=content.std)
+                elif isinstance(content.array, Whole) and layout.count > 1:
                     content = content._replace(array=self._loaded(int(i), content.array))
                 for at in np.flatnonzero(which == i):
                     row = int(rows[at]) - self.starts[i] if layout.count > 1 else 0
-                    values[at] = layout.measurement(
-                        _values(content, layout.index(row), self.dtype)
-                    )
+                    values[at] = layout.measurement(_values(content, layout.index(row), dtype))
         return values
 
     def _loaded(self, i: int, array: Whole) -> np.ndarray:
@@ -222,6 +250,45 @@ class FileStack:
             )
 
 
+class FileErrors:
+    """The standard deviation of each pixel's noise that files of measurements hold themselves.
+
+    Arguments:
+        stack: The measurements.
+    """
+
+    def __init__(self, stack: FileStack) -> None:
+        self.stack, self.said = stack, False
+        self.dtype = np.result_type(stack.dtype, np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, (N, C, *S)."""
+        return self.stack.shape
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each."""
+        return self.stack.shapes
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the standard deviations of rows, (n, C, *S); NaN where nothing was measured."""
+        std = self.stack.read(rows, std=True)
+        return np.where(np.isfinite(std), std, np.nan)
+
+    def say_unused(self, channel: object) -> None:
+        """Warns, once, that a channel does not use them."""
+        if not self.said:
+            self.said = True
+            warn(
+                f"{self.stack.label(0)} has the noise of each pixel in ERR, which {channel} does "
+                "not use: corruption.noise says what the noise is; corruption=weighting uses it"
+            )
+
+
 class FileValues:
     """Values that all measurements of a file share, such as a mask, as rows.
 
@@ -250,6 +317,13 @@ class FileValues:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Returns the values of rows, (n, *P)."""
         return np.stack([self.values[i] for i in self.file_of[rows]])
+
+
+def _opening(count: int) -> AbstractContextManager[Callable[..., None]]:
+    """Opens a scope with a progress bar, if opening as many files takes seconds."""
+    if count < LONG:
+        return nullcontext(lambda note="": None)
+    return progress_bar("measurements  open", count, "files")
 
 
 def _dtype(content: Content) -> np.dtype:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffem.corruption import Denoising, GaussianNoise, Mask, make_channel
+from diffem.corruption import Denoising, Fourier, GaussianNoise, Mask, Weighting, make_channel
 from diffem.data import MeasurementFiles
 from diffem.data.format import SampleWriter, write_generated
 from diffem.data.held import Held, open_measurements
@@ -337,12 +337,12 @@ def test_k_space_as_fastmri_has_it(tmp_path: Path) -> None:
     folder = fastmri(tmp_path / "y")
     held = open_measurements(folder)
     assert held.y.shape == (12, 2, 6, 5) and held.y.dtype == np.float32
-    assert held.operator is not None and held.operator.shape == (12, 1, 6, 5)
+    assert held.operator is not None and held.operator.shape == (12, 1, 1, 5)
     with h5py.File(folder / "scan1.h5") as file:
         y = values(held)[4:8]
         np.testing.assert_array_equal(y[:, 0] + 1j * y[:, 1], file["kspace"][...])
-        mask = held.operator[np.array([5])][0, 0]
-        np.testing.assert_array_equal(mask, np.tile(file["mask"][...], (6, 1)))
+        mask = held.operator[np.array([5])][0, 0, 0]
+        np.testing.assert_array_equal(mask, file["mask"][...])
     source = MeasurementFiles(str(folder), heldout=0.2)
     assert source.shape == (2, 6, 5)
     train, heldout = source.measurement_sets(
@@ -351,6 +351,13 @@ def test_k_space_as_fastmri_has_it(tmp_path: Path) -> None:
     # By file: four slices each.
     assert (len(train), len(heldout)) == (8, 4)
     assert heldout.source.rows.tolist() in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11])  # type: ignore[union-attr]
+    lines = train.select(slice(0, 1)).operator[0]
+    assert lines.shape == (1, 6, 5) and (lines == lines[:, :1]).all()
+    source = MeasurementFiles(str(folder), [1, 6, 5], heldout=0.2, range=[-1, 1])
+    train, _ = source.measurement_sets(
+        make_channel(Fourier((1, 6, 5), acceleration=2.0), GaussianNoise(0.1))
+    )
+    assert train.select(slice(0, 1)).operator.shape == (1, 1, 1, 5)
     write(held, tmp_path / "out", add=2)
     for part in ("samples/scan1_00", "mean/scan1", "std/scan1"):
         with (
@@ -426,15 +433,31 @@ def test_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         quality[k, 2] = 4
         first = fits.PrimaryHDU()
         first.header["TELESCOP"] = "HST"
-        error = fits.ImageHDU(np.ones((6, 5), "f4"), name="ERR")
+        error = fits.ImageHDU(np.full((6, 5), 2.0 + k, "f4"), name="ERR")
+        error.data[0, 0] = 4.0
         flags = fits.ImageHDU(quality, name="DQ")
         fits.HDUList([first, science, error, flags]).writeto(folder / f"{k}.fits")
     held = open_measurements(folder)
-    assert capsys.readouterr().err.count("noise of each pixel in ERR, which is not used") == 1
     y = values(held)
     assert y.dtype == np.float32 and np.isnan(y).sum() == 4 and np.isnan(y[1, 0, 1, 2])
     sci = fits.getdata(folder / "0.fits", "SCI")
     np.testing.assert_array_equal(y[0, 0][~np.isnan(y[0, 0])], sci[~np.isnan(y[0, 0])])
+    # One number for all pixels: ERR is left out, and that is said.
+    source = MeasurementFiles(str(folder), heldout=0.5)
+    train, _ = source.measurement_sets(
+        make_channel(Mask(source.shape, rho=0.5), GaussianNoise(3.0))
+    )
+    train.select(slice(0, 2))
+    assert capsys.readouterr().err.count("noise of each pixel in ERR, which Mask with Gaus") == 1
+    channel = make_channel(Weighting(source.shape, ratio=1.0), GaussianNoise(3.0))
+    train, _ = source.measurement_sets(channel)
+    weight = train.select(slice(0, 2)).operator[:, 0].numpy()
+    rows = train.source.rows.numpy()  # type: ignore[union-attr]
+    expected = np.full((2, 6, 5), 3.0) / (2.0 + rows[:, None, None])
+    expected[:, 0, 0] = 3.0 / 4.0
+    expected[range(2), rows, 2] = 0
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    assert "ERR" not in capsys.readouterr().err
     out = write(held, tmp_path / "out")
     for name in ("samples/0_01", "mean/0", "std/0"):
         with fits.open(out / f"{name}.fits") as units:
@@ -862,9 +885,15 @@ def test_what_lies_beside_measurements(tmp_path: Path) -> None:
 
 def test_noise_of_each_pixel_is_not_ignored(tmp_path: Path) -> None:
     folder = folders(tmp_path / "y", measurements=Y, std=np.abs(Y))
-    channel = make_channel(Denoising((1, 6, 5)), GaussianNoise((1.0, 200.0)))
-    with pytest.raises(UserError, match="std differs between the pixels of a measurement"):
-        MeasurementFiles(str(folder)).measurement_sets(channel)
+    for std in (1.0, (1.0, 200.0)):
+        channel = make_channel(Denoising((1, 6, 5)), GaussianNoise(std))
+        with pytest.raises(UserError, match=r"differs between the pixels .* corruption=weighting"):
+            MeasurementFiles(str(folder)).measurement_sets(channel)
+    weighting = make_channel(Weighting((1, 6, 5), ratio=1.0), GaussianNoise(9.0))
+    train, _ = MeasurementFiles(str(folder)).measurement_sets(weighting)
+    rows = train.source.rows.numpy()  # type: ignore[union-attr]
+    weight = train.select(slice(None)).operator[:, 0].numpy()
+    np.testing.assert_allclose(weight, 9.0 / np.abs(Y[rows]), rtol=1e-5)
 
 
 def test_operators_beside_measurements(tmp_path: Path) -> None:
