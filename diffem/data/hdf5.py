@@ -27,6 +27,10 @@ class HDF5Reader(Reader):
     keyed = True
     holds_sets = True
 
+    def __init__(self, key: str | None = None) -> None:
+        super().__init__(key)
+        self.path = ""
+
     @contextmanager
     def open(self, file: Path, name: str) -> Iterator[Content]:
         """Opens a file; rows are read when they are asked for."""
@@ -70,6 +74,9 @@ class HDF5Reader(Reader):
         Raises:
             UserError: If there is none of the name, or several and no name was given.
         """
+        known = held.get(self.path) if self.path else None  # of the file before
+        if isinstance(known, h5py.Dataset) and known.file.filename == held.filename:
+            return known
         found: dict[str, h5py.Dataset] = {}
 
         def add(path: str, part: object) -> None:
@@ -77,7 +84,9 @@ class HDF5Reader(Reader):
                 found[path] = part
 
         held.visititems(add)
-        return choose(found, self.key or (KSPACE if KSPACE in found else None), name)
+        chosen = choose(found, self.key or (KSPACE if KSPACE in found else None), name)
+        self.path = str(chosen.name)
+        return chosen
 
 
 def _axes(array: h5py.Dataset) -> str:

@@ -407,6 +407,22 @@ def test_an_array_of_an_hdf5_file(tmp_path: Path) -> None:
     generated(held, tmp_path / "new", lambda path: h5py.File(path)["camera/frames"][...])
 
 
+def test_an_array_that_a_link_leads_to_elsewhere(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    for k in range(2):
+        with h5py.File(tmp_path / "a" / f"{k}.h5", "w") as file:
+            if k == 0:
+                file["y"] = np.zeros((3, 6, 5))
+            else:
+                file["y"] = h5py.ExternalLink(str(tmp_path / "b" / "secret.h5"), "y")
+    with h5py.File(tmp_path / "b" / "secret.h5", "w") as file:
+        file["y"] = np.ones((3, 6, 5))
+    with pytest.raises(UserError, match=r"1\.h5 holds no array of numbers"):
+        open_measurements(tmp_path / "a")
+
+
 def test_the_axes_of_an_array_that_does_not_name_them(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     y = RNG.normal(size=(6, 5, 3, 8))
@@ -1022,6 +1038,22 @@ def test_damage_is_one_sentence(suffix: str, damage: str, tmp_path: Path) -> Non
         held.y[np.array([0])]
     assert str(file) in str(error.value) and "\n" not in str(error.value)
     assert ("put it back" in str(error.value)) == (damage == "gone")
+    with pytest.raises(UserError) as error:  # from the start
+        held = open_measurements(file)
+        held.y[np.array([0])]
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_damaged_chunk_of_a_zarr_array(tmp_path: Path) -> None:
+    file = make(tmp_path / "y", ".zarr")
+    held = open_measurements(file)
+    (chunk,) = [f for f in file.rglob("*") if f.is_file() and not f.name.endswith(".json")]
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"a\.zarr cannot be read"):
+        held.y[np.array([0])]
+    (file / "zarr.json").unlink()
+    with pytest.raises(UserError, match=r"a\.zarr cannot be read"):
+        open_measurements(file)
 
 
 @pytest.mark.parametrize("suffix", [s for s, k in KNOWN.items() if k.extra and "tif" not in s])
