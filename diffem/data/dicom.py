@@ -85,7 +85,14 @@ class DicomReader(Reader):
                 held.PixelSpacing = [float(spacing[0]) / zoom["Y"], float(spacing[1]) / zoom["X"]]
         colour = "RGB" if "S" in axes or axes == "CYX" else held.PhotometricInterpretation
         grey = "MONOCHROME1" if colour == "MONOCHROME1" else "MONOCHROME2"
-        held.set_pixel_data(raw, "RGB" if colour == "RGB" else grey, bits)
+        wide = raw if raw.dtype.itemsize == 4 else None
+        if wide is not None:  # as in radiotherapy; pydicom sets 8 and 16 bits alone
+            raw = np.zeros(wide.shape, np.uint16)
+        held.set_pixel_data(raw, "RGB" if colour == "RGB" else grey, min(bits, 16))
+        if wide is not None:
+            held.PixelData = wide.tobytes()
+            held.BitsAllocated, held.BitsStored, held.HighBit = 32, bits, bits - 1
+            held.PixelRepresentation = int(wide.dtype.kind == "i")
         held.save_as(file, enforce_file_format=True)
         return outside
 
@@ -130,10 +137,11 @@ class DicomReader(Reader):
 
     def _derive(self, held: Dataset, note: str, *, exact: bool) -> None:
         """Marks a header as that of an image that was derived from the one that it is of."""
-        source = Dataset()
-        source.ReferencedSOPClassUID = held.SOPClassUID
-        source.ReferencedSOPInstanceUID = held.SOPInstanceUID
-        held.SourceImageSequence = [source]
+        if "SOPClassUID" in held and "SOPInstanceUID" in held:
+            source = Dataset()
+            source.ReferencedSOPClassUID = held.SOPClassUID
+            source.ReferencedSOPInstanceUID = held.SOPInstanceUID
+            held.SourceImageSequence = [source]
         kinds = list(held.get("ImageType", ["ORIGINAL", "PRIMARY"]))
         held.ImageType = ["DERIVED", "SECONDARY", *kinds[2:]]
         held.DerivationDescription = f"diffem: {note}"

@@ -22,6 +22,8 @@ OF_VALUES = ("DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM", "BLANK", "BSCALE", "BZ
 class FitsReader(Reader):
     """Reads the image of a FITS file: that named `dataset.key`, SCI, or the one that there is.
 
+    Of several of one name the key has the version too, as in SCI:2.
+
     A third axis holds measurements, unless `dataset.axes` says otherwise. Where the extension DQ
     is not zero, nothing was measured; ERR is the standard deviation of each pixel's noise. Files
     are written with the header: units, coordinates.
@@ -87,15 +89,18 @@ class FitsReader(Reader):
             UserError: If there is none, or several and no name was given.
         """
         images = [u for u in units if u.is_image and u.shape]
-        chosen = [u for u in images if u.name.upper() == (self.key or SCIENCE).upper()]
+        if not images:
+            raise UserError(f"{name} holds no image; give another file")
+        wanted, _, version = (self.key or SCIENCE).upper().partition(":")
+        chosen = [u for u in images if u.name.upper() == wanted and version in ("", str(u.ver))]
         if not chosen and self.key is None:
             chosen = [u for u in images if u.name.upper() not in (QUALITY, ERROR)]
         if len(chosen) != 1:
-            there = ", ".join(f"{u.name or 'PRIMARY'} {list(u.shape)}" for u in images) or "none"
-            count = "no image" if not chosen else f"{len(chosen)} images"
+            there = ", ".join(f"{u.name or 'PRIMARY'}:{u.ver} {list(u.shape)}" for u in images)
+            count = len(chosen) or "no"
             raise UserError(
-                f"{name} has {count} named {self.key or SCIENCE}, and of all images {there}; name "
-                "one by dataset.key, or split the file"
+                f"{name} has {count} images named {self.key or SCIENCE}; dataset.key can be "
+                f"{there}"
             )
         return chosen[0]
 

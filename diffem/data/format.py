@@ -341,7 +341,16 @@ class SampleFiles:
             values = np.load(held, mmap_mode="r")
         array, axes = part.layout.array(values)
         like = None if self.stack is None else part.file
-        clipped = part.reader.write(file, array, axes, like=like, note=note)
+        try:
+            clipped = part.reader.write(file, array, axes, like=like, note=note)
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # the libraries raise many types on odd headers
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{file.name} cannot be written with the header of {part.file} ({reason}); give "
+                "the measurements as a .npy file"
+            ) from error
         if count > 1:
             held.unlink()
         return clipped

@@ -28,8 +28,10 @@ class NiftiReader(Reader):
     @contextmanager
     def open(self, file: Path, name: str) -> Iterator[Content]:
         """Opens a file; parts are read when they are asked for."""
-        image = nibabel.load(file)
-        array = image.dataobj  # type: ignore[attr-defined]
+        image: Any = nibabel.load(file)
+        if not isinstance(image, nibabel.Nifti1Pair):
+            raise UserError(f"{name} is a {type(image).__name__}, no image in space; convert it")
+        array: Any = image.dataobj
         if array.dtype.kind not in "buifc":
             raise UserError(f"{name} holds {array.dtype}, colours, which are not read; convert it")
         values = _Scaled(array)

@@ -507,6 +507,19 @@ def test_an_image_of_a_primary_unit(dtype: str, tmp_path: Path) -> None:
     generated(held, tmp_path / "new", lambda f: native(fits.getdata(f)))
 
 
+def test_one_of_several_images_of_a_name(tmp_path: Path) -> None:
+    fits = pytest.importorskip("astropy.io.fits")
+    chips = [fits.ImageHDU(np.full((6, 5), v), name="SCI", ver=v) for v in (1, 2)]
+    fits.HDUList([fits.PrimaryHDU(), *chips]).writeto(tmp_path / "a.fits")
+    with pytest.raises(UserError, match=r"2 images named SCI; dataset\.key can be SCI:1 \[6, 5\]"):
+        open_measurements(tmp_path / "a.fits")
+    held = open_measurements(tmp_path / "a.fits", reading=Reading(key="SCI:2"))
+    assert (values(held) == 2).all()
+    folder = write(held, tmp_path / "out")
+    with fits.open(folder / "samples" / "a_01.fits") as units:
+        assert len(units) == 2 and units["SCI", 2].data[0, 0] == 3
+
+
 def test_scaled_numbers_of_fits(tmp_path: Path) -> None:
     fits = pytest.importorskip("astropy.io.fits")
     unit = fits.PrimaryHDU(0.5 * RNG.integers(-9, 99, (7, 6, 5)) + 20.0)
@@ -806,6 +819,35 @@ def test_a_plain_zarr_array(tmp_path: Path) -> None:
 
     check(held, tmp_path / "out", read)
     generated(held, tmp_path / "new", lambda path: zarr.open_array(path, mode="r")[...])
+
+
+# Real files of packages.
+
+
+@pytest.mark.parametrize("package", ["pydicom", "nibabel", "astropy"])
+@pytest.mark.filterwarnings("ignore")  # of odd headers, which the files are there for
+def test_real_files_come_back_or_are_refused_in_one_sentence(package: str, tmp_path: Path) -> None:
+    module = pytest.importorskip(package)
+    suffixes = (".dcm", ".fits", ".nii", ".nii.gz")
+    files = [f for f in Path(module.__file__).parent.rglob("*") if f.name.endswith(suffixes)]
+    same = 0
+    for number, file in enumerate(sorted(f for f in files if f.stat().st_size < 300_000)):
+        try:
+            held = open_measurements(file)
+            y = values(held)
+            if y.size > 2**20 or not np.isfinite(y).all():
+                continue
+            folder = write(held, tmp_path / str(number), add=0)
+            again = values(open_measurements(next((folder / "samples").glob("*_00*"))))
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
+            continue
+        # To float32, which scaled numbers are read as.
+        np.testing.assert_allclose(again, y, rtol=1e-6, err_msg=str(file))
+        same += 1
+    if not files:
+        pytest.skip(f"{package} came without its test data")
+    assert same > 0
 
 
 # PNG, JPEG and arrays.
