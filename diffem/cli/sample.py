@@ -3,8 +3,9 @@
     diffem sample runs/mine --input crops --n 16 --out reconstructions
 
 Writes samples of p(x | y) of each measurement, their mean and their standard deviation into a new
-folder, in the format, dtype and units of the input. Images that are larger than those that the run
-was trained on, or of several sizes, are sampled one by one, by overlapping tiles.
+folder, in the format, dtype and units of the input, with its axes and metadata. Images that are
+larger than those that the run was trained on, or of several sizes, are sampled one by one, by
+overlapping tiles.
 """
 
 import math
@@ -16,8 +17,10 @@ import torch
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
 from diffem.data.files import FileRows, take_survey
-from diffem.data.format import SampleWriter
+from diffem.data.folder import first_suffix
+from diffem.data.format import Format, SampleWriter
 from diffem.data.held import Held, open_measurements
+from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import are_larger
 from diffem.result import PosteriorSampler, TiledSampler, load
@@ -39,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report_user_errors():
         check("--n", chosen.n)
         check("--overlap", chosen.overlap)
-        held = open_measurements(chosen.input, key="--input", alike=False)
-        posterior = load(chosen.run, device=chosen.device, trust=chosen.trust).posterior
+        result = load(chosen.run, device=chosen.device, trust=chosen.trust)
+        posterior = result.posterior
+        held = open_measurements(
+            chosen.input, key="--input", alike=False, reading=reading_of(chosen, result.format)
+        )
         if are_larger(held.shapes, posterior.channel.shape):
             sample_tiled(chosen, posterior.tiled(held, overlap=chosen.overlap))
         else:
@@ -49,6 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"wrote {chosen.out}: {chosen.n} samples of each of {len(held.y)} measurements",
             soft_wrap=True,
         )
+
+
+def reading_of(chosen: Namespace, form: Format) -> Reading:
+    """Returns how the input is read: as the arguments say, or the run's if it is of that type.
+
+    Arguments:
+        chosen: The command's arguments.
+        form: The form of the run's measurements.
+    """
+    given = Reading.of(chosen.key, chosen.axes, chosen.dims)
+    if first_suffix(chosen.input) != form.suffix:
+        return given
+    return Reading(given.key or form.key, given.axes or form.axes, given.dims or form.dims)
 
 
 def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) -> None:
@@ -73,7 +92,7 @@ def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) ->
             posterior.channel.shape,
             count=len(measurements),
             n=chosen.n,
-            names=held.names,
+            like=held.files,
         ) as writer,
         progress_bar("samples", total, "chunks") as advance,
     ):
@@ -99,7 +118,7 @@ def sample_tiled(chosen: Namespace, tiled: TiledSampler) -> None:
             max((tiled.shape(row) for row in range(count)), key=math.prod),
             count=count,
             n=chosen.n,
-            names=held.names,
+            like=held.files,
         ) as writer,
         progress_bar("samples", total, "steps") as advance,
     ):

@@ -5,24 +5,12 @@ installed is refused when the configuration is composed, before anything is writ
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffem.config.allow_list import targets
 from diffem.config.paths import quoted, unquoted
 from diffem.runtime.errors import UserError
-
-
-class Extra(NamedTuple):
-    """An optional package."""
-
-    package: str
-    """Its name in the package index."""
-    module: str
-    """The name that it is imported by."""
-    extra: str
-    """The extra of pyproject.toml that installs it."""
-
+from diffem.runtime.extras import Extra, check_installed
 
 WANDB = Extra("wandb", "wandb", "wandb")
 SUBMITIT = Extra("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -58,11 +46,11 @@ def check_extras(config: Mapping[Any, Any]) -> None:
     """
     for where, target in targets(config):
         if target in TARGETS:
-            _check_installed(f"{where}={target}", TARGETS[target])
+            check_installed(f"{where}={target}", TARGETS[target])
     dataset = config.get("dataset")
     shape = dataset.get("shape") if isinstance(dataset, dict) else None
     if isinstance(shape, list) and len(shape) == 1:
-        _check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
+        check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
 
 
 def check_plugins(overrides: Sequence[str]) -> None:
@@ -85,16 +73,4 @@ def check_plugins(overrides: Sequence[str]) -> None:
                 )
     for override in overrides:
         if override in PLUGINS:
-            _check_installed(override, PLUGINS[override])
-
-
-def _check_installed(what: str, needed: Extra) -> None:
-    try:
-        installed = find_spec(needed.module) is not None
-    except ModuleNotFoundError:  # of the package that the module is in
-        installed = False
-    if not installed:
-        raise UserError(
-            f"{what} needs the package {needed.package}, which is not installed: "
-            f"pip install 'diffem[{needed.extra}]'"
-        )
+            check_installed(override, PLUGINS[override])

@@ -104,6 +104,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "corruption.rows": COUNT,
     "corruption.sigma": Range(1e-3, 1e3, pair=True),
     "dataset.crop": COUNT._replace(also=NULL),
+    "dataset.dims": whole(1, 3)._replace(also=NULL),
     "dataset.frequencies": whole(1, 2**10),
     "dataset.heldout": COUNT._replace(also=NULL),
     "dataset.heldout@manifold": COUNT,

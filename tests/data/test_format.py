@@ -21,7 +21,7 @@ def samples(shape: tuple[int, ...], low: float = 0, high: float = 200) -> torch.
 
 
 def write(folder: Path, form: Format, x: torch.Tensor, names: list[str] | None = None) -> None:
-    with SampleWriter(folder, form, x.shape[2:], count=N, n=x.shape[1], names=names) as writer:
+    with SampleWriter(folder, form, x.shape[2:], count=N, n=x.shape[1], like=names) as writer:
         writer.write(x[:2])
         writer.write(x[2:])
 
@@ -196,7 +196,7 @@ def test_one_sample_at_a_time_is_written_as_all_together(form: Format, tmp_path:
     names = [f"image {i}" for i in range(N)]
     write(tmp_path / "together", form, x, names)
     before = x.clone()
-    with SampleWriter(tmp_path / "one", form, GREY, count=N, n=S, names=names) as writer:
+    with SampleWriter(tmp_path / "one", form, GREY, count=N, n=S, like=names) as writer:
         for row in x:
             writer.write_one(iter(row))
     assert torch.equal(x, before)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from test_files import denoising, every, save
 
-import diffem.data.images
 from diffem.corruption import (
     JPEG,
     Blur,
@@ -32,6 +31,7 @@ from diffem.data.files import FileRows, MeasurementFiles
 from diffem.data.held import open_measurements
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import Patches
+from diffem.data.stack import FileStack
 from diffem.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -148,18 +148,18 @@ def test_colour_signals_and_volumes(tmp_path: Path) -> None:
 def test_an_image_is_read_once_to_cut_its_patches(
     images: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = []
-    original = diffem.data.images.read_image
+    read = list[int]()
+    original = FileStack.__getitem__
 
-    def count(file: Path, key: str) -> np.ndarray:
-        read.append(file.name)
-        return original(file, key)
+    def count(stack: FileStack, rows: np.ndarray) -> np.ndarray:
+        read.extend(rows.tolist())
+        return original(stack, rows)
 
-    monkeypatch.setattr(diffem.data.images, "read_image", count)
+    monkeypatch.setattr(FileStack, "__getitem__", count)
     source = MeasurementFiles(str(tmp_path / "images"), patch=SIDE)
     for row in range(source.count):
         source.held.y[np.array([row])]
-    assert read == [f"{i}.tif" for i in range(len(images))]
+    assert read == list(range(len(images)))
 
 
 class Clipped(Channel):
