@@ -102,6 +102,26 @@ def test_arrays_of_large_images(trained: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found["std"], drawn.std(axis=1, ddof=1), rtol=1e-4, atol=1.5)
 
 
+def test_stacks_of_large_images_come_back_as_stacks(trained: Path, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    folder, out = tmp_path / "stacks", tmp_path / "out"
+    folder.mkdir()
+    shapes = {"a": (3, 20, 36), "b": (2, 24, 17)}
+    for name, (pages, *size) in shapes.items():
+        stack = np.stack([noisy((size[0], size[1]), i) for i in range(pages)])
+        tifffile.imwrite(folder / f"{name}.tif", stack, photometric="minisblack")
+    done = run(sample.main, trained, "--input", folder, "--n", 2, "--out", out)
+    assert done.code == 0, done.err
+    for name, shape in shapes.items():
+        drawn = np.stack(
+            [tifffile.imread(out / "samples" / f"{name}_{s:02d}.tif") for s in (0, 1)]
+        )
+        mean = tifffile.imread(out / "mean" / f"{name}.tif")
+        assert drawn.dtype == np.uint16 and drawn.shape == (2, *shape) and mean.shape == shape
+        np.testing.assert_allclose(mean, drawn.mean(axis=0), rtol=0, atol=0.51)
+        assert not np.array_equal(drawn[0, 0], drawn[0, 1])
+
+
 def test_an_overlap_of_ones_own(trained: Path, tmp_path: Path) -> None:
     posterior = diffem.load(trained).posterior
     y = noisy((20, 30), 0)[None]

@@ -285,3 +285,19 @@ def test_distortions_of_each_pixel_by_itself_are_cut(
     else:
         with pytest.raises(UserError, match="needs a corruption of each pixel by itself"):
             source.measurement_sets(channel)
+
+
+def test_all_pages_of_a_file_are_on_one_side_of_the_split(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    pages = [3, 2, 4, 1]
+    for i, count in enumerate(pages):
+        stack = RNG.integers(0, 65536, (count, *SIZES[i]), dtype=np.uint16)
+        tifffile.imwrite(folder / f"{i}.tif", stack, photometric="minisblack")
+    source = MeasurementFiles(str(folder), patch=SIDE, heldout=0.4)
+    file_of = np.repeat(np.arange(len(pages)), pages)
+    train, held = source.measurement_sets(denoising(source.shape, STD))
+    sides = [{int(file_of[image]) for image in origins(part)} for part in (train, held)]
+    assert sides[0] | sides[1] == set(range(len(pages))) and not sides[0] & sides[1]
+    assert len(origins(train) | origins(held)) == sum(pages)
