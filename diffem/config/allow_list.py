@@ -51,8 +51,8 @@ _PARTS: Registry = {  # operators and distortions, which a corruption is made of
 ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one part of a key
     "blind": {"diffem.em.Blind": ("iterations", "samples", "widen")},
     "corruption": {
-        **{part: (*keys, "learn", "noise") for part, keys in _PARTS.items()},
-        "diffem.corruption.Composition": ("learn", "noise", "parts"),
+        name: (*keys, "learn", "noise")
+        for name, keys in sorted({**_PARTS, "diffem.corruption.Composition": ("parts",)}.items())
     },
     "corruption.parts.*": _PARTS,
     "corruption.noise": {
