@@ -202,7 +202,7 @@ class DeepInv(Passes):
         class Model(deepinv.models.Denoiser):
             """The loop's network as deepinv calls it."""
 
-            def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            def forward(self, x: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
                 """Returns the network's output."""
                 level = torch.full((len(x),), float(sigma)).log()
                 cond = x.new_zeros(len(x), contender.cond_channels, *x.shape[2:])
@@ -212,7 +212,9 @@ class DeepInv(Passes):
             Model(), deepinv.optim.L2(), sigma=0.05, max_iter=self.evaluations
         )
         self.physics = deepinv.physics.Inpainting(
-            self.shape, mask=0.5, noise_model=deepinv.physics.GaussianNoise(0.05)
+            self.shape,  # type: ignore[arg-type]
+            mask=0.5,
+            noise_model=deepinv.physics.GaussianNoise(0.05),
         )
 
     def sample(self, chunks: int) -> None:

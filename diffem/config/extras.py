@@ -24,10 +24,12 @@ class Extra(NamedTuple):
     """The extra of pyproject.toml that installs it."""
 
 
+DATASETS = Extra("datasets", "datasets", "hub")
 WANDB = Extra("wandb", "wandb", "wandb")
 SUBMITIT = Extra("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "submitit")
 TARGETS = {  # by the full name of what is built
-    "diffem.data.HubImages": Extra("datasets", "datasets", "hub"),
+    "diffem.corruption.DeepInverse": Extra("deepinv", "deepinv", "deepinv"),
+    "diffem.data.HubImages": DATASETS,
     "diffem.logging.wandb.WandbLogger": WANDB,
     "diffem.metric.DINOv2": Extra("timm", "timm", "metrics"),
     "diffem.metric.Inception": Extra("torch-fidelity", "torch_fidelity", "metrics"),
@@ -44,6 +46,11 @@ PLUGINS = {  # of Hydra, by the choice on the command line
     "hydra/launcher=submitit_slurm": SUBMITIT,
     OPTUNA: Extra("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "optuna"),
 }
+ONNX = (  # of `diffem export --onnx`: what writes it, what torch writes it by, what checks it
+    Extra("onnx", "onnx", "onnx"),
+    Extra("onnxscript", "onnxscript", "onnx"),
+    Extra("onnxruntime", "onnxruntime", "onnx"),
+)
 VECTORS = Extra("POT", "ot", "vectors")  # the Sinkhorn divergence, a score of vectors
 
 
@@ -58,11 +65,11 @@ def check_extras(config: Mapping[Any, Any]) -> None:
     """
     for where, target in targets(config):
         if target in TARGETS:
-            _check_installed(f"{where}={target}", TARGETS[target])
+            check_installed(f"{where}={target}", TARGETS[target])
     dataset = config.get("dataset")
     shape = dataset.get("shape") if isinstance(dataset, dict) else None
     if isinstance(shape, list) and len(shape) == 1:
-        _check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
+        check_installed(f"dataset.shape={shape} (vectors)", VECTORS)
 
 
 def check_plugins(overrides: Sequence[str]) -> None:
@@ -85,10 +92,19 @@ def check_plugins(overrides: Sequence[str]) -> None:
                 )
     for override in overrides:
         if override in PLUGINS:
-            _check_installed(override, PLUGINS[override])
+            check_installed(override, PLUGINS[override])
 
 
-def _check_installed(what: str, needed: Extra) -> None:
+def check_installed(what: str, needed: Extra) -> None:
+    """Checks that an optional package is installed.
+
+    Arguments:
+        what: What needs it, as the sentence begins.
+        needed: The package.
+
+    Raises:
+        UserError: If it is not; the message has the command that installs it.
+    """
     try:
         installed = find_spec(needed.module) is not None
     except ModuleNotFoundError:  # of the package that the module is in
