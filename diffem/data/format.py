@@ -206,8 +206,9 @@ def write_generated(
     chunks: Iterable[Tensor],
     *,
     count: int,
+    name: str = "generated",
 ) -> None:
-    """Writes samples of a prior into a new folder: generated_00000.tif …, or generated.npy (.npz).
+    """Writes images into a new folder: generated_00000.tif …, or generated.npy (.npz).
 
     The folder appears when all is written.
 
@@ -217,6 +218,7 @@ def write_generated(
         shape: The shape of a sample.
         chunks: Samples in the data's units, each (B, *shape).
         count: The number of all samples.
+        name: What the files are called.
 
     Raises:
         UserError: If the folder is not empty or cannot be written, the disk has too little space,
@@ -232,14 +234,14 @@ def write_generated(
             with writing(folder):
                 if format.suffix in IMAGES:
                     for i, image in enumerate(values, start=row):
-                        save_image(temporary / f"generated_{i:05d}{format.suffix}", image)
+                        save_image(temporary / f"{name}_{i:05d}{format.suffix}", image)
                 else:
-                    append(temporary / "generated.npy", values, count)
+                    append(temporary / f"{name}.npy", values, count)
             row += len(values)
         assert row == count, f"{row} of {count} samples were written"
         if format.suffix == ".npz":
             with writing(folder):
-                pack(temporary / "generated.npz", ("generated",))
+                pack(temporary / f"{name}.npz", (name,))
         warn_of_clipped(clipped, count * math.prod(shape), format)
 
 
