@@ -32,7 +32,7 @@ reference: $(DEV)  # writes docs/reference.md, from the files of conf/ and the t
 	$(BIN)/python tests/helpers/reference.py
 
 docs: $(DEV)  # the documentation as a site, site/index.html; a warning is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(DEV)  # ratios against bench/baseline.json (docs/performance.md); BASELINE=1 writes it anew; 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench $(if $(BASELINE),--baseline)

@@ -191,7 +191,7 @@ def test_onnx_gives_what_torch_gives(run: diffem.Result, tmp_path: Path, method:
         assert [node.name for node in session.get_inputs()] == names
         assert f"| `{name}.onnx` | {', '.join(f'`{i}`' for i in names)} |" in card
         (found,) = session.run(None, {key: given[key].numpy() for key in names})
-        np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(found), wanted.numpy(), rtol=0, atol=1e-4)
 
 
 def graph_of(operator: LinearOperator, std: float | tuple[float, float]) -> onnx_graph.Conditioned:
