@@ -197,6 +197,11 @@ class DeepInverse(LinearOperator):
             x = self.adjoint(self.apply(torch.zeros(1, *shape), operator), operator)
             if x.shape[1:] != self.shape:
                 raise ValueError(f"they are of images of shape {list(x.shape[1:])}")
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"corruption=deepinv needs the package {error.name}, which is not installed: pip "
+                "install 'diffem[deepinv]'"
+            ) from error
         except Exception as error:  # deepinv raises what it likes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(

@@ -13,6 +13,7 @@ from diffem.config.extras import PLUGINS, TARGETS, VECTORS
 from diffem.runtime.errors import UserError
 
 CHOICES = {
+    "corruption=deepinv": ("deepinv", "corruption._target_=diffem.corruption.Dee", "deepinv"),
     "logger=wandb": ("wandb", "logger.wandb._target_=diffem.logging.wandb.WandbLogger", "wandb"),
     "logger=tensorboard": ("tensorboard", "TensorBoardLogger", "tensorboard"),
     "metric=inception": ("torch_fidelity", "diffem.metric.Inception", "metrics"),

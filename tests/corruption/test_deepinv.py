@@ -1,6 +1,7 @@
 """`corruption=deepinv`: operators of another library keep the laws of diffem's own."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,10 @@ def test_refused_in_one_sentence(given: dict[str, Any], sentence: str) -> None:
 def test_no_matrix_beyond_memory() -> None:
     with pytest.raises(UserError, match="needs a matrix of over 67108864 entries"):
         DeepInverse((1, 256, 256), physics="CompressedSensing", arguments={"m": 4000})
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run is loaded, of which no configuration is composed."""
+    monkeypatch.setitem(sys.modules, "deepinv", None)
+    with pytest.raises(UserError, match=r"needs the package deepinv.*pip install 'diffem\[deep"):
+        DeepInverse(GREY, physics="Denoising")
