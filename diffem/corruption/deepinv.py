@@ -8,11 +8,12 @@ the library is built. Noise is diffem's own (`diffem.corruption.noise`).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from diffem.corruption.basis import ENTRIES, HartleyBasis
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
@@ -21,7 +22,7 @@ from diffem.runtime.rng import seeded
 
 Shape = tuple[int, ...]
 NUMBER = RANGES["a number among deepinv's arguments"]
-ENTRIES = 2**26  # of a matrix that an operator may hold: 256 MiB
+MATRIX = 2**26  # of a matrix that an operator may hold: 256 MiB
 UNSEEDED = ("FisherTippettNoise", "GammaNoise")
 """Noise models of deepinv that draw from the global generator, whichever they are given."""
 
@@ -50,8 +51,13 @@ class Physics(Tried):
     """Whether the attribute `mask` says which entries of y are measured."""
     diagonal: bool = False
     """Whether A is the product with a mask, or the identity."""
+    decomposed: bool = False
+    """Whether V of its singular value decomposition is a basis of x (of MRI a complex one), and
+    `mask` has the singular values."""
     complex: bool = False
     """Whether x has two channels, its real and its imaginary part."""
+    units: bool = True
+    """Whether A x is in the units of x."""
 
 
 def _image(shape: Shape) -> dict[str, Any]:
@@ -85,17 +91,24 @@ PIXELS = {
     ),
 }
 MRI = Physics(
-    (), _grid, parameter="mask", generators=LINES, optional=True, masks=True, complex=True
+    (),
+    _grid,
+    parameter="mask",
+    generators=LINES,
+    optional=True,
+    masks=True,
+    complex=True,
+    units=False,
 )
 PHYSICS: Mapping[str, Physics] = {
     "Blur": Physics(("padding", "use_fft"), parameter="filter", generators=PSFS),
     "BlurFFT": Physics((), _image, parameter="filter", generators=PSFS),
-    "CompressedSensing": Physics(("channelwise", "m"), _image),
+    "CompressedSensing": Physics(("channelwise", "m"), _image, units=False),
     "Decolorize": Physics(("srf",), lambda shape: {"channels": shape[0]}),
     "Demosaicing": Physics(("pattern",), _image, masks=True, diagonal=True),
     "Denoising": Physics(diagonal=True),
     "Downsampling": Physics(("factor", "filter", "padding"), _image),
-    "HyperSpectralUnmixing": Physics(("C",), lambda shape: {"E": shape[0]}),
+    "HyperSpectralUnmixing": Physics(("C",), lambda shape: {"E": shape[0]}, units=False),
     "Inpainting": Physics(
         ("mask", "pixelwise"),
         _image,
@@ -104,14 +117,39 @@ PHYSICS: Mapping[str, Physics] = {
         masks=True,
         diagonal=True,
     ),
-    "MRI": MRI,
+    "MRI": replace(MRI, decomposed=True),
     "MultiCoilMRI": replace(MRI, arguments=("coil_maps",)),
-    "SinglePixelCamera": Physics(("fast", "m", "ordering"), _image, masks=True),
+    "SinglePixelCamera": Physics(
+        ("fast", "m", "ordering"), _image, masks=True, decomposed=True, units=False
+    ),
     "Tomography": Physics(
         ("angles", "circle", "fan_beam", "normalize"),
         lambda shape: {"img_width": shape[-1], "normalize": True},
+        units=False,
     ),
 }
+
+
+class SingularBasis(NamedTuple):
+    """V of the singular value decomposition A = U diag(s) Vᵀ of a physics of deepinv."""
+
+    physics: Any
+    """The DecomposablePhysics, of which V is the same for all samples."""
+
+    @property
+    def number(self) -> int:
+        return 1
+
+    def analyse(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.physics.V_adjoint(x.float()).to(x.dtype)
+
+    def synthesise(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.physics.V(z.float()).to(z.dtype)
+
+    def select(self, index: Tensor) -> "SingularBasis":
+        return self
 
 
 class DeepInverse(LinearOperator):
@@ -167,7 +205,9 @@ class DeepInverse(LinearOperator):
         )
         self.masks = self.tried.masks and bool(self.arguments.get("fast", True))
         self.preserves_intensity = self.tried.diagonal  # where it measures anything
-        self.covers = self.tried.diagonal and generator is not None
+        self.keeps_units = self.tried.units
+        whole = self.tried.diagonal or (self.tried.decomposed and not self._real)
+        self.covers = self.keeps_coefficients = self.masks and whole and generator is not None
         self._built: dict[torch.device, Any] = {}
         needed = self.tried.generators if generator is None and not self.tried.optional else {}
         if needed and self.tried.parameter not in given:
@@ -189,9 +229,9 @@ class DeepInverse(LinearOperator):
         shape = list(self.shape)
         try:
             matrix = not self.arguments.get("fast", self.physics != "CompressedSensing")
-            if matrix and int(self.arguments["m"]) * math.prod(shape) > ENTRIES:
+            if matrix and int(self.arguments["m"]) * math.prod(shape) > MATRIX:
                 raise ValueError(
-                    f"m={self.arguments['m']} needs a matrix of over {ENTRIES} entries"
+                    f"m={self.arguments['m']} needs a matrix of over {MATRIX} entries"
                 )
             operator = self.draw(1, Generator().manual_seed(0))
             x = self.adjoint(self.apply(torch.zeros(1, *shape), operator), operator)
@@ -209,6 +249,11 @@ class DeepInverse(LinearOperator):
                 f"shape {shape}: {reason}; correct corruption.arguments or "
                 "corruption.generator_arguments, or choose another corruption"
             ) from error
+
+    @property
+    def _real(self) -> bool:
+        """Whether x is the real part of what the physics takes."""
+        return self.tried.complex and self.shape[0] == 1
 
     def _on(self, device: torch.device) -> Any:  # noqa: ANN401 - a LinearPhysics
         """Returns the physics on a device; a random matrix is the same on all."""
@@ -236,7 +281,7 @@ class DeepInverse(LinearOperator):
     @full_precision
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         images = x.float()
-        if self.tried.complex and self.shape[0] == 1:
+        if self._real:
             images = torch.cat([images, torch.zeros_like(images)], dim=1)
         return self._on(x.device).A(images, **self._named(operator)).to(x.dtype)
 
@@ -259,8 +304,16 @@ class DeepInverse(LinearOperator):
             mask = mask.unsqueeze(2)  # coils come after the channels
         return (mask != 0).to(y.dtype).expand_as(y)
 
+    @full_precision
     def spectrum(self, operator: Tensor) -> Spectrum | None:
-        return Spectrum((), self._mask(operator) ** 2) if self.tried.diagonal else None
+        if self.tried.diagonal:
+            return Spectrum(ENTRIES, self._mask(operator) ** 2)
+        if self.physics == "BlurFFT":  # whose own V has half of the coefficients, complex ones
+            wave = torch.fft.fft2(operator.float(), s=self.shape[1:])
+            return Spectrum(HartleyBasis((2, 3)), wave.abs() ** 2)
+        if self.tried.decomposed and self.masks and not self._real:
+            return Spectrum(SingularBasis(self._on(operator.device)), self._mask(operator) ** 2)
+        return None
 
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
         """Returns φ if it is on the grid of x, or else AᵀA δ of the middle pixel, as of a blur."""
