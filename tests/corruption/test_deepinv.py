@@ -256,3 +256,10 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "deepinv", None)
     with pytest.raises(UserError, match=r"needs the package deepinv.*pip install 'diffem\[deep"):
         DeepInverse(GREY, physics="Denoising")
+
+
+@pytest.mark.parametrize("mask", [0.2, 0.8])
+def test_arguments_reach_the_operator(mask: float) -> None:
+    operator = DeepInverse((1, 64, 64), physics="Inpainting", arguments={"mask": mask})
+    kept = operator.apply(torch.ones(1, 1, 64, 64), operator.draw(1, seeded(0))).mean()
+    assert abs(kept - mask) < 4 * (mask * (1 - mask) / 64**2) ** 0.5  # 4 standard errors
