@@ -304,6 +304,12 @@ class DeepInverse(LinearOperator):
             mask = mask.unsqueeze(2)  # coils come after the channels
         return (mask != 0).to(y.dtype).expand_as(y)
 
+    def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor | None:
+        if not self.keeps_coefficients:
+            return None
+        u = torch.rand(operator.shape, generator=generator, device=operator.device)
+        return operator * (u >= fraction)
+
     @full_precision
     def spectrum(self, operator: Tensor) -> Spectrum | None:
         if self.tried.diagonal:

@@ -263,3 +263,17 @@ def test_arguments_reach_the_operator(mask: float) -> None:
     operator = DeepInverse((1, 64, 64), physics="Inpainting", arguments={"mask": mask})
     kept = operator.apply(torch.ones(1, 1, 64, 64), operator.draw(1, seeded(0))).mean()
     assert abs(kept - mask) < 4 * (mask * (1 - mask) / 64**2) ** 0.5  # 4 standard errors
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_what_masks_measure_can_be_left_out(case: tuple[str, Any]) -> None:
+    """Entry by entry, where a mask is drawn and its coefficients are fused: for the guard."""
+    operator = operator_of(case)
+    phi = operator.draw(64, seeded(15))
+    rest = operator.leave_out(phi, 0.25, seeded(16))
+    assert (rest is not None) == operator.keeps_coefficients
+    if rest is not None:
+        hidden = (phi - rest)[phi > 0]
+        assert {*hidden.unique().tolist()} == {0.0, 1.0} and (rest <= phi).all()
+        # Monte Carlo: 4 standard errors.
+        assert abs(hidden.mean() - 0.25) < 4 * (0.25 * 0.75 / hidden.numel()) ** 0.5

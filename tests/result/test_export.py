@@ -249,6 +249,15 @@ def test_a_missing_package_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_data_set_needs_its_package(
+    run: diffem.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="--reconstructions dataset needs the package datasets"):
+        export_run(run.path, tmp_path / "out", reconstructions=write_dataset)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_refused(run: diffem.Result, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").touch()
