@@ -314,7 +314,8 @@ class DeepInverse(LinearOperator):
     def spectrum(self, operator: Tensor) -> Spectrum | None:
         if self.tried.diagonal:
             return Spectrum(ENTRIES, self._mask(operator) ** 2)
-        if self.physics == "BlurFFT":  # whose own V has half of the coefficients, complex ones
+        periodic = self.physics == "Blur" and self.arguments.get("padding") == "circular"
+        if periodic or self.physics == "BlurFFT":  # whose own V has complex coefficients
             wave = torch.fft.fft2(operator.float(), s=self.shape[1:])
             return Spectrum(HartleyBasis((2, 3)), wave.abs() ** 2)
         if self.tried.decomposed and self.masks and not self._real:
