@@ -36,6 +36,7 @@ WHAT = {
     "over the rounds",
     "summary.json": "the scores of each round, and of the result",
 }
+BAR = r"\|"  # a | in a cell of a table
 LIMITS = """## Limits
 
 - Samples are of p(x | y) only if the measurements went through the channel above. The residual χ²
@@ -116,7 +117,8 @@ def _scores(summary: Mapping[str, Any], files: Sequence[str]) -> str:
     numbers = {k: v for k, v in final.items() if isinstance(v, int | float)}
     rows = {f"`{name}`": f"{value:.4g}" for name, value in numbers.items()}
     figure = "\n![Held-out measurements](figures/heldout.png)\n" if "figures" in files else ""
-    return _table("## Scores on held-out measurements", rows) + figure
+    note = "\nStandard deviations and distances are on the scale of [−1, 1].\n" if rows else ""
+    return _table("## Scores on held-out measurements", rows) + note + figure
 
 
 def _sampling(result: Result, name: str) -> str:
@@ -146,5 +148,5 @@ def _onnx(result: Result, graphs: Mapping[str, Sequence[str]]) -> str:
 
 
 def _table(title: str, rows: Mapping[str, str]) -> str:
-    lines = [f"| {name} | {text} |" for name, text in rows.items()]
+    lines = [f"| {name} | {text.replace('|', BAR)} |" for name, text in rows.items()]
     return "\n".join([f"{title}\n", "| | |", "|---|---|", *lines, ""])

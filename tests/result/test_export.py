@@ -1,5 +1,6 @@
 """`diffem export`: what is written is what the run learned, and is read as the run is."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -157,6 +158,8 @@ def test_the_card_says_what_it_is(run: diffem.Result, tmp_path: Path) -> None:
     assert f"| `residual_chi2` | {chi2:.4g} |" in text
     for name in written:
         assert f"| {name} | " in text
+    for line in text.splitlines():  # a | inside a cell would end it
+        assert not line.startswith("|") or len(re.findall(r"(?<!\\)\|", line)) == 3
     (block,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     names: dict[str, Any] = {"y": masked(2)}
     exec(compile(block.replace('"digits"', repr(str(tmp_path / "digits"))), "card", "exec"), names)
