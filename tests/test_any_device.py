@@ -54,6 +54,7 @@ from diffem.corruption import (
     PoissonGaussianNoise,
     PoissonNoise,
     Projection,
+    Windows,
     make_channel,
 )
 from diffem.data.measurements import MeasurementSet
@@ -403,6 +404,23 @@ def assert_loop(posterior: DenoiserPosterior, channel: Channel, sampler: str = "
             assert guard.looping
     assert_on_cuda(x)
     assert x.shape == (N, *channel.shape)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_large_images_by_tiles(sampler: str) -> None:
+    """Their measurements are copied from the host, a few tiles at a time."""
+    posterior = Conditional(
+        conditional_of(MASK, Conditioning()),
+        MASK,
+        sampler=SAMPLERS[sampler],
+        condition=Conditioning(),
+    )
+    windows = Windows.of((12, 13), IMAGE[1:], 4)
+    measurement = MASK.draw(torch.zeros(len(windows), *IMAGE), torch.Generator())
+    tiles = MeasurementSet(measurement, MASK)
+    x = posterior.draw_tiled(tiles, windows, size=3, device=CUDA)
+    assert_on_cuda(x)
+    assert x.shape == (3, 12, 13)
 
 
 def test_the_e_step_brings_its_samples_to_the_host() -> None:

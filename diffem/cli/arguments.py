@@ -41,11 +41,22 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a folder of images, a .npy or a .npz file, as dataset.path takes",
+        help="a folder or a file of measurements, as dataset.path takes; of the run's shape, or "
+        "larger",
     )
+    parser.add_argument("--key", help="as dataset.key; default: that of the run")
+    parser.add_argument("--axes", help="as dataset.axes; default: those of the run")
+    parser.add_argument("--dims", type=int, help="as dataset.dims; default: that of the run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--n", type=int, default=8, help="samples of each measurement, default %(default)s"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="PIXELS",
+        help="how many pixels neighbouring tiles share, of images larger than the run's; default: "
+        "half a tile",
     )
     _add_sampling(parser)
     return parser.parse_args(arguments)

@@ -33,7 +33,7 @@ from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
-MOVES_HELDOUT = {"dataset.heldout", "dataset.limit", "dataset.train"}
+MOVES_HELDOUT = {"dataset.heldout", "dataset.limit", "dataset.patch", "dataset.train"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,10 +3,13 @@
     diffem sample runs/mine --input crops --n 16 --out reconstructions
 
 Writes samples of p(x | y) of each measurement, their mean and their standard deviation into a new
-folder, in the format, dtype and units of the input.
+folder, in the format, dtype and units of the input, with its axes and metadata. Images that are
+larger than those that the run was trained on, or of several sizes, are sampled one by one, by
+overlapping tiles.
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 
 import torch
@@ -14,10 +17,14 @@ import torch
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
 from diffem.data.files import FileRows, take_survey
-from diffem.data.format import SampleWriter
-from diffem.data.held import open_measurements
+from diffem.data.folder import first_suffix
+from diffem.data.format import Format, SampleWriter
+from diffem.data.held import Held, open_measurements
+from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
-from diffem.result import load
+from diffem.data.patches import are_larger
+from diffem.result import PosteriorSampler, TiledSampler, load
+from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
 from diffem.runtime.ranges import check
 
@@ -34,31 +41,97 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse_sample(arguments)
     with report_user_errors():
         check("--n", chosen.n)
-        held = open_measurements(chosen.input, key="--input")
+        check("--overlap", chosen.overlap)
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
         posterior = result.posterior
-        rows = FileRows(held, torch.arange(len(held.y)), posterior.channel, posterior.scale)
-        measurements = MeasurementSet(rows, posterior.channel, scale=posterior.scale)
-        # What does not fit is refused before anything is drawn.
-        missing = take_survey(held, len(measurements), None).missing
-        for row in sorted({0, missing or 0}):
-            measurements.select(slice(row, row + 1))
-        total = math.ceil(len(measurements) / posterior.sampling.chunk_size)
-        with (
-            SampleWriter(
-                chosen.out,
-                held.format,
-                posterior.channel.shape,
-                count=len(measurements),
-                n=chosen.n,
-                names=held.names,
-            ) as writer,
-            progress_bar("samples", total, "chunks") as advance,
-        ):
-            for samples in posterior.chunks(measurements, chosen.n, seed=chosen.seed):
-                writer.write(samples.transpose(0, 1))
-                advance()
+        held = open_measurements(
+            chosen.input, key="--input", alike=False, reading=reading_of(chosen, result.format)
+        )
+        if are_larger(held.shapes, posterior.channel.shape):
+            sample_tiled(chosen, posterior.tiled(held, overlap=chosen.overlap))
+        else:
+            sample_chunks(chosen, posterior, held)
         console.print(
-            f"wrote {chosen.out}: {chosen.n} samples of each of {len(measurements)} measurements",
+            f"wrote {chosen.out}: {chosen.n} samples of each of {len(held.y)} measurements",
             soft_wrap=True,
         )
+
+
+def reading_of(chosen: Namespace, form: Format) -> Reading:
+    """Returns how the input is read: as the arguments say, or the run's if it is of that type.
+
+    Arguments:
+        chosen: The command's arguments.
+        form: The form of the run's measurements.
+    """
+    given = Reading.of(chosen.key, chosen.axes, chosen.dims)
+    if first_suffix(chosen.input) != form.suffix:
+        return given
+    return Reading(given.key or form.key, given.axes or form.axes, given.dims or form.dims)
+
+
+def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) -> None:
+    """Samples measurements of the run's shape, many together.
+
+    Raises:
+        UserError: If they do not fit, or the samples cannot be written.
+    """
+    if chosen.overlap is not None:
+        raise UserError(
+            f"--overlap={chosen.overlap} has no effect on images of the run's shape "
+            f"{list(posterior.channel.shape)}; leave it out"
+        )
+    rows = FileRows(held, torch.arange(len(held.y)), posterior.channel, posterior.scale)
+    check_measurements(rows)
+    measurements = MeasurementSet(rows, posterior.channel, scale=posterior.scale)
+    total = math.ceil(len(measurements) / posterior.sampling.chunk_size)
+    with (
+        SampleWriter(
+            chosen.out,
+            held.format,
+            posterior.channel.shape,
+            count=len(measurements),
+            n=chosen.n,
+            like=held.files,
+        ) as writer,
+        progress_bar("samples", total, "chunks") as advance,
+    ):
+        for samples in posterior.chunks(measurements, chosen.n, seed=chosen.seed):
+            writer.write(samples.transpose(0, 1))
+            advance()
+
+
+def sample_tiled(chosen: Namespace, tiled: TiledSampler) -> None:
+    """Samples images that are larger than the run's shape, one after another.
+
+    Raises:
+        UserError: If they do not fit, or the samples cannot be written.
+    """
+    check_measurements(tiled.pieces())
+    held = tiled.held
+    count = len(held.y)
+    total = count * chosen.n * tiled.evaluations
+    with (
+        SampleWriter(
+            chosen.out,
+            held.format,
+            max((tiled.shape(row) for row in range(count)), key=math.prod),
+            count=count,
+            n=chosen.n,
+            like=held.files,
+        ) as writer,
+        progress_bar("samples", total, "steps") as advance,
+    ):
+        for row in range(count):
+            writer.write_one(tiled.sample(row, chosen.n, seed=chosen.seed, on_evaluation=advance))
+
+
+def check_measurements(rows: FileRows) -> None:
+    """Reads measurements once, so that what does not fit is refused before anything is drawn.
+
+    Raises:
+        UserError: If one cannot be read, or does not fit the channel.
+    """
+    missing = take_survey(rows.held, len(rows), None).missing
+    for row in sorted({0, missing or 0}):
+        rows.select(slice(row, row + 1))

@@ -71,7 +71,9 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         ),
         "diffem.data.IdxImages": ("heldout", "path", "range", "shape", "train"),
         "diffem.data.Manifold": ("frequencies", "heldout", "shape", "smoothness", "train"),
-        "diffem.data.MeasurementFiles": ("heldout", "limit", "path", "range", "shape"),
+        "diffem.data.MeasurementFiles": (
+            *("axes", "dims", "heldout", "key", "limit", "patch", "path", "range", "shape"),
+        ),
     },
     "em": {
         "diffem.em.EMSettings": (

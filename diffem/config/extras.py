@@ -5,24 +5,12 @@ installed is refused when the configuration is composed, before anything is writ
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffem.config.allow_list import targets
 from diffem.config.paths import quoted, unquoted
 from diffem.runtime.errors import UserError
-
-
-class Extra(NamedTuple):
-    """An optional package."""
-
-    package: str
-    """Its name in the package index."""
-    module: str
-    """The name that it is imported by."""
-    extra: str
-    """The extra of pyproject.toml that installs it."""
-
+from diffem.runtime.extras import Extra, check_installed
 
 DATASETS = Extra("datasets", "datasets", "hub")
 WANDB = Extra("wandb", "wandb", "wandb")
@@ -93,24 +81,3 @@ def check_plugins(overrides: Sequence[str]) -> None:
     for override in overrides:
         if override in PLUGINS:
             check_installed(override, PLUGINS[override])
-
-
-def check_installed(what: str, needed: Extra) -> None:
-    """Checks that an optional package is installed.
-
-    Arguments:
-        what: What needs it, as the sentence begins.
-        needed: The package.
-
-    Raises:
-        UserError: If it is not; the message has the command that installs it.
-    """
-    try:
-        installed = find_spec(needed.module) is not None
-    except ModuleNotFoundError:  # of the package that the module is in
-        installed = False
-    if not installed:
-        raise UserError(
-            f"{what} needs the package {needed.package}, which is not installed: "
-            f"pip install 'diffem[{needed.extra}]'"
-        )

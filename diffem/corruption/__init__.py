@@ -9,6 +9,7 @@ from diffem.corruption.channel import (
     Measurement,
     make_channel,
     require,
+    require_pixelwise,
 )
 from diffem.corruption.composition import Composition
 from diffem.corruption.deepinv import DeepInverse
@@ -40,6 +41,7 @@ from diffem.corruption.rician import Rician
 from diffem.corruption.saturation import Saturation
 from diffem.corruption.spectrum import Spectrum
 from diffem.corruption.weighting import Weighting
+from diffem.corruption.windows import Windows
 
 __all__ = [
     "ENTRIES",
@@ -77,6 +79,8 @@ __all__ = [
     "SpeckleNoise",
     "Spectrum",
     "Weighting",
+    "Windows",
     "make_channel",
     "require",
+    "require_pixelwise",
 ]

@@ -67,6 +67,11 @@ class Channel(ABC):
     """Whether y of a channel that is not linear is in the units of x, so that measurements of
     one's own are brought to the scale of [-1, 1] as clean images are."""
 
+    pixelwise = False
+    """Whether y has the grid of x, and each of its pixels depends on that pixel of x alone, so
+    that a piece of a measurement is the measurement of that piece of x. Of a linear channel its
+    operator says so."""
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
@@ -351,3 +356,23 @@ def require(channel: Channel, needed: type[Channel], part: str) -> None:
     if not isinstance(channel, needed):
         needs, advice = NEEDS[needed]
         raise UserError(f"{part} needs {needs}, got {channel}; {advice}")
+
+
+def require_pixelwise(channel: Channel, part: str, advice: str) -> None:
+    """Refuses a channel whose measurements cannot be cut into pieces.
+
+    Arguments:
+        channel: The channel.
+        part: What cuts them, as the sentence begins.
+        advice: What to do, as it ends.
+
+    Raises:
+        UserError: If a pixel of y depends on others of x, or may do so.
+    """
+    own = channel.forward_operator if isinstance(channel, LinearChannel) else channel
+    if not own.pixelwise:
+        raise UserError(
+            f"{part} needs a corruption of each pixel by itself, as denoising and mask are (of "
+            f"your own: pixelwise = True), and under {channel} a pixel at an edge of a piece may "
+            f"depend on what is beyond it; {advice}"
+        )

@@ -17,6 +17,7 @@ from diffem.corruption.basis import ENTRIES, HartleyBasis
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
+from diffem.runtime.extras import Extra, check_installed
 from diffem.runtime.ranges import RANGES, check
 from diffem.runtime.rng import seeded
 
@@ -184,6 +185,7 @@ class DeepInverse(LinearOperator):
         generator_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(shape)
+        check_installed("corruption=deepinv", Extra("deepinv", "deepinv", "deepinv"))
         self.physics, self.tried = physics, _physics(physics)
         given = _plain("corruption.arguments", arguments, self.tried.arguments, physics)
         self.arguments = self.tried.given(self.shape) | given
@@ -237,11 +239,6 @@ class DeepInverse(LinearOperator):
             x = self.adjoint(self.apply(torch.zeros(1, *shape), operator), operator)
             if x.shape[1:] != self.shape:
                 raise ValueError(f"they are of images of shape {list(x.shape[1:])}")
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"corruption=deepinv needs the package {error.name}, which is not installed: pip "
-                "install 'diffem[deepinv]'"
-            ) from error
         except Exception as error:  # deepinv raises what it likes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(

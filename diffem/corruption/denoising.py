@@ -11,6 +11,7 @@ class Denoising(LinearOperator):
     """Leaves x as it is, so that only the noise corrupts it."""
 
     preserves_intensity = True
+    pixelwise = True
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         return x

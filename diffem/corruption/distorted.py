@@ -40,6 +40,12 @@ class DistortedChannel(Channel):
         one = linear.forward_operator.draw(1, Generator().manual_seed(0))
         self._operator = one.shape[1:]
         self._sizes = [one[0].numel(), *(len(d.parameters) for d in self.distortions)]
+        # What φ has of each pixel is flattened here, and could not be cut.
+        self.pixelwise = (
+            linear.forward_operator.pixelwise
+            and not self._sizes[0]
+            and all(each.pixelwise for each in distortions)
+        )
 
     def __str__(self) -> str:
         return " then ".join([str(self.linear), *(str(d) for d in self.distortions)])

@@ -15,6 +15,9 @@ class Distortion(ABC):
     `dataset.range`.
     """
 
+    pixelwise = False
+    """Whether each pixel of y depends on that pixel of A x + noise alone."""
+
     def __str__(self) -> str:
         return type(self).__name__
 

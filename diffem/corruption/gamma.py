@@ -16,6 +16,8 @@ class Gamma(Distortion):
         gamma: γ > 0, or a range [low, high].
     """
 
+    pixelwise = True
+
     def __init__(self, *, gamma: float | Sequence[float]) -> None:
         self.gamma = ChannelParameter.of("corruption.gamma", gamma)
 

@@ -19,6 +19,8 @@ class Impulse(Distortion):
         fraction: The probability of an entry to be replaced, in (0, 1], or a range [low, high].
     """
 
+    pixelwise = True
+
     def __init__(self, *, fraction: float | Sequence[float]) -> None:
         self.fraction = ChannelParameter.of("corruption.fraction", fraction)
 

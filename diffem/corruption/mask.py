@@ -25,6 +25,7 @@ class Mask(LinearOperator):
     preserves_intensity = True  # where it measures anything
     covers = True
     keeps_coefficients = True
+    pixelwise = True
 
     def __init__(self, shape: Sequence[int], *, rho: float) -> None:
         super().__init__(shape)

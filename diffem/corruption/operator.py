@@ -63,6 +63,11 @@ class LinearOperator(ABC):
     """Whether φ is drawn, whatever x is, so that every direction of x is measured under some φ;
     None where the law of φ is not known."""
 
+    pixelwise = False
+    """Whether y has the grid of x, and each of its pixels depends on that pixel of x and of φ
+    alone, so that a piece of a measurement is the measurement of that piece of x. Large images are
+    cut into such pieces."""
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 

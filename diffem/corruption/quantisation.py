@@ -16,6 +16,8 @@ class Quantisation(Distortion):
         UserError: If there are fewer.
     """
 
+    pixelwise = True
+
     def __init__(self, *, levels: int) -> None:
         self.levels = check("corruption.levels", levels)
 

@@ -14,6 +14,8 @@ class Rician(Distortion):
     this adds ε_2 and takes the modulus. Gudbjartsson and Patz 1995.
     """
 
+    pixelwise = True
+
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         epsilon = torch.randn(u.shape, generator=generator, device=u.device)
         return torch.hypot(u + 1, expand(noise[:, 0], u) * epsilon) - 1

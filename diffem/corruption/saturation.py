@@ -18,6 +18,8 @@ class Saturation(Distortion):
         UserError: If low is not below high.
     """
 
+    pixelwise = True
+
     def __init__(self, *, low: float, high: float) -> None:
         self.low = float(check("corruption.low", low))
         self.high = float(check("corruption.high", high))

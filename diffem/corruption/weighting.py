@@ -24,6 +24,7 @@ class Weighting(LinearOperator):
     """
 
     covers = True
+    pixelwise = True
 
     def __init__(self, shape: Sequence[int], *, ratio: float | Sequence[float]) -> None:
         super().__init__(shape)

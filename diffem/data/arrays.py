@@ -253,6 +253,8 @@ def _mask(measured: Tensor, own: Mask, operator: Array | None, source: str) -> T
     mask = numbers(operator, f"{source}: operator")
     if mask.shape != shape and mask.unsqueeze(1).shape == shape:
         mask = mask.unsqueeze(1)
+    if mask.ndim == len(shape) and mask.shape[1:] == (*(1,) * (len(shape) - 2), shape[-1]):
+        mask = mask.expand(shape)  # of columns, as k-space has them
     if mask.shape != shape:
         raise UserError(
             f"{source}: a mask in operator has shape {list(mask.shape[1:])}, and "
@@ -376,13 +378,13 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
         raise UserError(f"{source}: std has no effect on {channel.noise}; leave it out")
     for name, parameter in parameters.items():
         if name == "std" and std is not None:
+            values = _of_measurements(numbers(std, f"{source}: std", nan=True), channel, source)
             if parameter.known is not None:
                 raise UserError(
                     f"{source} has the std of each measurement, and {parameter.name} is one "
                     "number for all; give a range [low, high] that holds them in its place, or "
                     "leave std out"
                 )
-            values = numbers(std, f"{source}: std")
             if values.shape not in ((n,), (n, 1)) or not (values > 0).all():
                 raise UserError(
                     f"{source}: std must be {n} positive numbers, (N,), got the shape "
@@ -397,3 +399,20 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
         else:
             columns.append(torch.full((n,), parameter.known, dtype=torch.float64))
     return torch.stack(columns, dim=1)
+
+
+def _of_measurements(std: Tensor, channel: LinearChannel, source: str) -> Tensor:
+    """Returns the noise of each measurement, (N,), where it is given for each pixel, (N, *M).
+
+    Raises:
+        UserError: If it differs between the pixels of a measurement.
+    """
+    if std.ndim < 2 or std.shape[1:] == (1,):
+        return std
+    flat = std.flatten(1)
+    if not (flat == flat[:, :1]).all():
+        raise UserError(
+            f"{source}: std differs between the pixels of a measurement, and {channel.noise} has "
+            "one number for all of them; choose corruption=weighting"
+        )
+    return flat[:, 0]

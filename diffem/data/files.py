@@ -1,4 +1,4 @@
-"""Measurements of one's own: .npz and .npy files, and folders of PNG or TIFF images."""
+"""Measurements of one's own: files and folders of any known format."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearChannel, Mask, Measurement, Weighting
+from diffem.corruption import (
+    Channel,
+    LinearChannel,
+    Mask,
+    Measurement,
+    Weighting,
+    require_pixelwise,
+)
 from diffem.corruption.recorded import Recorded
 from diffem.data.arrays import numbers, operator_of
 from diffem.data.format import Format
 from diffem.data.held import Held, open_measurements
-from diffem.data.images import ImageFolder
+from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
-from diffem.data.npy import Rows, verify_npz
+from diffem.data.npy import ComplexRows, Rows, verify_npz
+from diffem.data.patches import Patches
 from diffem.data.scale import Scale
+from diffem.data.stack import FileStack
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, say, warn
 from diffem.runtime.ranges import check
@@ -28,6 +37,7 @@ from diffem.runtime.rng import generator
 OUTSIDE = 1e-3  # of the measured values: an estimated range leaves out as many, at both ends
 SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 1,000 beyond either of them
 CHUNK = 2**20  # values that are read at once
+MIXED = 2**14  # patches of a set that come first, of all its images; as many as init.samples
 LONG = {True: 2**13, False: 2**28}  # images, or bytes of an array, of which reading takes seconds
 
 
@@ -104,12 +114,12 @@ class MeasurementFiles:
     once at the start, to check them; `truth` is kept in memory.
 
     Arguments:
-        path: A folder of PNG or TIFF images of one size (8-bit, 16-bit or float; grey or 8-bit
-            RGB), a .npy file of measurements, or a .npz file with `y` and perhaps `operator` (φ;
-            for a mask 0 where nothing was measured), `std` (N,) and `truth`. (N, H, W) are grey
-            images, (N, C, H, W) have channels, (N, D) are vectors. NaN in y is "not measured", and
-            then no channel of that pixel is.
-        shape: The shape of a clean image; None for that of a measurement.
+        path: A folder of files of a known format and of one size, one such file, a .npy file of
+            measurements, or a .npz file with `y` and perhaps `operator` (φ; for a mask 0 where
+            nothing was measured), `std` (N,) and `truth`. (N, H, W) are grey images, (N, C, H, W)
+            have channels, (N, D) are vectors; complex numbers are two channels. NaN in y is "not
+            measured", and then no channel of that pixel is.
+        shape: The shape of a clean image; None for that of a measurement, or of a patch.
         range: [low, high], the values in the data's units that become -1 and 1; None to estimate
             it from the measurements. Nothing is clipped. Under noise of photons it must be given:
             the mean values of a pixel without light and of one with `photons` photons. Under a
@@ -117,6 +127,16 @@ class MeasurementFiles:
             stay in their own units.
         heldout: The fraction of the measurements that is held out, in (0, 1).
         limit: The largest number of measurements to use, the first ones; None for all.
+        patch: The side in pixels, or the sides, of the patches that the measurements are cut into;
+            None to leave them whole. Patches lie side by side from the first pixel on, the last of
+            each axis is shifted back into the image, and they are numbered image by image. The
+            images of a folder may then differ in size. All patches of an image are trained on or
+            held out together.
+        key: The name of the array, in files that hold several; None for the one that there is.
+        axes: A letter for each axis of the files' arrays in place of what they say: X, Y and Z
+            space, C channels, any other letter measurements.
+        dims: The number of spatial axes of a measurement, 1 to 3: of a volume, 2 gives its slices
+            along Z. None for all axes of space that the files name.
 
     Raises:
         UserError: If a file is missing, damaged or of another shape than the first, holds infinity
@@ -131,21 +151,29 @@ class MeasurementFiles:
         range: Sequence[float] | None = None,
         heldout: float = 0.1,
         limit: int | None = None,
+        patch: int | Sequence[int] | None = None,
+        key: str | None = None,
+        axes: str | None = None,
+        dims: int | None = None,
     ) -> None:
         self.heldout = check("dataset.heldout@measurements", heldout)
         given = Scale.of(range)
         check("dataset.limit", limit)
-        self.held = open_measurements(path, limit=limit)
+        self.patch = check("dataset.patch", patch)
+        reading = Reading.of(key, axes, dims)
+        self.held = open_measurements(path, limit=limit, reading=reading, alike=patch is None)
         held = len(self.held.y)
         self.count = held if limit is None else min(held, limit)
+        if self.held.format.suffix == ".npz" and self.count == held:
+            verify_npz(Path(path), self.held.name)
+        if patch is not None:
+            self.held = cut_into_patches(self.held, self.count, patch, shape)
+            self.count = len(self.held.y)
         if self.count < 4:
             raise UserError(
                 f"{self.held.name} holds {self.count} measurements; at least 4 are needed"
             )
-        if self.held.format.suffix == ".npz" and self.count == held:
-            verify_npz(Path(path), self.held.name)
-        size = self.held.y.shape[1:]
-        self.shape = tuple(shape or (size if len(size) != 2 else (1, *size)))
+        self.shape = tuple(shape or clean_shape(self.held.y))
         self.given = {"shape": shape is not None, "range": range is not None}
         self.survey = take_survey(self.held, self.count, given)
         self.scale = given or self.survey.scale()
@@ -195,6 +223,8 @@ class MeasurementFiles:
             )
         else:
             channel = channel.scaled(self.scale.factor)
+        if self.patch is not None:
+            require_pixelwise(channel, f"dataset.patch={self.patch}", "leave dataset.patch out")
         missing = self.survey.missing is not None
         every = FileRows(self.held, torch.arange(self.count), channel, self.scale, missing)
         # One row shows whether all fit; another one, whether NaN does.
@@ -204,26 +234,69 @@ class MeasurementFiles:
         if isinstance(channel, LinearChannel):
             own = channel.forward_operator
             if isinstance(own, Mask | Weighting) or self.held.operator is not None:
-                assumed = channel.with_operator(Recorded(own, every))
+                recorded = every
+                if isinstance(self.held.y, Patches):  # a result keeps the first of them
+                    recorded = replace(every, rows=_mixed_first(every.rows))
+                assumed = channel.with_operator(Recorded(own, recorded))
             if isinstance(own, Mask) and self.held.operator is None and not missing:
                 warn(
                     f"{self.held.name} says nowhere that a pixel was not measured (by NaN in y, "
                     "or 0 in operator), and corruption=mask takes all of them for measured"
                 )
         truth = self._truth()
-        order = torch.randperm(self.count, generator=generator("held-out", self.count))
-        heldout = max(2, round(self.heldout * self.count))
-        if self.count - heldout < 2:
-            raise UserError(
-                f"dataset.heldout={self.heldout} leaves {self.count - heldout} of {self.count} "
-                "measurements to train on; at least 2 are needed: lower it"
-            )
         sets = []
-        for rows in (order[heldout:].sort().values, order[:heldout].sort().values):
+        for rows in self._split():
             source = replace(every, rows=rows)
             true = None if truth is None else truth[rows]
             sets.append(MeasurementSet(source, assumed, true, self.scale))
         return sets[0], sets[1]
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Returns the rows that are trained on and those that are held out.
+
+        Measurements of one file, or of a series of files, are on the same side, and so are patches
+        of one image; of a single file the last ones are held out.
+
+        Raises:
+            UserError: If fewer than two are left to train on.
+        """
+        patches = self.held.y if isinstance(self.held.y, Patches) else None
+        sizes = torch.ones(self.count, dtype=torch.int64)  # rows of each measurement
+        if patches is not None:
+            sizes = torch.from_numpy(np.diff(patches.first))
+        unit = torch.arange(len(sizes))  # the number of what each is held out with
+        order = torch.randperm(len(sizes), generator=generator("held-out", len(sizes)))
+        if self.held.groups is not None:
+            numbers, unit = np.unique(self.held.groups[: len(sizes)], return_inverse=True)
+            if len(numbers) > 1:
+                unit = torch.from_numpy(unit)
+                order = torch.randperm(len(numbers), generator=generator("held-out", len(numbers)))
+            else:
+                unit, order = torch.arange(len(sizes)), torch.arange(len(sizes)).flip(0)
+                warn(
+                    f"{self.held.name} is one file or series, whose last measurements are held "
+                    "out: they are like their neighbours; give several for scores of new ones"
+                )
+        rows = (
+            torch.zeros(len(order), dtype=torch.int64).index_add(0, unit, sizes)[order].cumsum(0)
+        )
+        heldout = max(round(self.heldout * len(order)), 1 + int((rows < 2).sum()))
+        left = self.count - int(rows[min(heldout, len(rows)) - 1])
+        if left < 2:
+            what, advice = "measurements", "lower it"
+            if patches is not None:
+                what, advice = "patches", "lower it, or give more images, which are held out whole"
+            elif len(order) < self.count:
+                advice = "lower it, or give more files, which are held out whole"
+            raise UserError(
+                f"dataset.heldout={self.heldout} leaves {left} of {self.count} {what} to train "
+                f"on; at least 2 are needed: {advice}"
+            )
+        held = torch.zeros(len(order), dtype=torch.bool)
+        held[order[:heldout]] = True
+        held = held[unit].repeat_interleave(sizes)
+        split = (~held).nonzero().flatten(), held.nonzero().flatten()
+        return split if patches is None else (_mixed_first(split[0]), _mixed_first(split[1]))
 
     def _report_range(self, channel: LinearChannel) -> None:
         """Says what the range is if it was estimated, and warns of a given one that is left."""
@@ -255,6 +328,59 @@ class MeasurementFiles:
                 f"{list(x.shape[1:])}; mend it, or leave it out"
             )
         return x
+
+
+def clean_shape(y: Rows) -> tuple[int, ...]:
+    """Returns the shape of a measurement with its axis of channels, which grey images may lack."""
+    size = tuple(y.shape[1:])
+    has_channels = isinstance(y.images if isinstance(y, Patches) else y, FileStack | ComplexRows)
+    return size if has_channels or len(size) != 2 else (1, *size)
+
+
+def _mixed_first(rows: Tensor) -> Tensor:
+    """Returns rows of patches, of which the first are drawn at random from all.
+
+    The init, the guard and the scores look at the first measurements of a set, which would be all
+    of one image; the others stay in their order, so that an E-step reads image by image.
+    """
+    order = torch.randperm(len(rows), generator=generator("patches", len(rows)))
+    return torch.cat([rows[order[:MIXED]], rows[order[MIXED:].sort().values]])
+
+
+def cut_into_patches(
+    held: Held, count: int, patch: int | Sequence[int], shape: Sequence[int] | None
+) -> Held:
+    """Returns what the patches of the first measurements hold.
+
+    Arguments:
+        held: The file or folder.
+        count: How many of its measurements are used, the first ones.
+        patch: The side of a patch in pixels, or its sides.
+        shape: The shape of a clean image that was given, if any.
+
+    Raises:
+        UserError: If the measurements are vectors, one is smaller than a patch, or the sides are
+            not those of the shape.
+    """
+    axes = len(shape or clean_shape(held.y)) - 1
+    if axes < 1:
+        raise UserError(
+            f"dataset.patch={patch} cuts images and signals, and {held.name} holds vectors; leave "
+            "dataset.patch out"
+        )
+    sides = (patch,) * axes if isinstance(patch, int) else tuple(patch)
+    if len(sides) != axes:
+        raise UserError(
+            f"dataset.patch={list(sides)} must be one number or {axes}, one for each side of the "
+            "images; give as many"
+        )
+    if shape is not None and tuple(shape[1:]) != sides:
+        raise UserError(
+            f"dataset.shape={list(shape)} must have the sides of dataset.patch, {list(sides)}; "
+            "leave dataset.shape out, or correct it"
+        )
+    advice = "lower dataset.patch, or take this one out"
+    return held.cut(held.windows(sides, range(count), advice=advice))
 
 
 def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
@@ -298,9 +424,7 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
         if array is None:
             continue
         for rows in _chunks(array, count):
-            maps = (
-                name == "std" and len(array.shape) > 2
-            )  # of every pixel, NaN where there is none
+            maps = name == "std" and len(array.shape) > 2  # of every pixel, NaN where is none
             values = numbers(array[rows], f"{held.name}: {name}", nan=maps)
             if name == "std" and values.ndim == 1 and not (values > 0).all():
                 raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
@@ -330,7 +454,7 @@ def _chunks(array: Rows, count: int) -> Iterator[np.ndarray]:
 
 def _reading(held: Held, count: int, chunks: int) -> AbstractContextManager[Callable[..., None]]:
     """Opens a scope with a progress bar, where reading takes seconds."""
-    images = isinstance(held.y, ImageFolder)
+    images = isinstance(held.y, FileStack)
     work = count if images else count * math.prod(held.y.shape[1:]) * held.y.dtype.itemsize
     if work < LONG[images]:
         return nullcontext(lambda note="": None)

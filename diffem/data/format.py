@@ -12,14 +12,14 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image
 from torch import Tensor
 
+from diffem.data.cast import cast
+from diffem.data.layout import Layout, joined
+from diffem.data.reader import ARRAY, KNOWN, Reader, reader_of
+from diffem.data.stack import FileStack, Part
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
-
-IMAGES = {".png": {1: ("uint8", "uint16"), 3: ("uint8",)},
-          ".tif": {1: ("uint8", "uint16", "int32", "float32"), 3: ("uint8",)}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,39 @@ class Format:
     """The form of measurements in their files.
 
     Arguments:
-        suffix: .npy, .npz, .png or .tif.
-        dtype: The name of y's dtype, as numpy has it.
+        suffix: .npy, .npz, or the suffix of files of another known format.
+        dtype: The name of y's dtype, as numpy has it; of complex numbers too.
         channel_axis: Whether y has an axis of channels, which grey images may lack.
+        key: The name of the array in a file of several, `dataset.key`; None if it was not given.
+        axes: The letters of the array's axes, `dataset.axes`; None if they were not given.
+        dims: The number of spatial axes, `dataset.dims`; None if it was not given.
     """
 
     suffix: str
     dtype: str
     channel_axis: bool
+    key: str | None = None
+    axes: str | None = None
+    dims: int | None = None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether each sample is a file of its own, not a row of an array."""
+        return self.suffix in KNOWN and KNOWN[self.suffix] is not ARRAY
+
+    @property
+    def real(self) -> np.dtype:
+        """The dtype of the measurements' real numbers, two of which are a complex one."""
+        dtype = np.dtype(self.dtype)
+        return np.finfo(dtype).dtype if dtype.kind == "c" else dtype
+
+    def reader(self) -> Reader:
+        """Returns the reader of such files.
+
+        Raises:
+            UserError: If its package is not installed.
+        """
+        return reader_of(self.suffix, f"{self.suffix} files", key=self.key)
 
     def check(self, shape: Sequence[int]) -> None:
         """Refuses samples that cannot be written in this form.
@@ -45,13 +70,8 @@ class Format:
         Raises:
             UserError: If images of this shape and dtype cannot be written as such files.
         """
-        if self.suffix in IMAGES:
-            dtypes = IMAGES[self.suffix].get(shape[0], ()) if len(shape) == 3 else ()
-            if self.dtype not in dtypes:
-                raise UserError(
-                    f"samples of shape {list(shape)} and {self.dtype} cannot be written as "
-                    f"{self.suffix} images; give the measurements as a .npy file"
-                )
+        if self.is_files:
+            self.reader().check(self.suffix, tuple(shape), np.dtype(self.dtype))
 
     def values(self, x: np.ndarray) -> tuple[np.ndarray, int]:
         """Returns samples in the measurements' dtype, and how many values had to be clipped.
@@ -59,63 +79,71 @@ class Format:
         Arguments:
             x: Samples in the data's units, float64.
         """
-        dtype = np.dtype(self.dtype)
-        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        low, high = float(limits.min), float(limits.max)
-        if dtype.kind != "f":
-            x = x.round()
-        outside = int(((x < low) | (x > high)).sum())
-        # The largest number of 64 bits rounds up to a float64 that 64 bits do not hold.
-        rounded_up = dtype.kind != "f" and int(high) > limits.max
-        largest = np.nextafter(high, 0) if rounded_up else high
-        values = x.clip(low, largest).astype(dtype)
-        values[x >= high] = limits.max
-        return values, outside
+        return cast(x, self.real)
 
     def float_type(self) -> np.dtype:
         """Returns the type of means and standard deviations, which holds the samples' values.
 
-        It is float32, which has 24 bits; float64 in arrays of types that have more. (Pillow has
-        no images of float64.)
+        It is float32, which has 24 bits; float64 in arrays of types that have more.
         """
-        narrow = self.suffix in IMAGES or np.can_cast(self.dtype, np.float32)
+        narrow = self.is_files or np.can_cast(self.real, np.float32)
         return np.dtype(np.float32 if narrow else np.float64)
 
-    def axes(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Returns samples (…, *shape) with the axes of the measurements.
+    def arranged(self, x: np.ndarray, shape: Sequence[int], *, real: bool = False) -> np.ndarray:
+        """Returns samples (…, *shape) with the axes of the measurements in a .npy or .npz file.
 
-        Grey ones lose their axis of channels if the measurements have none; images in files have
-        their channels last.
+        Those of complex measurements are complex if they have an even number of channels, half of
+        which are real parts; grey images lose their axis of channels if the measurements have
+        none.
+
+        Arguments:
+            x: Samples, or their means.
+            shape: The shape of a sample.
+            real: Whether they are real numbers, as standard deviations are.
         """
-        if len(shape) != 3:
-            return x
-        if shape[0] == 1 and not self.channel_axis:
-            return x[..., 0, :, :]
-        return np.moveaxis(x, -3, -1) if self.suffix in IMAGES else x
+        dims, complex_numbers = len(shape), np.dtype(self.dtype).kind == "c" and len(shape) > 1
+        if complex_numbers and not real and x.shape[-dims] % 2 == 0:
+            x = joined(x, axis=-dims)
+        grey = (dims == 3 or complex_numbers) and x.shape[-dims] == 1
+        return x.squeeze(-dims) if grey and not self.channel_axis else x
+
+    def of_both_parts(self, std: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Returns standard deviations (B, *shape) as those of complex numbers, if samples are.
+
+        That of a complex number is the root of the variances of both parts, (B, C / 2, *S).
+        """
+        if np.dtype(self.dtype).kind == "c" and len(shape) > 1 and shape[0] % 2 == 0:
+            return np.hypot(*np.split(std, 2, axis=-len(shape)))
+        return std
 
 
 class SampleWriter:
     """Writes samples of posteriors into a new folder, a few measurements at a time.
 
-        images   samples/NAME_00.tif …, mean/NAME.tif, std/NAME.tif
+        files    samples/NAME_00.tif …, mean/NAME.tif, std/NAME.tif
         .npy     samples.npy, (N, n, *shape), mean.npy and std.npy, (N, *shape)
         .npz     samples.npz with samples, mean and std
 
-    Samples have the dtype of the measurements; whole numbers are rounded, and clipped to the
-    dtype's range with a warning. Mean and std are float32, in arrays float64 if the measurements
-    have more than 24 bits: TIFF files for grey images, .npy files, (H, W, 3), for RGB ones. Of one
-    sample there are none. The folder appears when all is written:
+    Of a file of measurements there is one of each sample, with the same axes, header and units,
+    and as many entries as it has measurements. Samples have the dtype of the measurements; whole
+    numbers are rounded, and clipped to the dtype's range with a warning. Mean and std are float32,
+    in arrays float64 if the measurements have more than 24 bits. Of images that Pillow writes they
+    are TIFF files if they are grey, and .npy files if not. Of one sample there are none. The
+    folder appears when all is written:
 
         with SampleWriter(folder, format, shape, count=N, n=n) as writer:
             writer.write(samples)  # as often as it takes
 
+    Large images are written one sample at a time, `writer.write_one`, and may differ in size.
+
     Arguments:
         folder: The folder; it must not exist, or be empty.
         format: The form of the measurements.
-        shape: The shape of a sample, (C, *S) or (D,).
+        shape: The shape of a sample, (C, *S) or (D,); of several sizes, that of the largest.
         count: The number N of measurements.
         n: The number of samples of each.
-        names: The names of the images without suffix; None to number them.
+        like: The files of the measurements, or names alone, of one measurement each; None to
+            number them.
 
     Raises:
         UserError: If the folder is not empty or cannot be written, the disk has too little space,
@@ -130,17 +158,19 @@ class SampleWriter:
         *,
         count: int,
         n: int,
-        names: Sequence[str] | None = None,
+        like: FileStack | Sequence[str] | None = None,
     ) -> None:
         format.check(shape)
         self.folder, self.format, self.shape = Path(folder), format, tuple(shape)
         self.count, self.n = count, n
-        self.names = names
         self.parts = ("samples", "mean", "std") if n > 1 else ("samples",)
-        self.row = self.clipped = 0
+        self.row = self.clipped = self.values = 0
+        self.in_files = format.is_files or isinstance(like, FileStack)
+        if self.in_files:
+            self.files = SampleFiles(format, self.shape, like, n=n)
 
     def __enter__(self) -> Self:
-        size = np.dtype(self.format.dtype).itemsize * self.n
+        size = self.format.real.itemsize * self.n
         size += self.format.float_type().itemsize * (len(self.parts) - 1)
         if self.format.suffix == ".png":  # which compresses
             size = 0
@@ -161,33 +191,77 @@ class SampleWriter:
         assert x.shape[1:] == (self.n, *self.shape) and self.row + len(x) <= self.count
         values, clipped = self.format.values(x)
         self.clipped += clipped
+        self.values += x.size
         held = {"samples": values}
         if self.n > 1:
-            held |= {"mean": x.mean(axis=1), "std": x.std(axis=1, ddof=1)}
+            std = self.format.of_both_parts(x.std(axis=1, ddof=1), self.shape)
+            moments = {"mean": x.mean(axis=1), "std": std}
+            held |= {k: v.astype(self.format.float_type()) for k, v in moments.items()}
         with writing(self.folder):
             for part, array in held.items():
-                array = self.format.axes(array, self.shape)
-                array = array if part == "samples" else array.astype(self.format.float_type())
-                if self.format.suffix in IMAGES:
-                    self._write_images(part, array)
+                if self.in_files:
+                    self._write_files(part, array)
                 else:
+                    array = self.format.arranged(array, self.shape, real=part == "std")
                     append(self.temporary / f"{part}.npy", array, self.count)
         self.row += len(x)
 
-    def _write_images(self, part: str, images: np.ndarray) -> None:
-        """Writes the images, (B, …), of one part; samples are (B, n, …)."""
-        folder = self.temporary / part
-        folder.mkdir(exist_ok=True)
-        for i, image in enumerate(images, start=self.row):
-            name = f"{i:05d}" if self.names is None else self.names[i]
-            if part == "samples":
-                digits = max(2, len(str(self.n - 1)))
-                for s, sample in enumerate(image):
-                    save_image(folder / f"{name}_{s:0{digits}d}{self.format.suffix}", sample)
-            elif image.ndim == 2:
-                save_image(folder / f"{name}.tif", image)
-            else:  # Pillow has no RGB of floats
-                np.save(folder / f"{name}.npy", image)
+    def write_one(self, samples: Iterable[Tensor]) -> None:
+        """Writes the samples of the next measurement, of which one is in memory at a time.
+
+        Arguments:
+            samples: The n samples in the data's units, each (*shape); the sides may be others.
+
+        Raises:
+            UserError: If they cannot be written, or are not finite.
+        """
+        mean = square = np.zeros(())
+        number = 0
+        for number, sample in enumerate(samples, start=1):
+            x = finite(sample)
+            values, clipped = self.format.values(x)
+            self.clipped += clipped
+            self.values += x.size
+            with writing(self.folder):
+                self._write_part("samples", values, number - 1)
+            del values
+            if number == 1:
+                mean, square = x.copy(), np.zeros_like(x)
+            else:  # Welford (1962): sums of squares of large numbers would lose digits
+                off = x - mean
+                mean += off / number
+                off *= x - mean
+                square += off
+        assert number == self.n and self.row < self.count
+        if self.n > 1:
+            square /= self.n - 1
+            std = self.format.of_both_parts(np.sqrt(square, out=square), mean.shape)
+            with writing(self.folder):
+                self._write_part("mean", mean.astype(self.format.float_type()))
+                self._write_part("std", std.astype(self.format.float_type()))
+        self.row += 1
+
+    def _write_part(self, part: str, x: np.ndarray, sample: int | None = None) -> None:
+        """Writes the mean or the std of the next measurement, (*shape), or one of its samples.
+
+        Arguments:
+            part: The name of the part.
+            x: What is written.
+            sample: The number of the sample.
+        """
+        if self.in_files:
+            self.clipped += self.files.write(self.temporary / part, self.row, x, sample)
+            return
+        array = self.format.arranged(x[None], x.shape, real=part == "std")
+        count = (self.count, self.n) if part == "samples" else (self.count,)
+        append(self.temporary / f"{part}.npy", array, *count)
+
+    def _write_files(self, part: str, array: np.ndarray) -> None:
+        """Writes the means or the stds of measurements, (B, …), or samples, (B, n, …)."""
+        for i, one in enumerate(array, start=self.row):
+            each = enumerate(one) if part == "samples" else [(None, one)]
+            for sample, x in each:
+                self.clipped += self.files.write(self.temporary / part, i, x, sample)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:  # noqa: ANN401
         if kind is None:
@@ -195,8 +269,99 @@ class SampleWriter:
             if self.format.suffix == ".npz":
                 with writing(self.folder):
                     pack(self.temporary / "samples.npz", self.parts)
-            warn_of_clipped(self.clipped, self.count * self.n * math.prod(self.shape), self.format)
+            warn_of_clipped(self.clipped, self.values, self.format)
         self._scope.__exit__(kind, *rest)
+
+
+class SampleFiles:
+    """Files of samples, means and standard deviations, like the files of the measurements.
+
+    Arguments:
+        format: The form of the measurements, which are in files.
+        shape: The shape of a sample.
+        like: The files, as a `FileStack`; or the names of the measurements; None to number them.
+        n: The number of samples of each measurement.
+
+    Raises:
+        UserError: If samples of this shape have other spatial axes than the files.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        shape: tuple[int, ...],
+        like: FileStack | Sequence[str] | None,
+        *,
+        n: int,
+    ) -> None:
+        self.digits = max(2, len(str(n - 1)))
+        self.stack = like if isinstance(like, FileStack) else None
+        self.names = None if isinstance(like, FileStack) else like
+        self.plain = Part(
+            Path(), format.reader(), Layout.of_samples(shape, np.dtype(format.dtype)), "",
+            format.suffix,
+        )  # fmt: skip
+        if self.stack is not None:
+            space, dims = self.stack.parts[0].layout.space, max(1, len(shape) - 1)
+            if dims != len(space):
+                raise UserError(
+                    f"samples of shape {list(shape)} cannot be written like "
+                    f"{self.stack.parts[0].file}, whose measurements have {len(space)} axes of "
+                    "space; give them as a .npy file"
+                )
+
+    def write(self, folder: Path, row: int, values: np.ndarray, sample: int | None) -> int:
+        """Writes a sample of a measurement, or the mean or standard deviation of all.
+
+        Those of a file with several measurements are kept in a temporary file until all are there.
+
+        Arguments:
+            folder: The folder, named samples, mean or std.
+            row: The number of the measurement.
+            values: The sample, mean or standard deviation, (C, *S).
+            sample: The number of the sample; None for a mean or a standard deviation.
+
+        Returns:
+            How many values of the file had to be clipped, if it is complete now.
+        """
+        folder.mkdir(exist_ok=True)
+        part, number = self._part(row)
+        name, note = part.stem, f"posterior {folder.name}"
+        if sample is None:
+            suffix = part.reader.moments_suffix(part.suffix, values.shape)
+        else:
+            suffix = part.reader.suffix(part.suffix)
+            name, note = f"{name}_{sample:0{self.digits}d}", f"posterior sample {sample}"
+        file, count = folder / f"{name}{suffix}", part.layout.count
+        values, held = values[None], folder / f".{file.name}.npy"
+        if count > 1:
+            append(held, values, count)
+            if number < count - 1:
+                return 0
+            values = np.load(held, mmap_mode="r")
+        array, axes = part.layout.array(values)
+        like = None if self.stack is None else part.file
+        try:
+            clipped = part.reader.write(file, array, axes, like=like, note=note)
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # the libraries raise many types on odd headers
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{file.name} cannot be written with the header of {part.file} ({reason}); give "
+                "the measurements as a .npy file"
+            ) from error
+        if count > 1:
+            held.unlink()
+        return clipped
+
+    def _part(self, row: int) -> tuple[Part, int]:
+        """Returns the file of a measurement, and the measurement's number in it."""
+        if self.stack is None:
+            name = f"{row:05d}" if self.names is None else self.names[row]
+            return self.plain._replace(stem=name), 0
+        i = int(np.searchsorted(self.stack.starts, row, side="right")) - 1
+        return self.stack.parts[i], row - self.stack.starts[i]
 
 
 def write_generated(
@@ -208,9 +373,10 @@ def write_generated(
     count: int,
     name: str = "generated",
 ) -> None:
-    """Writes images into a new folder: generated_00000.tif …, or generated.npy (.npz).
+    """Writes images into a new folder.
 
-    The folder appears when all is written.
+    They are generated_00000.tif …, or generated.npy (.npz, .h5, .zarr) with all of them. The
+    folder appears when all is written.
 
     Arguments:
         folder: The folder; it must not exist, or be empty.
@@ -226,22 +392,34 @@ def write_generated(
     """
     format.check(shape)
     folder, row, clipped = Path(folder), 0, 0
-    size = 0 if format.suffix == ".png" else np.dtype(format.dtype).itemsize
+    size = 0 if format.suffix == ".png" else format.real.itemsize
+    reader = format.reader() if format.is_files else None
+    layout = Layout.of_samples(shape, np.dtype(format.dtype))
     with new_folder(folder, size=count * math.prod(shape) * size) as temporary:
         for samples in chunks:
             values, outside = format.values(finite(samples))
-            values, clipped = format.axes(values, shape), clipped + outside
+            clipped += outside
             with writing(folder):
-                if format.suffix in IMAGES:
-                    for i, image in enumerate(values, start=row):
-                        save_image(temporary / f"{name}_{i:05d}{format.suffix}", image)
+                if reader is None:
+                    append(temporary / f"{name}.npy", format.arranged(values, shape), count)
+                elif reader.holds_sets:
+                    append(temporary / f".{name}.npy", values, count)
                 else:
-                    append(temporary / f"{name}.npy", values, count)
+                    for i, image in enumerate(values, start=row):
+                        file = temporary / f"{name}_{i:05d}{reader.suffix(format.suffix)}"
+                        array, axes = layout.array(image[None])
+                        reader.write(file, array, axes, like=None, note="sample of the prior")
             row += len(values)
         assert row == count, f"{row} of {count} samples were written"
-        if format.suffix == ".npz":
-            with writing(folder):
+        with writing(folder):
+            if format.suffix == ".npz":
                 pack(temporary / f"{name}.npz", (name,))
+            if reader is not None and reader.holds_sets:
+                values = np.load(temporary / f".{name}.npy", mmap_mode="r")
+                array, axes = layout.of_many(count).array(values)
+                file = temporary / f"{name}{format.suffix}"
+                reader.write(file, array, axes, like=None, note="samples of the prior")
+                (temporary / f".{name}.npy").unlink()
         warn_of_clipped(clipped, count * math.prod(shape), format)
 
 
@@ -311,13 +489,13 @@ def finite(samples: Tensor) -> np.ndarray:
     return x
 
 
-def append(path: Path, rows: np.ndarray, count: int) -> None:
-    """Appends rows to a .npy file that is to hold `count` of them."""
+def append(path: Path, rows: np.ndarray, *count: int) -> None:
+    """Appends rows to a .npy file that is to hold `count` of them, or a grid of several axes."""
     rows = np.ascontiguousarray(rows)
     with path.open("ab") as file:
         if not file.tell():
             header = npy.header_data_from_array_1_0(rows)
-            npy.write_array_header_1_0(file, {**header, "shape": (count, *rows.shape[1:])})
+            npy.write_array_header_1_0(file, {**header, "shape": (*count, *rows.shape[1:])})
         file.write(rows.data)
 
 
@@ -330,16 +508,13 @@ def pack(path: Path, parts: Sequence[str]) -> None:
             array.unlink()
 
 
-def save_image(path: Path, image: np.ndarray) -> None:
-    """Writes an image, (H, W) or (H, W, 3), of a dtype that Pillow has."""
-    Image.fromarray(np.ascontiguousarray(image)).save(path)
-
-
 def warn_of_clipped(clipped: int, total: int, format: Format) -> None:
     """Warns if values of samples were outside the range of the measurements' dtype."""
     if clipped:
+        scaled = format.real.kind == "f" and format.is_files
+        held = "the files' whole numbers" if scaled else format.dtype
         warn(
             f"{100 * clipped / total:.3g} % of the samples' values were outside the range of "
-            f"{format.dtype} and were clipped to it; for all of them give the measurements as a "
+            f"{held} and were clipped to it; for all of them give the measurements as a "
             "float32 .npy file"
         )

@@ -1,18 +1,19 @@
-"""Folders of PNG or TIFF images, read without loss when they are asked for."""
+"""PNG, JPEG and TIFF images, as far as Pillow reads them without loss."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from diffem.data.source import inside, unreadable
+from diffem.data.layout import zooms
+from diffem.data.reader import TIFF, Content, Reader, Whole
+from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 
-SUFFIXES = (".png", ".tif", ".tiff")
 DEEP = {  # Pillow's modes of more than 8 bits, all of them grey
     "I;16": np.uint16,
     "I;16B": np.uint16,
@@ -20,132 +21,85 @@ DEEP = {  # Pillow's modes of more than 8 bits, all of them grey
     "I": np.int32,
     "F": np.float32,
 }
-DTYPES = {"L": np.uint8, "RGB": np.uint8, **DEEP}  # of the modes that lose nothing
+DTYPES = {"1": np.bool_, "L": np.uint8, "RGB": np.uint8, **DEEP}  # of the modes that lose nothing
 BITS, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of TIFF and a value (TIFF 6.0, pages 29 and 80)
+WRITTEN = {".png": {1: ("uint8", "uint16"), 3: ("uint8",)},
+           ".tif": {1: ("uint8", "uint16", "int32", "float32"), 3: ("uint8",)}}  # fmt: skip
 
 
-class ImageFolder:
-    """The images of a folder in the order of their names; each is decoded when it is asked for.
+class ImageReader(Reader):
+    """Reads images of one page by Pillow.
 
-    Hidden files, whose names begin with a dot, are none of them: macOS writes such beside others.
-
-    Arguments:
-        folder: The folder.
-        limit: The largest number of images to use; None for all.
-        key: The setting that names the folder, as the sentences begin.
-
-    Raises:
-        UserError: If there are no images, or one cannot be read without loss, or is of another
-            shape or type than the first, or has the name of another but for its suffix.
+    Samples of JPEG images are PNG images: JPEG would change their values.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None, key: str) -> None:
-        self.key = key
-        try:
-            found = sorted(
-                f
-                for f in folder.iterdir()
-                if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
-            )
-        except OSError as error:
-            raise unreadable(f"{key}: {folder}", error) from error
-        if not found:
+    @contextmanager
+    def open(self, file: Path, name: str) -> Iterator[Content]:
+        """Opens an image, which is decoded when its values are asked for."""
+        with _opened(file, name) as image:
+            bands = len(image.getbands())
+            shape = (image.height, image.width, *([bands] if bands > 1 else []))
+            array = Whole(shape, DTYPES[image.mode], lambda: np.asarray(image))
+            yield Content(array, "YXS"[: len(shape)])
+
+    def write(
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+    ) -> int:
+        """Writes an image with the resolution of another; RGB of floats as a .npy file."""
+        array = np.moveaxis(array, 0, -1) if axes == "CYX" else array
+        if file.suffix == ".npy":
+            np.save(file, array)
+            return 0
+        resolution: dict[str, Any] = {}
+        if like is not None:
+            with Image.open(like) as image:
+                zoom = zooms("YX", array.shape[:2], "YX", (image.height, image.width))
+                if dpi := image.info.get("dpi"):
+                    resolution["dpi"] = (dpi[0] * zoom["X"], dpi[1] * zoom["Y"])
+        Image.fromarray(np.ascontiguousarray(array)).save(file, **resolution)
+        return 0
+
+    def check(self, suffix: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Refuses samples that Pillow cannot write with this suffix."""
+        suffix = self.suffix(suffix)
+        dtypes = WRITTEN[suffix].get(shape[0], ()) if len(shape) == 3 else ()
+        if dtype.name not in dtypes:
             raise UserError(
-                f"{key}: {folder} has no {', '.join(SUFFIXES)} files; put the images there"
-            )
-        self.files = [inside(file, folder, key=key) for file in found[:limit]]
-        self._shape, self.dtype = read_header(self.files[0], key)
-        names: dict[str, Path] = {}
-        for file in self.files:
-            self._check(file, *read_header(file, key))
-            if (other := names.setdefault(file.stem, file)) is not file:
-                raise UserError(
-                    f"{key}: {file} and {other.name} differ in nothing but the suffix; rename one"
-                )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape, (N, C, H, W)."""
-        return len(self.files), *self._shape
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns images, (n, C, H, W), in their own dtype.
-
-        Raises:
-            UserError: If one is gone, damaged, or is no longer of the shape and type that it was.
-        """
-        images = np.empty((len(rows), *self._shape), self.dtype)
-        for i, row in enumerate(rows):
-            image = read_image(self.files[row], self.key)
-            self._check(self.files[row], image.shape, image.dtype)
-            images[i] = image
-        return images
-
-    def _check(self, file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        if shape != self._shape or dtype != self.dtype:
-            raise UserError(
-                f"{self.key}: {file} is {dtype} of shape {list(shape)}, but "
-                f"{self.files[0].name} is {self.dtype} of shape {list(self._shape)}; all "
-                "measurements must be alike"
+                f"samples of shape {list(shape)} and {dtype} cannot be written as {suffix} "
+                "images; give the measurements as a .npy file"
             )
 
+    def suffix(self, suffix: str) -> str:
+        """Returns the suffix of samples of images with a suffix."""
+        return {".jpg": ".png", ".ome.tif": ".tif"}.get(suffix, suffix)
 
-def read_header(file: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Returns an image's shape, (C, H, W), and dtype; it is not decoded.
-
-    Arguments:
-        file: The file.
-        key: As the sentences begin.
-
-    Raises:
-        UserError: If it is no image, or cannot be read without loss (alpha, a palette, several
-            pages).
-    """
-    with _opened(file, key) as image:
-        channels = len(image.getbands())
-        return (channels, image.height, image.width), np.dtype(DTYPES[image.mode])
-
-
-def read_image(file: Path, key: str) -> np.ndarray:
-    """Returns an image, (C, H, W), with its own numbers and dtype.
-
-    Arguments:
-        file: The file.
-        key: As the sentences begin.
-
-    Raises:
-        UserError: If it is no image, is damaged, or cannot be read without loss.
-    """
-    with _opened(file, key) as image:
-        array = np.asarray(image)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    def moments_suffix(self, suffix: str, shape: tuple[int, ...]) -> str:
+        """Returns .tif for grey images, and .npy for others: Pillow has no RGB of floats."""
+        return ".tif" if shape[0] == 1 else ".npy"
 
 
 @contextmanager
-def _opened(file: Path, key: str) -> Iterator[Image.Image]:
+def _opened(file: Path, name: str) -> Iterator[Image.Image]:
     """Opens an image that loses nothing; every error in the scope is one sentence."""
-    if file.exists() and not file.is_file():  # opening a pipe would wait
-        raise UserError(f"{key}: {file} is no file; move it elsewhere")
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=("PNG", "TIFF")) as image:
+        with warnings.catch_warnings(), Image.open(file, formats=("PNG", "JPEG", "TIFF")) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if lossy := _loss(image, file):
+                further = ""
+                if image.format == "TIFF" and TIFF.extra and not TIFF.extra.installed:
+                    further = "; other TIFF files are read with pip install 'diffem[tiff]'"
                 raise UserError(
-                    f"{key}: {file} ({lossy}) would lose values: only single-page grey (8-bit, "
+                    f"{name} ({lossy}) would lose values: only single-page grey (8-bit, "
                     "16-bit, 32-bit, float) or 8-bit RGB images without alpha are read; convert "
-                    "it, or give a .npz file"
+                    f"it, or give a .npz file{further}"
                 )
             yield image
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{key}: {file} is too large ({error}); crop it") from error
+        raise UserError(f"{name} is too large ({error}); crop it") from error
     except Exception as error:  # decoders raise many types
-        raise unreadable(f"{key}: {file}", error) from error
+        raise unreadable(name, error) from error
 
 
 def _loss(image: Image.Image, file: Path) -> str | None:

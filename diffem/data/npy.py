@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -10,6 +11,8 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 from numpy.lib import format as npy
 
+from diffem.data.layout import UNNAMED
+from diffem.data.reader import Content, Reader, Whole
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 
@@ -189,3 +192,49 @@ def verify_npz(path: Path, name: str) -> None:
                         pass
     except (OSError, BadZipFile) as error:
         raise unreadable(name, error) from error
+
+
+class ComplexRows:
+    """Complex rows as real ones with channels: the real parts of all, and then the imaginary ones.
+
+    Arguments:
+        rows: Complex numbers, (N, C, *S); (N, H, W) and (N, L) where there is one channel.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        channels = rows.shape[1:2] if len(rows.shape) > 3 else (1,)
+        self.shape = (len(rows), 2 * channels[0], *rows.shape[1 + (len(rows.shape) > 3) :])
+        self.dtype = np.finfo(rows.dtype).dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns rows, (n, 2 C, *S), in their own precision."""
+        values = self.rows[rows]
+        parts = np.stack([np.real(values), np.imag(values)], axis=1)
+        return parts.reshape(len(values), *self.shape[1:])
+
+
+class NpyReader(Reader):
+    """Reads .npy files of a folder, each of which holds one measurement.
+
+    They are (H, W) or (C, H, W) or (C, D, H, W), and vectors (D,), unless `dataset.axes` says
+    otherwise.
+    """
+
+    @contextmanager
+    def open(self, file: Path, name: str) -> Iterator[Content]:
+        """Opens a file; its header is read."""
+        with file.open("rb") as content:
+            shape, _, dtype = _read_header(content)
+        axes = UNNAMED[len(shape) + 1][1:] if len(shape) < 5 else "?" * len(shape)
+        yield Content(Whole(shape, dtype, lambda: np.load(file, allow_pickle=False)), axes)
+
+    def write(
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+    ) -> int:
+        """Writes an array."""
+        np.save(file, array)
+        return 0

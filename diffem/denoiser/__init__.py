@@ -2,6 +2,7 @@
 
 from diffem.denoiser.condition import Condition, Conditioning
 from diffem.denoiser.denoiser import Denoiser
+from diffem.denoiser.tiles import TiledDenoiser
 from diffem.denoiser.times import BetaMixture
 
-__all__ = ["BetaMixture", "Condition", "Conditioning", "Denoiser"]
+__all__ = ["BetaMixture", "Condition", "Conditioning", "Denoiser", "TiledDenoiser"]

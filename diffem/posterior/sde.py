@@ -27,7 +27,7 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.sample import Sampler
 from torch import Tensor
 
-from diffem.denoiser import Denoiser
+from diffem.denoiser import Denoiser, TiledDenoiser
 from diffem.runtime.ranges import check
 
 BISECTIONS = 50
@@ -97,6 +97,6 @@ class SDESampler(Sampler):
             before = d
         mean = self.denoiser(x, times[-1], **kwargs).mean
         noise = torch.randn_like(mean)
-        if isinstance(self.denoiser, Denoiser):
+        if isinstance(self.denoiser, Denoiser | TiledDenoiser):
             return mean + self.denoiser.fused_noise(noise, times[-1], **kwargs)
         return mean + sigma[-1] / alpha[-1] * noise

@@ -2,6 +2,7 @@
 
 from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
 from diffem.result.result import PosteriorSampler, PriorSampler, Result, load, restore
+from diffem.result.tiled import TiledSampler
 from diffem.result.weights import Description, Weights, read_weights, write_weights
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "PosteriorSampler",
     "PriorSampler",
     "Result",
+    "TiledSampler",
     "Weights",
     "build_channel",
     "build_denoiser",

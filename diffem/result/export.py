@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffem.config.extras import DATASETS, check_installed
+from diffem.config.extras import DATASETS
 from diffem.data.format import Format, new_folder, write_generated
 from diffem.result.card import model_card
 from diffem.result.onnx_graph import check_onnx, write_onnx
@@ -34,6 +34,7 @@ from diffem.result.result import (
 )
 from diffem.result.weights import read_weights, write_weights
 from diffem.runtime.errors import UserError
+from diffem.runtime.extras import check_installed
 from diffem.runtime.progress import progress_bar
 
 FIGURES = ("heldout.png", "prior.png", "curves.png")

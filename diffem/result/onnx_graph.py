@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.onnx import OnnxExporterError
 
-from diffem.config.extras import ONNX, check_installed
+from diffem.config.extras import ONNX
 from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.corruption.operator import expand
 from diffem.denoiser import Conditioning, Denoiser
@@ -18,6 +18,7 @@ from diffem.posterior.posterior import DenoiserPosterior
 from diffem.result.result import Result
 from diffem.result.weights import read_weights
 from diffem.runtime.errors import UserError
+from diffem.runtime.extras import check_installed
 
 TOLERANCE = 1e-4  # of x, whose range is [-1, 1]
 BATCHES = (3, 1, 5)  # of the first the graph is traced; the others show that it holds for any

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,18 @@ from diffem.config.allow_list import check_targets
 from diffem.config.trust import package_folders
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
-from diffem.data.arrays import measurement_of
+from diffem.data.arrays import measurement_of, plain_array
 from diffem.data.format import Format
+from diffem.data.held import Held
 from diffem.data.measurements import MeasurementSet
+from diffem.data.patches import are_larger
 from diffem.data.scale import Scale
 from diffem.denoiser import Denoiser
 from diffem.posterior import Posterior, Prior, sample_chunks
 from diffem.result.parts import build_channel, build_denoiser, build_posterior, build_prior
+from diffem.result.sampling import Sampling
 from diffem.result.settings import OTHER_NETWORK, check_settings, check_weights
+from diffem.result.tiled import TiledSampler
 from diffem.result.weights import Description, Weights, read_weights
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -32,46 +34,8 @@ from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
-AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BENCHMARK = Format(".npy", "float32", channel_axis=True)
 MOST = 4096  # reconstructions that a posterior's moments are taken from
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How samples are drawn: where, in which precision, how many together, and from which seed."""
-
-    device: torch.device
-    """Where to sample."""
-    precision: str
-    """A Lightning precision: 32-true, bf16-mixed or 16-mixed."""
-    chunk_size: int
-    """The largest number of images that are sampled together; the last bits depend on it."""
-    seed: int
-    """The seed of a call that gives none: the run's own."""
-
-    def chosen(self, seed: int | None) -> int:
-        """Returns a seed that was given, or the run's own.
-
-        Raises:
-            UserError: If it is no whole number.
-        """
-        if seed is None:
-            return self.seed
-        if isinstance(seed, bool) or not isinstance(seed, Integral):
-            raise UserError(f"seed must be a whole number, got {seed!r}")
-        return int(seed)  # a number of numpy's would be another key
-
-    @contextmanager
-    def context(self) -> Iterator[None]:
-        """Opens a scope in the precision that the run was evaluated in."""
-        dtype = AUTOCAST[self.precision]
-        with default_float32():
-            if dtype is None:
-                yield
-            else:
-                with torch.autocast(self.device.type, dtype=dtype):
-                    yield
 
 
 class PosteriorSampler:
@@ -100,10 +64,14 @@ class PosteriorSampler:
         operator: np.ndarray | Tensor | None = None,
         noise: np.ndarray | Tensor | None = None,
         seed: int | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
         """Draws n samples for each measurement.
 
         The draws depend on the seed, the measurements' order and their number alone.
+
+        Measurements that are larger than the run's shape are sampled one by one, by tiles that are
+        blended at each step of the sampler, each on one path of the whole image.
 
         Arguments:
             y: Measurements in the data's units, (B, *M); NaN was not measured. The channel axis of
@@ -115,19 +83,35 @@ class PosteriorSampler:
                 None where the channel has one for all.
             seed: The seed; None for the run's, with which its held-out measurements give the
                 samples that the run was evaluated on.
+            overlap: How many pixels neighbouring tiles of larger measurements share along each
+                axis; None for half the shortest side of a tile.
 
         Returns:
             Samples in the data's units, (n, B, *shape), float32, on the CPU.
 
         Raises:
-            UserError: If the measurements do not fit the channel.
+            UserError: If the measurements do not fit the channel, or are larger and cannot be cut.
         """
         check("n", n)
-        measurement = measurement_of(y, self.channel, self.scale, operator=operator, noise=noise)
-        measurements = MeasurementSet(measurement, self.channel, scale=self.scale)
-        chunks = [chunk.float() for chunk in self.chunks(measurements, n, seed=seed)]
-        samples = torch.cat(chunks, dim=1)
-        grey = samples.shape[2] == 1 and samples.ndim == np.ndim(y) + 2
+        y = plain_array(y, "y: y")
+        if len(y) and are_larger([y.shape[1:]], self.channel.shape):
+            phi = None if operator is None else plain_array(operator, "y: operator")
+            std = None if noise is None else plain_array(noise, "y: std")
+            held = Held("y", BENCHMARK, y, operator=phi, std=std)
+            samples = self._sample_tiled(self.tiled(held, overlap=overlap), n, seed)
+        elif overlap is not None:
+            raise UserError(
+                f"overlap={overlap} has no effect on measurements that are not larger than "
+                f"{list(self.channel.shape)}; leave it out"
+            )
+        else:
+            measurement = measurement_of(
+                y, self.channel, self.scale, operator=operator, noise=noise
+            )
+            measurements = MeasurementSet(measurement, self.channel, scale=self.scale)
+            chunks = [chunk.float() for chunk in self.chunks(measurements, n, seed=seed)]
+            samples = torch.cat(chunks, dim=1)
+        grey = samples.shape[2] == 1 and samples.ndim == y.ndim + 2
         return samples.squeeze(2) if grey else samples
 
     def chunks(
@@ -154,6 +138,28 @@ class PosteriorSampler:
             if samples is None:
                 return
             yield self.scale.denormalise(samples.double())
+
+    def tiled(self, held: Held, *, overlap: int | None = None) -> TiledSampler:
+        """Returns what draws samples of measurements that are larger than the run's shape.
+
+        Arguments:
+            held: The measurements.
+            overlap: As for `sample`.
+
+        Raises:
+            UserError: If they, the posterior or the channel do not allow it.
+        """
+        return TiledSampler(
+            self.posterior, self.channel, self.scale, held, sampling=self.sampling, overlap=overlap
+        )
+
+    def _sample_tiled(self, tiled: TiledSampler, n: int, seed: int | None) -> Tensor:
+        """Returns samples of measurements that are larger than the run's shape, (n, B, C, *S)."""
+        images = [
+            torch.stack([x.float() for x in tiled.sample(row, n, seed=seed)])
+            for row in range(len(tiled.held.y))
+        ]
+        return torch.stack(images, dim=1)
 
 
 class PriorSampler:

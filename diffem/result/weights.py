@@ -146,7 +146,8 @@ def check_form(about: Description) -> None:
         raise UserError("its description's estimates must be numbers by name")
     check("its description's removed", about.removed)
     form = about.format
-    types = {"suffix": str, "dtype": str, "channel_axis": bool}
+    types: dict[str, Any] = {"suffix": str, "dtype": str, "channel_axis": bool}
+    types |= {"key": str | None, "axes": str | None, "dims": int | None}
     if form is not None and not (
         isinstance(form, Mapping)
         and form.keys() == types.keys()

@@ -241,7 +241,7 @@ REFUSED = [
         ["sample", "{run}", "--input", "{tmp}/none", "--out", "{tmp}/o"],
         "{tmp}/none does not exist",
     ),
-    (["sample", "{run}", "--input", "{wide}", "--out", "{tmp}/o"], "have shape [9, 9]"),
+    (["sample", "{run}", "--input", "{narrow}", "--out", "{tmp}/o"], "have shape [9, 7]"),
     (["sample", "{tmp}", "--input", "{crops}", "--out", "{tmp}/o"], "holds no run"),
     (["sample", "{run}", "--input", "{crops}", "--n", "0", "--out", "{tmp}/o"], "--n must be"),
     (["sample", "{run}", "--input", "{crops}", "--device", "cuda", "--out", "{tmp}/o"], "device="),
@@ -259,8 +259,8 @@ REFUSED = [
 def test_bad_input_is_one_sentence_and_changes_nothing(
     arguments: list[str], sentence: str, trained: Path, crops: Path, tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "wide.npy", np.zeros((3, 9, 9), np.float32))
-    names = {"run": trained, "crops": crops, "tmp": tmp_path, "wide": tmp_path / "wide.npy"}
+    np.save(tmp_path / "narrow.npy", np.zeros((3, 9, 7), np.float32))
+    names = {"run": trained, "crops": crops, "tmp": tmp_path, "narrow": tmp_path / "narrow.npy"}
     before = digests(crops.parent)
     command = {"sample": sample, "generate": generate, "evaluate": evaluate}[arguments[0]]
     done = run(command.main, *(a.format(**names) for a in arguments[1:]))
@@ -268,4 +268,4 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     error = done.err.strip().splitlines()[-1]
     assert error.startswith("error: ") and sentence.format(**names) in error, done.err
     assert digests(crops.parent) == before
-    assert {f.name for f in tmp_path.iterdir()} == {"wide.npy"}
+    assert {f.name for f in tmp_path.iterdir()} == {"narrow.npy"}

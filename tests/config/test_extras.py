@@ -10,8 +10,10 @@ from command import ROOT, SHORT, train
 
 from diffem.cli.compose import check_arguments
 from diffem.config.extras import PLUGINS, TARGETS, VECTORS
+from diffem.data.reader import KNOWN
 from diffem.runtime.errors import UserError
 
+FORMATS = {known.extra for known in KNOWN.values() if known.extra}
 CHOICES = {
     "corruption=deepinv": ("deepinv", "corruption._target_=diffem.corruption.Dee", "deepinv"),
     "logger=wandb": ("wandb", "logger.wandb._target_=diffem.logging.wandb.WandbLogger", "wandb"),
@@ -57,7 +59,7 @@ def test_optuna_s_sweeper_takes_no_quotes() -> None:
 
 
 def test_the_default_run_needs_no_extra(tmp_path: Path) -> None:
-    extras = [*TARGETS.values(), *PLUGINS.values(), VECTORS]
+    extras = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS]
     modules, packages = {e.module for e in extras}, {e.package.lower() for e in extras}
     (tmp_path / "sitecustomize.py").write_text(
         f"{HIDE}\nMODULES, PACKAGES = {modules}, {packages}\n"
@@ -72,7 +74,7 @@ def test_the_default_run_needs_no_extra(tmp_path: Path) -> None:
 
 def test_extras_are_those_of_pyproject() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*TARGETS.values(), *PLUGINS.values(), VECTORS]
+    needed = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS]
     for package, _, extra in needed:
         names = [
             re.split(r"[>=<\[]", line)[0] for line in declared["optional-dependencies"][extra]

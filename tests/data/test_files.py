@@ -22,7 +22,7 @@ from diffem.corruption import (
 )
 from diffem.data.files import MeasurementFiles
 from diffem.data.held import open_measurements
-from diffem.data.images import read_image
+from diffem.data.images import ImageReader
 from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
@@ -182,7 +182,7 @@ RANGED = make_channel(Blur((1, 6, 5), sigma=(0.5, 2.0), kernel_size=3), Gaussian
     [
         ({"x": Y}, None, "must hold y, and may hold operator, std and truth; it holds x"),
         ({"y": Y, "labels": Y}, None, "it holds labels, y"),
-        ({"y": Y.astype(complex)}, None, "y must be real numbers, (N, …), got complex128"),
+        ({"y": Y.astype(str)}, None, "y must be real numbers, (N, …), got <U32"),
         ({"y": np.where(Y > 900, np.inf, Y)}, None,
          "of y holds infinity, or a number that is too large; mark it by NaN"),
         ({"y": Y[:3]}, None, "holds 3 measurements; at least 4 are needed"),
@@ -223,6 +223,11 @@ def test_a_truth_of_another_shape_and_a_split_without_training_data(tmp_path: Pa
         source.measurement_sets(denoising(source.shape))
 
 
+def open_image(file: Path) -> None:
+    with ImageReader().open(file, f"dataset.path: {file}"):
+        raise AssertionError("it was opened")
+
+
 def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
     alpha, pages, palette = (tmp_path / n for n in ("alpha.png", "pages.tif", "palette.png"))
     Image.new("RGBA", (4, 4)).save(alpha)
@@ -231,15 +236,17 @@ def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
     grey.convert("P").save(palette)
     for file in (alpha, pages, palette):
         with pytest.raises(UserError, match="would lose values"):
-            read_image(file, "dataset.path")
+            open_image(file)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="cannot be read"):
-        read_image(tmp_path / "text.png", "dataset.path")
+        open_image(tmp_path / "text.png")
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no \.png, \.tif, \.tiff files"):
+    with pytest.raises(
+        UserError, match=r"has no \.png, \.tif, \.tiff, .* files; put the images there"
+    ):
         MeasurementFiles(str(tmp_path / "empty"))
     mixed = folder(tmp_path / "mixed", IMAGES["8-bit"], ".png")
     Image.fromarray(IMAGES["8-bit"][0][:4]).save(mixed / "zz.png")

@@ -21,7 +21,7 @@ def samples(shape: tuple[int, ...], low: float = 0, high: float = 200) -> torch.
 
 
 def write(folder: Path, form: Format, x: torch.Tensor, names: list[str] | None = None) -> None:
-    with SampleWriter(folder, form, x.shape[2:], count=N, n=x.shape[1], names=names) as writer:
+    with SampleWriter(folder, form, x.shape[2:], count=N, n=x.shape[1], like=names) as writer:
         writer.write(x[:2])
         writer.write(x[2:])
 
@@ -186,3 +186,39 @@ def test_samples_of_the_prior(
 def test_a_format_is_plain() -> None:
     form = Format(".tif", "uint16", False)
     assert Format(**asdict(form)) == form
+
+
+@pytest.mark.parametrize(
+    "form", [Format(".tif", "uint16", False), Format(".npy", "float32", True)]
+)
+def test_one_sample_at_a_time_is_written_as_all_together(form: Format, tmp_path: Path) -> None:
+    x = samples(GREY, 30_000, 40_000)
+    names = [f"image {i}" for i in range(N)]
+    write(tmp_path / "together", form, x, names)
+    before = x.clone()
+    with SampleWriter(tmp_path / "one", form, GREY, count=N, n=S, like=names) as writer:
+        for row in x:
+            writer.write_one(iter(row))
+    assert torch.equal(x, before)
+    files = sorted(f for f in (tmp_path / "together").rglob("*.*"))
+    assert len(files) == (N * (S + 2) if form.suffix == ".tif" else 3)
+    for file in files:
+        other = tmp_path / "one" / file.relative_to(tmp_path / "together")
+        if file.suffix == ".npy":
+            expected, found = np.load(file), np.load(other)
+        else:
+            with Image.open(file) as a, Image.open(other) as b:
+                expected, found = np.asarray(a), np.asarray(b)
+        assert found.dtype == expected.dtype
+        # Means and stds are summed in another order, and rounded to float32.
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if "std" in str(file) else 1e-7)
+
+
+def test_images_of_several_sizes(tmp_path: Path) -> None:
+    form, sizes = Format(".tif", "float32", False), [(3, 7), (5, 4)]
+    with SampleWriter(tmp_path / "out", form, (1, 3, 7), count=2, n=2) as writer:
+        for size in sizes:
+            writer.write_one(torch.full((1, *size), float(s)) for s in range(2))
+    for i, size in enumerate(sizes):
+        with Image.open(tmp_path / "out" / "std" / f"{i:05d}.tif") as image:
+            np.testing.assert_allclose(np.asarray(image), np.full(size, 0.5**0.5), rtol=1e-6)

@@ -253,10 +253,11 @@ def test_a_broken_file_is_refused_in_one_sentence(
 def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
     result, _ = run
     for y, sentence in (
-        (np.zeros((2, 9, 9)), "have shape"),
+        (np.zeros((2, 9, 7)), "have shape"),
         (np.full((2, 8, 8), np.inf), "infinity"),
         (np.zeros((2, 8, 8), complex), "real numbers"),
         (np.zeros((0, 8, 8)), "no measurement"),
+        (np.zeros((0, 9, 9)), "no measurement"),
     ):
         with pytest.raises(UserError, match=sentence):
             result.posterior.sample(y)
