@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from azula.denoise import KarrasDenoiser
@@ -202,7 +203,7 @@ class DeepInv(Passes):
         class Model(deepinv.models.Denoiser):
             """The loop's network as deepinv calls it."""
 
-            def forward(self, x: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+            def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401
                 """Returns the network's output."""
                 level = torch.full((len(x),), float(sigma)).log()
                 cond = x.new_zeros(len(x), contender.cond_channels, *x.shape[2:])
@@ -212,7 +213,7 @@ class DeepInv(Passes):
             Model(), deepinv.optim.L2(), sigma=0.05, max_iter=self.evaluations
         )
         self.physics = deepinv.physics.Inpainting(
-            self.shape,  # type: ignore[arg-type]
+            self.shape,  # type: ignore[reportArgumentType]
             mask=0.5,
             noise_model=deepinv.physics.GaussianNoise(0.05),
         )

@@ -1,6 +1,5 @@
 """Measurements in files of any known format, of which one may hold several."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from diffem.data.layout import Layout, Reading
-from diffem.data.reader import CANONICAL, Content, Reader, Whole, reader_of, stem_of, suffix_of
+from diffem.data.open_files import OpenFiles
+from diffem.data.reader import CANONICAL, Content, Reader, reader_of, stem_of, suffix_of
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, warn
 
-KEPT = 2**28  # bytes of files that are kept to take the next measurements from
 LONG = 2**13  # files of which opening takes seconds
 
 
@@ -36,8 +35,7 @@ class Part(NamedTuple):
 class FileStack:
     """Measurements in files, in the files' order; each is read when it is asked for.
 
-    Of files with several measurements that are read as a whole, those read last are kept, up to
-    256 MiB, and one at least.
+    Files with several measurements stay open, those that were used last.
 
     Arguments:
         files: The files, with known suffixes.
@@ -69,7 +67,7 @@ class FileStack:
         self.starts, self.groups = [0], list[str]()
         self.operators = list[np.ndarray | None]()
         self.holds_std = True
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._opened = OpenFiles()
         self._readers: dict[str, Reader] = {}
         with _opening(len(files)) as advance:
             for file in files:
@@ -150,7 +148,7 @@ class FileStack:
         values = np.empty((len(rows), *shape), dtype)
         for i in np.unique(which):
             part = self.parts[i]
-            with self._content(part.file, part.reader) as content:
+            with self._content(part.file, part.reader, keep=part.layout.count > 1) as content:
                 layout = self._layout(content, f"{self.key}: {part.file}")
                 self._check(part.file, layout.shape, _dtype(content), part.layout.shape)
                 if layout.count != part.layout.count:
@@ -161,22 +159,10 @@ class FileStack:
                 if std:
                     assert content.std is not None
                     content = content._replace(array=content.std)
-                elif isinstance(content.array, Whole) and layout.count > 1:
-                    content = content._replace(array=self._loaded(int(i), content.array))
                 for at in np.flatnonzero(which == i):
                     row = int(rows[at]) - self.starts[i] if layout.count > 1 else 0
                     values[at] = layout.measurement(_values(content, layout.index(row), dtype))
         return values
-
-    def _loaded(self, i: int, array: Whole) -> np.ndarray:
-        """Returns the array of a file that is read as a whole, now or kept."""
-        if i in self._kept:
-            self._kept.move_to_end(i)
-        else:
-            self._kept[i] = array.load()
-            while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[i]
 
     def label(self, row: int) -> str:
         """Returns what the sentences call a measurement."""
@@ -200,13 +186,16 @@ class FileStack:
         return np.repeat(number, np.diff(self.starts))
 
     @contextmanager
-    def _content(self, file: Path, reader: Reader) -> Iterator[Content]:
-        """Opens a file; every error in the scope is one sentence."""
+    def _content(self, file: Path, reader: Reader, *, keep: bool = False) -> Iterator[Content]:
+        """Opens a file, and may keep it open; every error in the scope is one sentence."""
         name = f"{self.key}: {file}"
         try:
             mode = file.stat().st_mode
             if not (S_ISREG(mode) or (S_ISDIR(mode) and reader.folders)):  # a pipe would wait
                 raise UserError(f"{name} is no file; move it elsewhere")
+            if keep:
+                yield self._opened.content(file, reader.open(file, name))
+                return
             with reader.open(file, name) as content:
                 yield content
         except UserError:

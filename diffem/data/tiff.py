@@ -28,9 +28,10 @@ OME_TYPES = {
 class TiffReader(Reader):
     """Reads TIFF files with any number of pages and channels.
 
-    Pages are measurements, unless OME's or ImageJ's metadata say that they are channels, or slices
-    of a volume. Files are written with the metadata, resolution and description of those that were
-    read: as OME-TIFF, as ImageJ's hyperstacks, or as plain pages.
+    Pages are measurements, unless OME's metadata say that they are channels or slices of a volume,
+    or ImageJ's do and have the spacing of the slices. Files are written with the metadata,
+    resolution and description of those that were read: as OME-TIFF, as ImageJ's hyperstacks, or as
+    plain pages.
     """
 
     @contextmanager
@@ -57,7 +58,7 @@ class TiffReader(Reader):
             series = tif.series[0]
             if any(p is None for p in series.pages):
                 raise UserError(f"{name} lacks pages that its metadata name; get it again")
-            yield Content(_array(series), series.axes)
+            yield Content(_array(series), _axes(tif))
 
     def write(
         self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
@@ -79,7 +80,8 @@ class TiffReader(Reader):
                 for axis, key in (("Z", "spacing"),):
                     if key in held:
                         held[key] = held[key] / zoom[axis]
-                given |= {"imagej": True, "metadata": {**held, "axes": axes}}
+                order = axes.replace("I", "Z") if "I" not in series.axes else axes
+                given |= {"imagej": True, "metadata": {**held, "axes": order}}
             elif tif.is_shaped:
                 held = dict((tif.shaped_metadata or ({},))[0])
                 held.pop("shape", None)
@@ -110,6 +112,17 @@ class _Pages:
         pages = [self.series.pages[int(i)].asarray() for i in chosen.flat]  # type: ignore[union-attr]
         values = np.stack(pages).reshape(*chosen.shape, *pages[0].shape)
         return values[(..., *index[len(self.lead) :])]
+
+
+def _axes(tif: tifffile.TiffFile) -> str:
+    """Returns the letters of the axes of a file's first series.
+
+    ImageJ calls the images of any stack slices: they are along Z only if it knows their spacing.
+    """
+    axes = tif.series[0].axes
+    if tif.is_imagej and "spacing" not in (tif.imagej_metadata or {}) and "I" not in axes:
+        return axes.replace("Z", "I")
+    return axes
 
 
 def _array(series: tifffile.TiffPageSeries) -> Any:  # noqa: ANN401

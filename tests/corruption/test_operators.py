@@ -181,7 +181,7 @@ def test_a_composition_is_its_operators_in_order(name: str) -> None:
             "corruption.length must be at most 8",
         ),
         (lambda: MotionBlur((2, 16), length=2.0, angle=1.0), "needs images of shape (C, H, W)"),
-        (lambda: Fourier((3, 8, 8)), "or complex ones as (2, H, W)"),
+        (lambda: Fourier((3, 8, 8), acceleration=2.0), "or complex ones as (2, H, W)"),
         (lambda: Fourier((1, 8, 8), acceleration=4.0, centre=0.5), "below 1 / corruption.acc"),
         (lambda: Mosaic((1, 8, 8)), "colour images of shape (3, H, W)"),
         (lambda: Blur((1, 8, 9), sigma=1.0, kernel_size=3, factor=2), "must divide every side"),

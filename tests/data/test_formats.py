@@ -1,6 +1,8 @@
 """Files of each format are read as they are, and samples have their form, as libraries read it."""
 
+import gc
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,6 +19,7 @@ from diffem.data import MeasurementFiles
 from diffem.data.format import SampleWriter, write_generated
 from diffem.data.held import Held, open_measurements
 from diffem.data.layout import Layout, Reading
+from diffem.data.open_files import OPEN
 from diffem.data.reader import KNOWN
 from diffem.runtime.errors import UserError
 
@@ -171,6 +174,8 @@ TIFFS: dict[str, tuple[tuple[int, ...], str, dict[str, Any], str, tuple[int, ...
                     "compression": "zlib", "byteorder": ">"}, "TYX", (21, 1, 6, 5)),
     "ImageJ's stack": ((4, 2, 6, 5), "u2", {"imagej": True, "metadata": {
         "axes": "TCYX", "unit": "um", "finterval": 3.0}}, "TCYX", (12, 2, 6, 5)),
+    "ImageJ's pages": ((4, 6, 5), "u2", {"imagej": True, "metadata": {
+        "axes": "ZYX", "unit": "um"}}, "ZYX", (12, 1, 6, 5)),
     "ImageJ's volume": ((4, 6, 5), "f4", {"imagej": True, "metadata": {
         "axes": "ZYX", "spacing": 2.0, "unit": "um"}}, "ZYX", (3, 1, 4, 6, 5)),
     "OME": ((3, 2, 4, 6, 5), "u2", {"ome": True, "photometric": "minisblack", "metadata": {
@@ -1084,6 +1089,31 @@ def test_damage_is_one_sentence(suffix: str, damage: str, tmp_path: Path) -> Non
         held = open_measurements(file)
         held.y[np.array([0])]
     assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_few_files_are_open_and_one_that_changed_is_read_anew(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    stacks = RNG.integers(0, 99, (12, 3, 8, 8), dtype=np.uint16)
+    for k, pages in enumerate(stacks):
+        tifffile.imwrite(tmp_path / f"{k:02d}.tif", pages, photometric="minisblack")
+    held = open_measurements(tmp_path)
+    np.testing.assert_array_equal(values(held)[:, 0], stacks.reshape(36, 8, 8))
+    if (links := Path("/proc/self/fd")).is_dir():
+        opened = {os.path.realpath(f) for f in links.iterdir()}
+        assert 0 < len([f for f in opened if f.startswith(str(tmp_path))]) <= OPEN
+    tifffile.imwrite(tmp_path / "11.tif", stacks[11] + 1, photometric="minisblack")
+    np.testing.assert_array_equal(held.y[np.array([35])][0, 0], stacks[11, 2] + 1)
+    tifffile.imwrite(tmp_path / "11.tif", stacks[11, :2], photometric="minisblack")
+    with pytest.raises(UserError, match=r"11\.tif holds 2 entries, and held 3 before"):
+        held.y[np.array([35])]
+    (tmp_path / "11.tif").unlink()
+    with pytest.raises(UserError, match=r"11\.tif cannot be read .*put it back"):
+        held.y[np.array([35])]
+    del held
+    gc.collect()
+    if links.is_dir():
+        opened = {os.path.realpath(f) for f in links.iterdir()}
+        assert not [f for f in opened if f.startswith(str(tmp_path))]
 
 
 def test_a_damaged_chunk_of_a_zarr_array(tmp_path: Path) -> None:
