@@ -11,7 +11,7 @@ COUNT ?= 100
 SIGNAL ?= KILL
 FILES ?= 0
 
-.PHONY: train test lint clean reference features bench test-experiments test-kills test-slurm soak
+.PHONY: train test lint clean reference docs features bench test-experiments test-kills test-slurm soak
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -30,6 +30,9 @@ features: $(READY)  # the classifier of metric=classifier, for dataset=$(DATASET
 
 reference: $(DEV)  # writes docs/reference.md, from the files of conf/ and the tables in the code
 	$(BIN)/python tests/helpers/reference.py
+
+docs: $(DEV)  # the documentation as a site, site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(DEV)  # ratios against bench/baseline.json (docs/performance.md); BASELINE=1 writes it anew; 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench $(if $(BASELINE),--baseline)

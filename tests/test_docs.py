@@ -1,8 +1,11 @@
 """README and docs say what is so: their commands are accepted, their links and names exist."""
 
 import argparse
+import ast
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -241,6 +244,74 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["x"].shape == (16, 4, 8, 8) and names["new"].numel() == 64**2
     # In the data's units: a sample on the scale of [-1, 1] would lie near 0.
     assert float(names["x"].mean()) > 2000
+
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+FEW = 24  # crops of the tutorial that its commands are tried on
+
+
+def test_the_tutorial_s_commands_run(tmp_path: Path) -> None:
+    """From a folder of images to reconstructions in at most five commands, with what they make."""
+    text = TUTORIAL.read_text()
+    make, check = python_blocks(TUTORIAL)
+    (tmp_path / "crops.py").write_text(make)
+    (tmp_path / "check.py").write_text(check)
+    steps = [line.strip() for block in INDENTED.findall(FENCED.sub("\n", text))
+             for line in block.replace("\\\n", " ").splitlines() if line.strip()]  # fmt: skip
+    before = steps.index("python check.py")
+    assert before <= 4 and steps[0] == "python crops.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    small = [o for o in SHORT if not o.startswith(("dataset.", "em.rounds"))]
+    for step in steps:
+        words = shlex.split(step)
+        python = words[0] == "python"
+        words = words[1:] if python else ["-m", *words]
+        if words[:3] == ["-m", "diffem", "train"]:
+            words += [*small, "em.rounds=1"]
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (step, done.stderr)
+        if step == "python crops.py":  # fewer from here on
+            files = sorted((tmp_path / "crops").iterdir())
+            assert len(files) == 1040
+            for file in files[FEW:]:
+                file.unlink()
+            np.save(tmp_path / "clean.npy", np.load(tmp_path / "clean.npy")[:FEW])
+        if step == "python check.py":
+            assert re.match(r"error of the mean \d+, where the noise is 3000; cov", done.stdout)
+    assert len(list((tmp_path / "reconstructions" / "samples").iterdir())) == 8 * FEW
+    assert diffem.load(tmp_path / "exported", device="cpu").channel.shape == (1, 16, 16)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """What `make docs` does; every page is in the navigation."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / f"{page.stem}.html").is_file()
+
+
+def test_troubleshooting_quotes_what_the_program_says() -> None:
+    """The first cell of each row, between what differs from case to case, is in one message."""
+    said = set()
+    for path in sorted((ROOT / "diffem").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value for v in node.values if isinstance(v, ast.Constant))
+                said.add("\0".join(str(p) for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    rows = re.findall(
+        r"^\| `([^|]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for row in rows:
+        pieces = [piece for piece in re.split("…", row) if piece.strip(" ;:=.")]
+        assert any(all(p.strip() in text for p in pieces) for text in said), row
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -91,6 +91,9 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "corruption.kernel_size": (5, 3),
     "corruption.factor": (2, 4),
     "corruption.rows": (2, 3),
+    "corruption.physics": ("MRI", "MultiCoilMRI"),
+    "corruption.generator": ("RandomMaskGenerator", "EquispacedMaskGenerator"),
+    "corruption.generator_arguments": ({"acceleration": 2}, {"acceleration": 4}),
     "corruption.noise.std": (0.05, 0.1),
     "corruption.noise.photons": (100.0, 50.0),
     "corruption.noise.background": (1.0, 2.0),
@@ -104,6 +107,7 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "init.count": (2, 5),
 }
 ELSEWHERE = {  # keys that no sample, loss or measurement of this file shows, and their tests
+    "corruption.arguments": "tests/corruption/test_deepinv.py",
     "corruption.learn": "tests/em/test_blind.py",
     "init.path": "tests/cli/test_train.py",
     "method.objective.imputed": "tests/em/test_objective.py",
@@ -334,6 +338,9 @@ def test_settings_change_the_measurement(corruption: str, noise: str, key: str) 
     shapes = {"projection": "[6]", "mosaic": "[3,8,8]"}
     shape = f"dataset.shape={shapes.get(corruption, '[1,8,8]')}"
     cfg = composed(f"corruption={corruption}", f"corruption/noise={noise}", shape)
+    if corruption == "deepinv":  # a name is needed, and what draws parameters
+        for name in ("physics", "generator", "generator_arguments"):
+            OmegaConf.update(cfg, f"corruption.{name}", VALUES[f"corruption.{name}"][0])
 
     def drawn(cfg: DictConfig) -> Measurement:
         channel = build_channel(cfg.corruption, cfg.dataset.shape)

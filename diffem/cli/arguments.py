@@ -76,6 +76,29 @@ def parse_generate(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_export(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem export`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem export",
+        description="Writes a finished run into a folder to give away: weights, a model card, "
+        "reconstructions, ONNX.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--reconstructions",
+        choices=("input", "npy", "dataset", "none"),
+        default="input",
+        help="those of the last round: in the format of the measurements (default), as one .npy "
+        "file, as a Hugging Face data set, or not at all",
+    )
+    parser.add_argument(
+        "--onnx", action="store_true", help="write the denoisers as ONNX too, checked"
+    )
+    _add_trust(parser)
+    return parser.parse_args(arguments)
+
+
 def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem classify`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -94,6 +117,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `sample` and `generate` share."""
     parser.add_argument("--seed", type=int, help="default: the run's")
     parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names packages to trust."""
     parser.add_argument(
         "--trust",
         action="append",
@@ -107,6 +135,7 @@ PARSE = {
     "evaluate": parse_evaluate,
     "sample": parse_sample,
     "generate": parse_generate,
+    "export": parse_export,
     "classify": parse_classify,
 }
 """What reads the arguments of a command."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score a finished run under another sampler, other metrics or other data",
     "sample": "reconstruct measurements with a finished run",
     "generate": "draw images from the prior of a finished run",
+    "export": "write a finished run into a folder to give away: weights, model card, ONNX",
     "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
 }

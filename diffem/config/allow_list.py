@@ -30,6 +30,9 @@ _METRICS: Registry = {
 
 _PARTS: Registry = {  # operators and distortions, which a corruption is made of
     "diffem.corruption.Blur": ("factor", "kernel_size", "sigma"),
+    "diffem.corruption.DeepInverse": (
+        *("arguments", "generator", "generator_arguments", "physics"),
+    ),
     "diffem.corruption.Denoising": (),
     "diffem.corruption.Downsample": ("factor",),
     "diffem.corruption.Fourier": ("acceleration", "centre"),

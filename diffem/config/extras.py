@@ -12,10 +12,12 @@ from diffem.config.paths import quoted, unquoted
 from diffem.runtime.errors import UserError
 from diffem.runtime.extras import Extra, check_installed
 
+DATASETS = Extra("datasets", "datasets", "hub")
 WANDB = Extra("wandb", "wandb", "wandb")
 SUBMITIT = Extra("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "submitit")
 TARGETS = {  # by the full name of what is built
-    "diffem.data.HubImages": Extra("datasets", "datasets", "hub"),
+    "diffem.corruption.DeepInverse": Extra("deepinv", "deepinv", "deepinv"),
+    "diffem.data.HubImages": DATASETS,
     "diffem.logging.wandb.WandbLogger": WANDB,
     "diffem.metric.DINOv2": Extra("timm", "timm", "metrics"),
     "diffem.metric.Inception": Extra("torch-fidelity", "torch_fidelity", "metrics"),
@@ -32,6 +34,11 @@ PLUGINS = {  # of Hydra, by the choice on the command line
     "hydra/launcher=submitit_slurm": SUBMITIT,
     OPTUNA: Extra("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper", "optuna"),
 }
+ONNX = (  # of `diffem export --onnx`: what writes it, what torch writes it by, what checks it
+    Extra("onnx", "onnx", "onnx"),
+    Extra("onnxscript", "onnxscript", "onnx"),
+    Extra("onnxruntime", "onnxruntime", "onnx"),
+)
 VECTORS = Extra("POT", "ot", "vectors")  # the Sinkhorn divergence, a score of vectors
 
 

@@ -12,6 +12,7 @@ from diffem.corruption.channel import (
     require_pixelwise,
 )
 from diffem.corruption.composition import Composition
+from diffem.corruption.deepinv import DeepInverse
 from diffem.corruption.denoising import Denoising
 from diffem.corruption.distorted import DistortedChannel
 from diffem.corruption.distortion import Distortion
@@ -50,6 +51,7 @@ __all__ = [
     "Channel",
     "ChannelParameter",
     "Composition",
+    "DeepInverse",
     "Denoising",
     "DistortedChannel",
     "Distortion",

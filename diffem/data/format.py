@@ -371,8 +371,9 @@ def write_generated(
     chunks: Iterable[Tensor],
     *,
     count: int,
+    name: str = "generated",
 ) -> None:
-    """Writes samples of a prior into a new folder.
+    """Writes images into a new folder.
 
     They are generated_00000.tif …, or generated.npy (.npz, .h5, .zarr) with all of them. The
     folder appears when all is written.
@@ -383,6 +384,7 @@ def write_generated(
         shape: The shape of a sample.
         chunks: Samples in the data's units, each (B, *shape).
         count: The number of all samples.
+        name: What the files are called.
 
     Raises:
         UserError: If the folder is not empty or cannot be written, the disk has too little space,
@@ -399,25 +401,25 @@ def write_generated(
             clipped += outside
             with writing(folder):
                 if reader is None:
-                    append(temporary / "generated.npy", format.arranged(values, shape), count)
+                    append(temporary / f"{name}.npy", format.arranged(values, shape), count)
                 elif reader.holds_sets:
-                    append(temporary / ".generated.npy", values, count)
+                    append(temporary / f".{name}.npy", values, count)
                 else:
                     for i, image in enumerate(values, start=row):
-                        file = temporary / f"generated_{i:05d}{reader.suffix(format.suffix)}"
+                        file = temporary / f"{name}_{i:05d}{reader.suffix(format.suffix)}"
                         array, axes = layout.array(image[None])
                         reader.write(file, array, axes, like=None, note="sample of the prior")
             row += len(values)
         assert row == count, f"{row} of {count} samples were written"
         with writing(folder):
             if format.suffix == ".npz":
-                pack(temporary / "generated.npz", ("generated",))
+                pack(temporary / f"{name}.npz", (name,))
             if reader is not None and reader.holds_sets:
-                values = np.load(temporary / ".generated.npy", mmap_mode="r")
+                values = np.load(temporary / f".{name}.npy", mmap_mode="r")
                 array, axes = layout.of_many(count).array(values)
-                file = temporary / f"generated{format.suffix}"
+                file = temporary / f"{name}{format.suffix}"
                 reader.write(file, array, axes, like=None, note="samples of the prior")
-                (temporary / ".generated.npy").unlink()
+                (temporary / f".{name}.npy").unlink()
         warn_of_clipped(clipped, count * math.prod(shape), format)
 
 

@@ -84,8 +84,15 @@ class Conditioning:
         self.maps = maps
         self.fuse = fuse
 
-    def __call__(self, channel: Channel, measurement: Measurement) -> Condition:
+    def __call__(
+        self, channel: Channel, measurement: Measurement, *, spectrum: Spectrum | None = None
+    ) -> Condition:
         """Returns the condition that a measurement gives.
+
+        Arguments:
+            channel: The channel.
+            measurement: The measurement.
+            spectrum: The spectrum of its operator, if it is at hand already.
 
         Raises:
             UserError: If the channel does not allow what `maps` or `fuse` asks for.
@@ -96,10 +103,13 @@ class Conditioning:
                     f"method.condition.maps=false needs a linear channel, got {channel}; set it "
                     "to true"
                 )
-            embedding, spectrum = channel.embed(measurement), None
+            embedding = channel.embed(measurement)
         else:
             embedding = channel.embed(measurement, maps=self.maps)
-            spectrum = None if self.fuse is False else channel.spectrum(measurement.operator)
+            if self.fuse is False:
+                spectrum = None
+            elif spectrum is None:
+                spectrum = channel.spectrum(measurement.operator)
         if spectrum is None:
             if self.fuse:
                 raise UserError(

@@ -31,11 +31,11 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, default_float32, seeded
 from diffem.storage.entries import check_entries
-from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
 BENCHMARK = Format(".npy", "float32", channel_axis=True)
-MOMENTS = 4096  # reconstructions that a posterior's moments are taken from
+MOST = 4096  # reconstructions that a posterior's moments are taken from
 
 
 class PosteriorSampler:
@@ -247,7 +247,8 @@ def load(
     """Returns the result of a finished run.
 
     Arguments:
-        path: The run directory, wherever it was copied to, or its posterior.safetensors.
+        path: The run directory, wherever it was copied to, the folder that it was exported to, or
+            its posterior.safetensors.
         device: Where to sample, as in "cpu" or "cuda:0"; None for the GPU if there is one.
         trust: Packages besides diffem whose classes the run's settings may name.
 
@@ -261,7 +262,7 @@ def load(
     if path.name == PRIOR:
         raise UserError(f"{path} holds a prior alone; give the run directory, or {POSTERIOR}")
     check_entries(path, writing=False)
-    file = path if path.is_file() else path / "checkpoints" / POSTERIOR
+    file = path if path.is_file() else weights_folder(path) / POSTERIOR
     if not file.is_file():
         state = "is not finished" if (path / ".hydra").is_dir() else "holds no run"
         raise UserError(f"{path} {state}: {file} is missing; give a finished run's directory")
@@ -307,16 +308,11 @@ def restore(
     denoiser = restore_denoiser(weights, config, path).to(sampling.device)
     posterior = build_posterior(config)(denoiser, channel)
     prior, summary = None, None
+    if posterior.fits:
+        posterior.fit(moments(weights, path))
     if path.is_dir():
-        if posterior.fits:
-            posterior.fit(newest_reconstructions(about, path))
-        prior = restore_prior(path / "checkpoints" / PRIOR, config, scale, sampling)
+        prior = restore_prior(weights_folder(path) / PRIOR, config, scale, sampling)
         summary = read_summary(path / "summary.json")
-    elif posterior.fits:
-        raise UserError(
-            f"{path}: {type(posterior).__name__} takes moments of the run's reconstructions; give "
-            "the run directory"
-        )
     return Result(
         path,
         PosteriorSampler(posterior, channel, scale, sampling),
@@ -383,8 +379,36 @@ def held_format(about: Description) -> Format:
     return BENCHMARK if about.format is None else Format(**about.format)
 
 
-def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:
-    """Returns some reconstructions of the round that a run ended with, (n, *shape).
+def weights_folder(path: Path) -> Path:
+    """Returns the folder of weights of a run directory, or of an exported one, which is itself."""
+    return path if (path / POSTERIOR).is_file() else path / "checkpoints"
+
+
+def moments(weights: Weights, path: Path) -> Tensor:
+    """Returns the reconstructions that a posterior takes moments of, (n, *shape).
+
+    Arguments:
+        weights: The posterior's weights; those that were exported carry them.
+        path: The run directory, or the file of the weights.
+
+    Raises:
+        UserError: If the round that the run ended with is missing or damaged, or a file of weights
+            that was not exported was given alone.
+    """
+    if weights.moments is not None:
+        if weights.moments.shape[1:] != tuple(weights.about.config["dataset"]["shape"]):
+            raise UserError(f"{path}: its reconstructions have another shape; give another run")
+        return weights.moments
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: its posterior takes moments of the run's reconstructions; give the run "
+            "directory"
+        )
+    return newest_round(weights.about, path).__getitems__(range(min(MOST, weights.about.size))).x
+
+
+def newest_round(about: Description, run_dir: Path) -> Reconstructions:
+    """Returns the reconstructions of the round that a run ended with.
 
     Raises:
         UserError: If the round is missing or damaged.
@@ -394,7 +418,7 @@ def newest_reconstructions(about: Description, run_dir: Path) -> Tensor:
         size=about.size,
         chunk_size=about.config["em"]["chunk_size"],
     )
-    return store.open(about.round).__getitems__(range(min(MOMENTS, about.size))).x
+    return store.open(about.round)
 
 
 def read_summary(file: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from diffem.storage.run_dir import check_same_version
 
 METADATA = "diffem"  # the entry of the file's metadata
 RECORDED = "recorded_operator"  # the tensor of φ, beside the weights
+MOMENTS = "reconstructions"  # that of reconstructions
 RECORDED_NUMBERS = 2**24  # numbers of recorded φ that are kept, at most: 64 MiB
 
 
@@ -63,10 +64,17 @@ class Weights:
     """What was written with them."""
     recorded: Tensor | None
     """Some of the operator's parameters that the measurements came with, (n, *P), if they did."""
+    moments: Tensor | None = None
+    """Some reconstructions, (n, *shape), that an exported posterior takes moments of."""
 
 
 def write_weights(
-    path: Path, state: Mapping[str, Tensor], about: Description, channel: Channel
+    path: Path,
+    state: Mapping[str, Tensor],
+    about: Description,
+    channel: Channel,
+    *,
+    moments: Tensor | None = None,
 ) -> None:
     """Writes weights with their description, atomically.
 
@@ -75,6 +83,8 @@ def write_weights(
         state: The denoiser's weights.
         about: What is written with them.
         channel: The channel; of recorded operator parameters the first ones are kept.
+        moments: Reconstructions, (n, *shape), that the posterior takes moments of; None if they
+            are in the run directory, or it takes none.
     """
     tensors = {name: value.cpu().contiguous() for name, value in state.items()}
     operator = channel.forward_operator if isinstance(channel, LinearChannel) else None
@@ -82,6 +92,8 @@ def write_weights(
         size = max(1, operator.recorded[torch.zeros(1, dtype=torch.int64)].numel())
         rows = torch.arange(max(1, min(len(operator.recorded), RECORDED_NUMBERS // size)))
         tensors[RECORDED] = operator.recorded[rows].contiguous()
+    if moments is not None:
+        tensors[MOMENTS] = moments.cpu().contiguous()
     # One entry: the order of several would differ from process to process.
     description = json.dumps({"version": __version__, **asdict(about)})
     content = safetensors.torch.save(tensors, {METADATA: description})
@@ -114,7 +126,7 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description is damaged ({error!r})") from error
-    return Weights(tensors, about, tensors.pop(RECORDED, None))
+    return Weights(tensors, about, tensors.pop(RECORDED, None), tensors.pop(MOMENTS, None))
 
 
 def check_form(about: Description) -> None:

@@ -224,7 +224,8 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "--repeats": COUNT,
     "n": COUNT,
     "overlap": whole(0),
-    # Of what a program computes, or finds in a file of weights.
+    # Of what a program computes, passes on, or finds in a file of weights.
+    "a number among deepinv's arguments": Range(-4096, 4096),
     "cond_channels": whole(0),
     "its description's cond_channels": whole(0),
     "its description's removed": FRACTION._replace(also=NULL),

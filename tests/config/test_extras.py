@@ -15,6 +15,7 @@ from diffem.runtime.errors import UserError
 
 FORMATS = {known.extra for known in KNOWN.values() if known.extra}
 CHOICES = {
+    "corruption=deepinv": ("deepinv", "corruption._target_=diffem.corruption.Dee", "deepinv"),
     "logger=wandb": ("wandb", "logger.wandb._target_=diffem.logging.wandb.WandbLogger", "wandb"),
     "logger=tensorboard": ("tensorboard", "TensorBoardLogger", "tensorboard"),
     "metric=inception": ("torch_fidelity", "diffem.metric.Inception", "metrics"),

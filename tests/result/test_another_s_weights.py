@@ -85,6 +85,21 @@ def nested(depth: int) -> list[Any]:
     return inner
 
 
+def deepinv(physics: str, **arguments: object) -> Callable[[dict[str, Any]], None]:
+    return change(
+        "corruption",
+        to={
+            "_target_": "diffem.corruption.DeepInverse",
+            "physics": physics,
+            "arguments": arguments,
+            "generator": None,
+            "generator_arguments": None,
+            "learn": [],
+            "noise": CONFIG["corruption"]["noise"],
+        },
+    )
+
+
 TOUCH = {"_target_": "pathlib.Path.touch", "self": "marker"}
 MASK = {"_target_": "diffem.corruption.Mask", "rho": 0.5}
 SETTINGS = {
@@ -132,6 +147,13 @@ SETTINGS = {
         ),
         "corruption.rows must be at most 1000000, got 1e+12",
     ),
+    "a class of deepinv": (deepinv("LinearPhysics"), "is none of deepinv's that were tried"),
+    "a function of deepinv": (deepinv("os.system"), "os.system is none of deepinv's that were tr"),
+    "a matrix of deepinv": (
+        deepinv("CompressedSensing", m=10**6),
+        "corruption.arguments: m must be a number in [-4096, 4096], got 1000000",
+    ),
+    "an argument of deepinv": (deepinv("Blur", device="cuda"), "Blur may be given padding, use"),
     "steps": (change("sampler", "steps", to=10**18), "sampler.steps must be a whole number of"),
     "a precision": (change("trainer", "precision", to="64"), "trainer.precision must be one of"),
     "chunks": (change("em", "chunk_size", to=0), "em.chunk_size must be a whole number of at"),
