@@ -57,13 +57,13 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         name: (*keys, "learn", "noise")
         for name, keys in sorted({**_PARTS, "diffem.corruption.Composition": ("parts",)}.items())
     },
-    "corruption.parts.*": _PARTS,
     "corruption.noise": {
         "diffem.corruption.GaussianNoise": ("std",),
         "diffem.corruption.PoissonGaussianNoise": ("background", "photons", "std"),
         "diffem.corruption.PoissonNoise": ("background", "photons"),
         "diffem.corruption.SpeckleNoise": ("speckle", "std"),
     },
+    "corruption.parts.*": _PARTS,
     "dataset": {
         "diffem.data.Digits": ("shape", "train"),
         "diffem.data.HubImages": (

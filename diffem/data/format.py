@@ -338,7 +338,7 @@ class SampleFiles:
             append(held, values, count)
             if number < count - 1:
                 return 0
-            values = np.load(held, mmap_mode="r")
+            values = np.load(held, mmap_mode="r", allow_pickle=False)
         array, axes = part.layout.array(values)
         like = None if self.stack is None else part.file
         try:

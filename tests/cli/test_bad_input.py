@@ -27,7 +27,7 @@ Make = Callable[[Path], list[str]]
 BAD = [
     (
         ["corruption=fog"],
-        "corruption=fog is not a choice; corruption can be: blur, chain, denoising, downsample, fourier",
+        "corruption=fog is not a choice; corruption can be: blur, chain, deepinv",
     ),
     (["em.foo=1"], "em.foo is not a key of the config; allowed: em.rounds"),
     (["foo.bar=1"], "foo.bar is not a key of the config; allowed: dataset, corruption"),

@@ -73,7 +73,7 @@ def test_what_is_trusted_may_be_built_where_something_is_built(package: Path) ->
 def test_advice_is_given_where_it_helps(target: str, advice: str, package: Path) -> None:
     with pytest.raises(UserError) as refused:
         check_targets({"corruption": {"_target_": target}})
-    assert str(refused.value).endswith(f"diffem.corruption.Projection{advice}")
+    assert str(refused.value).endswith(f"diffem.corruption.Weighting{advice}")
 
 
 @pytest.mark.parametrize(
