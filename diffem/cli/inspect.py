@@ -107,6 +107,10 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     base = ["dataset=measurements", path_override("dataset.path", path)]
     given = [o for o in overrides if not o.startswith("run_dir=")]
     survey = survey_data(held, limit=_limit(given))
+    if survey.low > survey.high:
+        raise UserError(
+            f"PATH: {path} holds no measured value, only NaN; give other measurements"
+        )
     findings = {"Data": data_findings(survey, held.format.suffix)}
     if "corruption" not in keys:
         base.append(f"corruption={'mask' if survey.missing else 'denoising'}")

@@ -25,6 +25,7 @@ CLIPPED = 5e-3  # of a patch's values, by which a Gaussian's variance falls by l
 BINS = 24  # of the brightness, about
 IN_BIN = 30  # patches, at least
 RESAMPLES = 200
+LOWER = 3.0  # standard errors by which a higher difference must be lower
 CERTAIN = 4.0  # standard errors of a dependence that is reported
 GROWS = 1.3  # at least, from dark to bright, of a variance that depends on the brightness
 SAME_LEVEL = 0.15  # of dark patches, the largest slope of the other half's mean
@@ -129,24 +130,23 @@ def estimate_noise(
     if not axes:
         return _unknown("the entries of a vector have no neighbours to compare with")
     given = frames(y, axes=axes, clipped=clipped)
-    patches = _choose_patches(given)
-    if patches is None:
-        return _unknown("there are not enough neighbouring pixels that were measured")
-    unclipped = patches.select(_unclipped(patches))
-    if unclipped.blocks.sum() < FEWEST_BLOCKS:
-        return _unknown("most patches hold values that the detector clipped")
-    flat = flattest(unclipped)
-    if flat.variance <= 0:
+    chosen = _choose_patches(given)
+    if isinstance(chosen, str):
+        return _unknown(chosen)
+    patches, curve = chosen
+    if curve.variance.max() <= 0:
         return _unknown(
             "neighbouring values are equal: the measurements have no noise, or were rounded, "
             "compressed or clipped"
         )
-    curve = noise_curve(unclipped)
     law = noise_law(curve)
-    std = np.sqrt(flat.variance)
+    flat = flattest(patches)
+    if law not in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN):  # of which there is no single level
+        flat = _pooled(_without_outliers(patches))
+    std = np.sqrt(max(flat.variance, np.finfo(float).tiny))
     camera = None
     if law is NoiseLaw.LINEAR:
-        camera = estimate_camera(curve, unclipped, offset=offset)
+        camera = estimate_camera(curve, patches, offset=offset)
     return NoiseEstimate(
         Estimate(float(std), float(flat.uncertainty / (2 * std))),
         flat.structured,
@@ -161,23 +161,39 @@ def _unknown(reason: str) -> NoiseEstimate:
     return NoiseEstimate(None, False, NoiseLaw.UNKNOWN, None, None, False, reason)
 
 
-def _choose_patches(given: Frames) -> Patches | None:
-    """Returns the patches of the lowest difference that structures add the least to."""
+def _choose_patches(given: Frames) -> tuple[Patches, Curve] | str:
+    """Returns the patches of the lowest difference that structures add little to, and their curve.
+
+    A higher difference cancels more of a structure, and has fewer blocks: it is taken where the
+    noise is lower by it than by the one before, by more than chance, at some brightness.
+
+    Returns:
+        Why there are none, if there are none.
+    """
     signal = given.values.shape[1] == 1
-    best, lowest = None, None
-    for order in (1, 2, 3):
-        patches = take_patches(given, (0 if signal else order, order))
-        if patches is None or patches.blocks.sum() < ENOUGH_BLOCKS:
+    best: tuple[Patches, Curve] | None = None
+    reason = "there are not enough neighbouring pixels that were measured"
+    # Neighbours in a row at last: where pixels lack, more of them remain than of whole blocks.
+    for orders in ((0 if signal else 1, 1), (0 if signal else 2, 2), (0 if signal else 3, 3), (0, 1)):
+        patches = take_patches(given, orders)
+        few = FEWEST_BLOCKS if orders == (0, 1) else ENOUGH_BLOCKS
+        if patches is None or patches.blocks.sum() < few or (best and orders == (0, 1)):
             continue
-        flat = flattest(patches.select(_unclipped(patches)))
-        # A higher difference has fewer blocks: it must be lower by more than chance.
-        if lowest is None or flat.variance < lowest.variance - 2 * np.hypot(
-            flat.error, lowest.error
-        ):
-            best, lowest = patches, flat
-    if best is None:
-        best = take_patches(given, (0, 1))  # neighbours in a row: where pixels lack, more remain
-    return best if best is not None and best.blocks.sum() >= FEWEST_BLOCKS else None
+        kept = patches.select(_unclipped(patches))
+        if kept.blocks.sum() < few:
+            reason = "most patches hold values that the detector clipped"
+            continue
+        curve = noise_curve(kept)
+        if best is None or _is_lower(curve, best[1]):
+            best = kept, curve
+    return reason if best is None else best
+
+
+def _is_lower(curve: Curve, other: Curve) -> bool:
+    """Returns whether a curve is below another one at some brightness, by more than chance."""
+    variance = np.interp(other.mean, curve.mean, curve.variance)
+    error = np.interp(other.mean, curve.mean, curve.error)
+    return bool((other.variance - variance > LOWER * np.hypot(error, other.error)).any())
 
 
 def _unclipped(patches: Patches) -> np.ndarray:
@@ -344,10 +360,12 @@ def fit_curve(curve: Curve, degree: int) -> Fit:
     centre = float(curve.mean.mean())
     scale = float(np.ptp(curve.mean)) or 1.0
     powers = np.vander((curve.mean - centre) / scale, degree + 1, increasing=True)
-    relative = curve.error / np.maximum(curve.variance, np.finfo(float).tiny)
+    blocks = np.array([patches.blocks.sum() for patches in curve.members])
+    some = curve.variance > 0  # counts without light and read-out have none
+    relative = np.where(some, curve.error / np.where(some, curve.variance, 1), np.sqrt(2 / blocks))
     fitted, robust = curve.variance, np.ones(len(curve.mean))
     coefficients, weights = np.zeros(degree + 1), robust
-    floor = 0.1 * max(curve.variance.min(), np.finfo(float).tiny)
+    floor = 0.02 * float(np.median(curve.variance[some])) if some.any() else 1.0
     for step in range(30):
         sigma = np.hypot(np.maximum(fitted, floor) * relative, curve.structure)
         weights = robust / sigma**2
@@ -475,6 +493,8 @@ def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Patches | None, str
         error = float(np.sqrt(((mean - slope * level) ** 2).sum() / len(chosen) / square))
         if abs(slope) <= SAME_LEVEL and error <= SAME_LEVEL:
             found = chosen
+        elif found is not None:
+            break
     if found is None:
         return None, "no pixels of one darkest level were found"
     variance = _pooled(_without_outliers(found)).variance

@@ -23,7 +23,7 @@ KERNELS = {  # along one axis, by the order of the difference; the sum of their 
     2: np.array([1.0, -2.0, 1.0]) / np.sqrt(6),
     3: np.array([1.0, -3.0, 3.0, -1.0]) / np.sqrt(20),
 }
-REPEATED = 0.5  # of the images' variance: repeated exposures differ by less
+REPEATED = 0.3  # of the variance of an image: repeated exposures differ by less
 CLUSTERS = 200  # parts of the measurements that are resampled
 FEW_IMAGES = 20  # of fewer, parts of images are resampled
 LARGE = 32  # pixels of a side, from which patches have four blocks along it; otherwise two
@@ -64,8 +64,7 @@ def frames(y: np.ndarray, *, axes: int, clipped: Sequence[float] = ()) -> Frames
     if even:
         first, second = values[0:even:2], values[1:even:2]
         half_difference = (first - second) / np.sqrt(2)
-        own = np.nanmean(_variance(values[:even]))
-        if np.nanmean(_variance(half_difference)) < REPEATED * own:
+        if _variance(half_difference) < REPEATED * _variance(values[:even]):
             return Frames(
                 ((first + second) / 2).reshape(flat),
                 half_difference.reshape(flat),
@@ -76,27 +75,26 @@ def frames(y: np.ndarray, *, axes: int, clipped: Sequence[float] = ()) -> Frames
     return Frames(together, together, at_limit.reshape(flat), np.repeat(np.arange(len(y)), parts))
 
 
-def _variance(images: np.ndarray) -> np.ndarray:
-    """Returns the variance of each image's values, NaN where it has fewer than two."""
+def _variance(images: np.ndarray) -> float:
+    """Returns the mean variance within an image; infinity if none has two values."""
     finite = np.isfinite(images)
     count = finite.sum(axis=(-2, -1))
-    filled = np.where(finite, images, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(axis=(-2, -1)) / count
-        square = np.where(finite, filled - mean[..., None, None], 0.0) ** 2
-        return np.where(count > 1, square.sum(axis=(-2, -1)) / count, np.nan)
+    mean = np.where(finite, images, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1)
+    square = np.where(finite, images - mean[..., None, None], 0.0) ** 2
+    some = count > 1
+    return float((square.sum(axis=(-2, -1))[some] / count[some]).mean()) if some.any() else np.inf
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Halves of patches, (n,) each: what one half's pixels choose by, and the other half's noise."""
+    """Halves of patches, (n,) each: what one half chooses by, and the noise of the other half."""
 
     level: np.ndarray
     """The mean value of the choosing half."""
     spread: np.ndarray
     """The variance of its values, structures and noise together."""
     third: np.ndarray
-    """Their third cumulant (the k-statistic); NaN of fewer than three values."""
+    """Their third cumulant (the k-statistic)."""
     clipped: np.ndarray
     """The fraction of the patch's values that the detector clipped."""
     mean: np.ndarray

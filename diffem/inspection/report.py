@@ -52,12 +52,15 @@ def data_findings(survey: DataSurvey, file_type: str) -> Findings:
         found.warnings.append(
             f"{survey.infinite} values are infinite, and no run takes them; mark them by NaN"
         )
-    for limit, end in ((survey.clipped_high, "largest"), (survey.clipped_low, "smallest")):
+    for limit, end, why in (
+        (survey.clipped_high, "largest", ""),
+        (survey.clipped_low, "smallest", ", or sees nothing"),
+    ):
         if limit is not None:
             found.warnings.append(
                 f"{percent(limit.fraction)} of the values are the {end} one, {limit.value:.6g}: "
-                "the detector clips there, which no linear channel describes; mark them by NaN "
-                "(corruption=mask) if they are few, or use a channel that clips"
+                f"the detector clips there{why}; what is clipped no linear channel describes: mark "
+                "it by NaN (corruption=mask) if it is little, or use a channel that clips"
             )
     for number, what in ((survey.empty, "hold nothing that was measured"),
                          (survey.constant, "have the same value everywhere")):  # fmt: skip

@@ -42,7 +42,7 @@ class DataSurvey:
     high: float
     """The largest value."""
     missing: float
-    """The fraction of values that are NaN."""
+    """The fraction of values that are NaN, or that a mask in `operator` leaves out."""
     infinite: int
     """The number of values that are infinite."""
     constant: int
@@ -136,7 +136,7 @@ def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
 
     def read(start: int) -> np.ndarray:
         rows = np.arange(start, min(count, start + step))
-        return held.y[rows].reshape(len(rows), -1)
+        return _measured(held, rows).reshape(len(rows), -1)
 
     if count * size < LONG:
         yield from map(read, starts)
@@ -145,6 +145,20 @@ def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
         for start in starts:
             yield read(start)
             advance()
+
+
+def _measured(held: Held, rows: np.ndarray) -> np.ndarray:
+    """Returns measurements, (n, *M), with NaN where a mask in `operator` says that there is none."""
+    values, operator = held.y[rows], held.operator
+    images = values.ndim > 2 and operator is not None and len(operator.shape) > 2
+    if operator is None or not images or operator.shape[-2:] != values.shape[-2:]:
+        return values
+    mask = operator[rows]
+    if not np.isin(mask, (0, 1)).all():
+        return values
+    mask = mask[:, None] if mask.ndim < values.ndim else mask
+    mask = mask[:, 0] if mask.ndim > values.ndim else mask
+    return np.where(mask == 0, np.nan, values)
 
 
 def _sample(held: Held, count: int) -> np.ndarray:
@@ -159,7 +173,7 @@ def _sample(held: Held, count: int) -> np.ndarray:
     parts = []
     side = max(8, math.isqrt(max(1, SAMPLE * math.prod(held.y.shape[-2:]) // (2 * size))))
     for part in np.array_split(rows, math.ceil(len(rows) * size / READ)):
-        values = held.y[part]
+        values = _measured(held, part)
         if values.ndim > 2:  # the middle of large images
             for axis in (-2, -1):
                 start = max(0, values.shape[axis] - side) // 2
