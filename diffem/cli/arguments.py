@@ -39,7 +39,10 @@ def parse_inspect(arguments: Sequence[str] | None) -> argparse.Namespace:
         "path", type=Path, help="the measurements, as dataset.path takes them: a file or a folder"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="a new folder for the settings and a page of figures"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="a new folder for the settings and a page of figures",
     )
     parser.add_argument(
         "overrides", nargs="*", help="settings as for diffem train, as in corruption=mask"

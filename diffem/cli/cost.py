@@ -80,9 +80,7 @@ class RunCost:
         return self.rounds * self.round + self.prior + self.last
 
 
-def measure_cost(
-    cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
-) -> RunCost:
+def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet) -> RunCost:
     """Returns what a run of a configuration costs on this machine.
 
     Arguments:
@@ -224,8 +222,10 @@ def _time_chunk(
 def _draws_itself(cfg: DictConfig) -> bool:
     """Returns whether the method's posterior takes no sampler."""
     posterior = build(cfg.method.posterior, "method.posterior").func
-    return isinstance(posterior, type) and issubclass(posterior, DenoiserPosterior) and (
-        not posterior.samplers
+    return (
+        isinstance(posterior, type)
+        and issubclass(posterior, DenoiserPosterior)
+        and (not posterior.samplers)
     )
 
 
@@ -244,7 +244,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Returns the peak of the device's memory so far, or of this process's on the CPU, in bytes."""
+    """Returns the peak of the device's memory so far, or of this process's, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """Says what can be learnt from measurements, before a run: `diffem inspect PATH [OVERRIDE …]`.
 
     diffem inspect crops
-    diffem inspect crops.npy corruption=blur corruption.sigma=1.5 corruption.kernel_size=7 --out look
+    diffem inspect crops.npy corruption=blur corruption.sigma=1.5 --out look
 
 Reads the data and the configuration: what is in the files, how large the noise is and whether the
 stated one fits, what no measurement measures, and what a round costs on this machine. It prints a
@@ -108,9 +108,7 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     given = [o for o in overrides if not o.startswith("run_dir=")]
     survey = survey_data(held, limit=_limit(given))
     if survey.low > survey.high:
-        raise UserError(
-            f"PATH: {path} holds no measured value, only NaN; give other measurements"
-        )
+        raise UserError(f"PATH: {path} holds no measured value, only NaN; give other measurements")
     findings = {"Data": data_findings(survey, held.format.suffix)}
     if "corruption" not in keys:
         base.append(f"corruption={'mask' if survey.missing else 'denoising'}")
@@ -131,7 +129,9 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     check_channel_given(cfg)
     source: MeasurementFiles = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
-    key = next((f"corruption.noise.{k}" for k in LEVELS if k in cfg.corruption.get("noise", {})), "")
+    key = next(
+        (f"corruption.noise.{k}" for k in LEVELS if k in cfg.corruption.get("noise", {})), ""
+    )
     if stated and isinstance(train.channel, LinearChannel) and key:
         of_stated = stated_findings(noise, train.channel, train.scale, key=key)
         findings["Noise"].warnings += of_stated.warnings
@@ -248,9 +248,7 @@ def cost_findings(cost: RunCost, run_dir: Path) -> Findings:
     )
     if cost.scaled:
         found.lines.append("timed on fewer images than a batch or a chunk has, and scaled")
-    found.lines.append(
-        f"{_bytes(cost.disk)} of disk, at least {_bytes(cost.memory)} of memory"
-    )
+    found.lines.append(f"{_bytes(cost.disk)} of disk, at least {_bytes(cost.memory)} of memory")
     folder = run_dir.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -298,7 +296,9 @@ def report(found: Inspection) -> str:
         parts.append("\n".join(_wrapped(f"warning: {w}", "", "    ") for w in warnings))
     for title, each in found.findings.items():
         if each.lines:
-            parts.append("\n".join([title, *(_wrapped(line, "  ", "    ") for line in each.lines)]))
+            parts.append(
+                "\n".join([title, *(_wrapped(line, "  ", "    ") for line in each.lines)])
+            )
     shown = textwrap.indent(command(found.overrides), "  ")
     parts.append(f"Train\n{shown}")
     return "\n\n".join(parts)

@@ -1,12 +1,12 @@
 """Coverage: which pixels and which frequencies the measurements measure at all.
 
-What measurements y = A x + noise say of x is in AᵀA. Its average over the measurements is probed by
-vectors v of independent signs, or by all unit vectors where these are few,
+What measurements y = A x + noise say of x is in AᵀA. Its average over the measurements is probed
+by vectors v of independent signs, or by all unit vectors where these are few,
 
     E[v ⊙ AᵀA v] = diag(AᵀA),        E[(V v)* ⊙ V AᵀA v] = diag(V AᵀA V*)
 
-(Bekas, Kokiopoulou, Saad 2007), in pixels and in an orthonormal basis V of frequencies. A direction
-of which it is 0 is measured by none of them: what EM puts there comes from its start and the
+(Bekas, Kokiopoulou, Saad 2007), in pixels and in an orthonormal basis V of frequencies. A
+direction of which it is 0 is measured by none of them: what EM puts there comes from its start and the
 network alone, however many rounds it runs.
 """
 
@@ -27,7 +27,9 @@ from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator
 
 ENTRIES = 2**20  # of the images that are probed together
-EXACT = 4096  # entries of an image, of which each unit vector is probed where there is one operator
+EXACT = (
+    4096  # entries of an image, of which each unit vector is probed where there is one operator
+)
 EXACT_VECTOR = 256  # entries of a vector, of which each is probed under each operator
 PROBES = 1024  # otherwise, at least
 MOST = 2**27  # entries of all probes together

@@ -12,23 +12,30 @@ offset and the read-out noise are two: they are known where some pixels see no l
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import combinations
 
 import numpy as np
 
-from diffem.inspection.patches import CLUSTERS, Frames, Patches, frames, take_patches
+from diffem.inspection.patches import Frames, Patches, frames, take_patches
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of patches, the flattest ones
+AGREE = 1.5  # standard errors within which a larger fraction agrees with a smaller one
 FEWEST_BLOCKS = 100  # that a variance is taken from: to 14 %
 ENOUGH_BLOCKS = 400  # complete ones; of fewer, pairs of neighbours are taken in place of blocks
 OUTLIER = 36.0  # times the variance: six standard deviations
 CLIPPED = 5e-3  # of a patch's values, by which a Gaussian's variance falls by less than 3 %
 BINS = 24  # of the brightness, about
 IN_BIN = 30  # patches, at least
+UNSEEN = 0.01  # of a variance: structures that are too small to be told from chance
 RESAMPLES = 200
+BELOW, ABOVE = 3.0, 3.5  # standard errors from a fit: far below it, and no longer on it
 LOWER = 3.0  # standard errors by which a higher difference must be lower
 CERTAIN = 4.0  # standard errors of a dependence that is reported
+MORE = 0.15  # of the bins: by which a line must have more than a constant
+MOST, NEARLY_ALL = 0.6, 0.9  # of the bins, for laws that structures may feign
 GROWS = 1.3  # at least, from dark to bright, of a variance that depends on the brightness
-SAME_LEVEL = 0.15  # of dark patches, the largest slope of the other half's mean
+SAME_LEVEL = 0.1  # of dark patches, the largest slope of the other half's mean
+LIT = 0.25  # of the variance of the darkest level: more of it is light's
 DARK = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of patches, the darkest ones
 
 
@@ -174,7 +181,12 @@ def _choose_patches(given: Frames) -> tuple[Patches, Curve] | str:
     best: tuple[Patches, Curve] | None = None
     reason = "there are not enough neighbouring pixels that were measured"
     # Neighbours in a row at last: where pixels lack, more of them remain than of whole blocks.
-    for orders in ((0 if signal else 1, 1), (0 if signal else 2, 2), (0 if signal else 3, 3), (0, 1)):
+    for orders in (
+        (0 if signal else 1, 1),
+        (0 if signal else 2, 2),
+        (0 if signal else 3, 3),
+        (0, 1),
+    ):
         patches = take_patches(given, orders)
         few = FEWEST_BLOCKS if orders == (0, 1) else ENOUGH_BLOCKS
         if patches is None or patches.blocks.sum() < few or (best and orders == (0, 1)):
@@ -226,14 +238,14 @@ class Flat:
     @property
     def uncertainty(self) -> float:
         """The standard error with what structures may add."""
-        return float(np.hypot(self.error, self.structure))
+        return float(np.hypot(np.hypot(self.error, self.structure), UNSEEN * self.variance))
 
 
 def flattest(patches: Patches) -> Flat:
     """Returns the variance in as many patches, from the flattest on, as agree with fewer.
 
     Structures only add to d². Taking more patches lowers the standard error as long as these are
-    as flat: the largest fraction is taken whose variance is within two standard errors of that of
+    as flat: the largest fraction is taken whose variance agrees with that of
     each smaller one (Lepski's rule).
 
     Arguments:
@@ -248,16 +260,16 @@ def flattest(patches: Patches) -> Flat:
         if fraction < 1 and chosen.blocks.sum() < FEWEST_BLOCKS:
             continue
         found = _pooled(chosen)
-        if any(abs(found.variance - f.variance) > 2 * f.error for f in accepted):
+        if any(abs(found.variance - f.variance) > AGREE * f.error for f in accepted):
             rise = max(0.0, found.variance - accepted[-1].variance)
             break
         accepted.append(found)
     last = accepted[-1]
     structured = len(accepted) == 1 and rise > 0.1 * last.variance
-    structure = rise if structured else last.variance - accepted[-2].variance if accepted[1:] else 0
-    return Flat(
-        last.mean, last.variance, last.error, abs(structure), structured, last.members
+    structure = (
+        rise if structured else last.variance - accepted[-2].variance if accepted[1:] else 0
     )
+    return Flat(last.mean, last.variance, last.error, abs(structure), structured, last.members)
 
 
 def _without_outliers(patches: Patches) -> Patches:
@@ -335,8 +347,8 @@ class Fit:
     """Of 1, m, m², …, m the brightness less the centre, over the scale."""
     errors: np.ndarray
     """Their standard errors, widened where the curve is not a polynomial of this degree."""
-    weights: np.ndarray
-    """The weight of each bin."""
+    used: np.ndarray
+    """The bins that agree with it."""
     centre: float
     scale: float
 
@@ -347,11 +359,13 @@ class Fit:
 
 
 def fit_curve(curve: Curve, degree: int) -> Fit:
-    """Fits a polynomial by weighted least squares, robustly.
+    """Fits a polynomial to the bins that structures do not lift, which may be few.
 
-    A bin's standard error is proportional to the variance that the fit gives it, not to the one
-    that was measured: low ones would count for more. Tukey's biweight leaves out the bins that
-    structures lift.
+    Structures only add to a bin's variance: the polynomial that is looked for has many bins on it
+    and none far below. Of all that go through degree + 1 bins the one with the best score starts
+    weighted least squares, in which bins far above count for nothing. A bin's standard error is
+    proportional to the variance that the fit gives it, not to the one that was measured: low ones
+    would count for more.
 
     Arguments:
         curve: The curve, of more than `degree` bins.
@@ -363,26 +377,32 @@ def fit_curve(curve: Curve, degree: int) -> Fit:
     blocks = np.array([patches.blocks.sum() for patches in curve.members])
     some = curve.variance > 0  # counts without light and read-out have none
     relative = np.where(some, curve.error / np.where(some, curve.variance, 1), np.sqrt(2 / blocks))
-    fitted, robust = curve.variance, np.ones(len(curve.mean))
-    coefficients, weights = np.zeros(degree + 1), robust
     floor = 0.02 * float(np.median(curve.variance[some])) if some.any() else 1.0
-    for step in range(30):
+
+    def deviations(fitted: np.ndarray) -> np.ndarray:
+        """Returns by how many standard errors the bins are above a fit."""
+        return (curve.variance - fitted) / (np.maximum(fitted, floor) * relative)
+
+    tried = np.array(list(combinations(range(len(powers)), degree + 1)))
+    tried = tried[np.ptp(powers[tried][..., -1], axis=1) > 1e-6] if degree else tried
+    solved = np.linalg.pinv(powers[tried]) @ curve.variance[tried][..., None]
+    z = deviations(solved[..., 0] @ powers.T)
+    score = np.exp(-(z**2) / 2).sum(axis=1) - (z < -BELOW).sum(axis=1)
+    fitted = powers @ solved[score.argmax(), :, 0]
+    coefficients, weights = np.zeros(degree + 1), np.ones(len(powers))
+    for _ in range(20):
+        z = deviations(fitted)
         sigma = np.hypot(np.maximum(fitted, floor) * relative, curve.structure)
-        weights = robust / sigma**2
+        weights = np.where(z > 0, np.clip(1 - (z / ABOVE) ** 2, 0, None) ** 2, 1.0)
+        weights = np.maximum(weights / np.maximum(1.0, -z / 2), 1e-9) / sigma**2
         root = np.sqrt(weights)[:, None]
         coefficients = np.linalg.lstsq(root * powers, root[:, 0] * curve.variance, rcond=None)[0]
         fitted = powers @ coefficients
-        residual = np.abs(curve.variance - fitted) / sigma
-        width = max(1.0, 1.48 * float(np.median(residual)))
-        if step < 10:  # Huber's weights leave nothing out yet
-            robust = np.minimum(1.0, 1.5 * width / np.maximum(residual, 1e-12))
-        else:
-            robust = np.clip(1 - (residual / (4.685 * width)) ** 2, 0, None) ** 2
-            robust = np.maximum(robust, 1e-6)
-    used = max(1.0, robust.sum() - degree - 1)
-    lack = max(1.0, float(np.sqrt((weights * (curve.variance - fitted) ** 2).sum() / used)))
+    used = np.abs(deviations(fitted)) < ABOVE
+    residual = np.where(used, weights * (curve.variance - fitted) ** 2, 0.0).sum()
+    lack = max(1.0, float(np.sqrt(residual / max(1, used.sum() - degree - 1))))
     errors = lack * _resampled(curve, powers.shape[1], centre, scale, weights)
-    return Fit(coefficients, errors, weights, centre, scale)
+    return Fit(coefficients, errors, used, centre, scale)
 
 
 def _resampled(
@@ -419,22 +439,27 @@ def noise_law(curve: Curve) -> NoiseLaw:
     """
     if len(curve.mean) < 3:
         return NoiseLaw.UNKNOWN
-    line = fit_curve(curve, 1)
+    flat, line = fit_curve(curve, 0), fit_curve(curve, 1)
     slope, error = line.coefficients[1], line.errors[1]
-    low, high = (float(v) for v in line(curve.mean[[0, -1]]))
-    constant = float(np.average(curve.variance, weights=line.weights))
-    change = max(low, high) / max(min(low, high), 0.01 * constant)
-    if abs(slope) < CERTAIN * error or change < GROWS:
-        # Of one brightness are patches that differ by less than what the noise leaves of a mean.
-        width = float(np.ptp(curve.mean))
-        return NoiseLaw.CONSTANT if width > 2 * np.sqrt(constant) else NoiseLaw.UNKNOWN
+    mean = curve.mean[line.used]
+    if len(mean) < 3:
+        return NoiseLaw.UNKNOWN
+    low, middle, high = (float(v) for v in line(np.quantile(mean, (0, 0.5, 1))))
+    change = max(low, high) / max(min(low, high), 0.01 * middle)
+    # Structures may lift bins: that a constant leaves some above it is no reason to prefer a line.
+    square = fit_curve(curve, 2) if len(curve.mean) > 4 else line
+    most = max(line.used.sum(), square.used.sum())
+    more = most >= flat.used.sum() + MORE * len(curve.mean)
+    if abs(slope) < CERTAIN * error or change < GROWS or not more:
+        # Patches of one brightness differ by less than what the noise leaves of a mean.
+        wide = float(np.ptp(curve.mean[flat.used])) > 2 * np.sqrt(max(0.0, middle))
+        return NoiseLaw.CONSTANT if wide else NoiseLaw.UNKNOWN
     if slope < 0:
-        return NoiseLaw.FALLING
-    if len(curve.mean) > 4:
-        square = fit_curve(curve, 2)
+        return NoiseLaw.FALLING if line.used.mean() > NEARLY_ALL else NoiseLaw.CONSTANT
+    if square is not line:
         _, rise, bend = square.coefficients
         # The slope goes from rise - bend in the dark to rise + bend: of a line it is the same.
-        if bend > CERTAIN * square.errors[2] and bend > rise / 3:
+        if bend > CERTAIN * square.errors[2] and bend > rise / 3 and square.used.mean() > MOST:
             return NoiseLaw.QUADRATIC
     return NoiseLaw.LINEAR
 
@@ -457,13 +482,16 @@ def estimate_camera(
     if offset is not None:
         at = (offset - line.centre) / line.scale
         error = float(np.hypot(line.errors[0], at * line.errors[1]))
-        return Camera(gain, darkest, Estimate(offset, 0.0), _root(float(line(offset)), error), None)
-    dark, reason = _dark_patches(patches, gain)
-    if dark is None:
-        return Camera(gain, darkest, None, None, reason)
-    flat = flattest(dark)
+        return Camera(
+            gain, darkest, Estimate(offset, 0.0), _root(float(line(offset)), error), None
+        )
+    dark = _dark_patches(patches, gain)
+    if isinstance(dark, str):
+        return Camera(gain, darkest, None, None, dark)
+    flat, light = dark
     level = Estimate(flat.mean, float(np.sqrt(flat.variance / flat.members.blocks.sum())))
-    return Camera(gain, (flat.mean, float(np.sqrt(flat.variance))), level, _root(flat.variance, flat.uncertainty), None)
+    read = _root(flat.variance, float(np.hypot(flat.uncertainty, gain.value * light)))
+    return Camera(gain, (flat.mean, float(np.sqrt(flat.variance))), level, read, None)
 
 
 def _root(variance: float, error: float) -> Estimate:
@@ -473,8 +501,8 @@ def _root(variance: float, error: float) -> Estimate:
     return Estimate(std, min(error / (2 * std) if std else np.inf, float(np.sqrt(error))))
 
 
-def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Patches | None, str | None]:
-    """Returns the patches that see no light, or why none is known to.
+def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Flat, float] | str:
+    """Returns patches that see no light, and the light that some may see; or why there are none.
 
     Patches of one brightness are told by their halves, whose noise is independent: where both
     halves see one level, how bright one is says nothing of the other. That this level is dark is
@@ -487,26 +515,41 @@ def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Patches | None, str
         chosen = patches.select(order[: int(fraction * len(order))])
         if len(chosen) < 2 * IN_BIN:
             continue
-        level, mean = chosen.level - chosen.level.mean(), chosen.mean - chosen.mean.mean()
+        level = chosen.level - chosen.level.mean()
+        mean = _without_tails(chosen.mean)  # an edge may be in one half alone
         square = max(float((level**2).sum()), np.finfo(float).tiny)
-        slope = float((level * mean).sum()) / square
-        error = float(np.sqrt(((mean - slope * level) ** 2).sum() / len(chosen) / square))
+        slope = float((level * (mean - mean.mean())).sum()) / square
+        rest = mean - mean.mean() - slope * level
+        error = float(np.sqrt((rest**2).sum() / len(chosen) / square))
         if abs(slope) <= SAME_LEVEL and error <= SAME_LEVEL:
-            found = chosen
+            # Half of them, the darker ones by the other pixels: dim edges are in the other half.
+            found = patches.select(order[: int(fraction * len(order)) // 2])
+            found = found.select(_near_median(found.mean) & _near_median(found.level))
         elif found is not None:
             break
     if found is None:
-        return None, "no pixels of one darkest level were found"
-    variance = _pooled(_without_outliers(found)).variance
-    third = found.third[np.isfinite(found.third)]
-    middle = float(np.median(third))
-    width = 5 * 1.48 * float(np.median(np.abs(third - middle)))
-    third = np.clip(third, middle - width, middle + width)  # a defect is no light
+        return "no pixels of one darkest level were found"
+    flat = flattest(found)
+    third = _without_tails(found.third)  # a defect is no light
     light = third.mean() / gain.value**2
-    error = third.std() / np.sqrt(len(third)) / gain.value**2
-    if light > 3 * error and gain.value * light > 0.1 * variance:
-        return None, (
+    if light < 3 * third.std() / np.sqrt(len(third)) / gain.value**2:
+        return flat, 0.0
+    if gain.value * light > LIT * flat.variance:
+        return (
             "the darkest level sees light (its noise is as skewed as that of "
             f"{light / gain.value:.2g} photons)"
         )
-    return found, None
+    return flat, float(light)
+
+
+def _near_median(values: np.ndarray) -> np.ndarray:
+    """Returns which values are within three deviations of the median."""
+    distance = np.abs(values - np.median(values))
+    return distance <= 3 * 1.48 * np.median(distance)
+
+
+def _without_tails(values: np.ndarray) -> np.ndarray:
+    """Returns values of which those far from the median are drawn to five deviations from it."""
+    middle = float(np.median(values))
+    width = 5 * 1.48 * float(np.median(np.abs(values - middle)))
+    return np.clip(values, middle - width, middle + width)

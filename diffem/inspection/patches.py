@@ -12,8 +12,9 @@ chessboard of blocks, whose white ones choose for the black ones, and the other 
 that, a patch would be chosen for what its noise happens to be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import numpy as np
 
@@ -26,7 +27,7 @@ KERNELS = {  # along one axis, by the order of the difference; the sum of their 
 REPEATED = 0.3  # of the variance of an image: repeated exposures differ by less
 CLUSTERS = 200  # parts of the measurements that are resampled
 FEW_IMAGES = 20  # of fewer, parts of images are resampled
-LARGE = 32  # pixels of a side, from which patches have four blocks along it; otherwise two
+SIDE = 8  # pixels of a patch, about
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Patches:
     level: np.ndarray
     """The mean value of the choosing half."""
     spread: np.ndarray
-    """The variance of its values, structures and noise together."""
+    """The variance of its values about a smooth surface: structures and noise together."""
     third: np.ndarray
     """Their third cumulant (the k-statistic)."""
     clipped: np.ndarray
@@ -119,69 +120,118 @@ class Patches:
 def take_patches(given: Frames, orders: tuple[int, int]) -> Patches | None:
     """Returns the patches of frames; None if no patch of two blocks fits into one.
 
+    The frames are cut at several places, so that blocks overlap: the differences of two that do
+    are nearly independent.
+
     Arguments:
         given: The frames.
         orders: The orders of the difference along rows and columns; 0 takes none.
     """
-    vertical, horizontal = (KERNELS[order] for order in orders)
-    block, sides = (len(vertical), len(horizontal)), given.values.shape[1:]
-    size = [
-        (4 if side >= LARGE else 2) * (2 if s == 1 else 1)
-        for s, side in zip(block, sides, strict=True)
-    ]
+    block = tuple(len(KERNELS[order]) for order in orders)
+    sides = given.values.shape[1:]
+    size = [max(2, SIDE // s) for s in block]
     if sides[0] == 1:  # a signal
         size = [1, 2 * size[1]]
     size = [min(p, side // s) for p, s, side in zip(size, block, sides, strict=True)]
     if min(size) < 1 or size[0] * size[1] < 2:
         return None
+    starts = product(*(sorted({0, s // 2}) for s in block))
+    parts = [part for start in starts for part in _cut(given, orders, size, start)]
+    if not parts:
+        return None
+    return Patches(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Patches)))
+
+
+def _cut(
+    given: Frames, orders: tuple[int, int], size: Sequence[int], start: Sequence[int]
+) -> Iterator[Patches]:
+    """Yields the patches whose white blocks choose, and those whose black ones do.
+
+    Arguments:
+        given: The frames.
+        orders: The orders of the difference.
+        size: The blocks of a patch along rows and columns.
+        start: The first row and column.
+    """
+    vertical, horizontal = (KERNELS[order] for order in orders)
+    block, sides = (len(vertical), len(horizontal)), given.values.shape[1:]
     patch = [p * s for p, s in zip(size, block, strict=True)]
-    count = [side // p for side, p in zip(sides, patch, strict=True)]
+    count = [(side - first) // p for side, first, p in zip(sides, start, patch, strict=True)]
+    if not all(count):
+        return
+    rows, columns = (
+        slice(first, first + n * p) for first, n, p in zip(start, count, patch, strict=True)
+    )
 
     def cut(array: np.ndarray) -> np.ndarray:
-        """Returns frames as (M, patch rows, rows of blocks, block's rows, and the columns')."""
-        kept = array[:, : count[0] * patch[0], : count[1] * patch[1]]
+        """Returns frames as (M, patches, blocks, pixels along rows; and along columns)."""
+        kept = array[:, rows, columns]
         return kept.reshape(len(array), count[0], size[0], block[0], count[1], size[1], block[1])
 
     weigh = "mpaiqbj,i,j->mpqab"
     square = np.einsum(weigh, cut(given.differences), vertical, horizontal) ** 2
     local = np.einsum(weigh, cut(given.values), vertical**2, horizontal**2)
     pixels = cut(given.values).transpose(0, 1, 4, 2, 5, 3, 6)  # (M, p, q, a, b, i, j)
+    place = np.indices(patch).reshape(2, size[0], block[0], size[1], block[1])
+    place = place.transpose(0, 1, 3, 2, 4)  # (2, a, b, i, j)
     clipped = cut(given.clipped).mean(axis=(2, 3, 5, 6))
     cluster = np.broadcast_to(_clusters(given.image, count), square.shape[:3])
     white = np.indices(tuple(size)).sum(axis=0) % 2 == 0
-    halves = []
     for chooses in (white, ~white):
-        level, spread, third, values = _moments(pixels[:, :, :, chooses].reshape(*square.shape[:3], -1))
+        chosen = pixels[:, :, :, chooses].reshape(*square.shape[:3], -1)
+        smooth = _polynomials(place[:, chooses].reshape(2, -1), min(2, max(orders)))
+        level, spread, third, values = _moments(chosen, smooth)
         noise, mean = square[:, :, :, ~chooses], local[:, :, :, ~chooses]
         complete = np.isfinite(noise) & np.isfinite(mean)
         blocks = complete.sum(axis=-1)
         kept = (blocks > 0) & (values > 2)
         n = np.maximum(blocks, 1)
-        halves.append(
-            Patches(
-                level[kept],
-                spread[kept],
-                third[kept] * (4 if given.repeated else 1),  # of one exposure, not of the mean of two
-                clipped[kept],
-                (np.where(complete, mean, 0.0).sum(axis=-1) / n)[kept],
-                (np.where(complete, noise, 0.0).sum(axis=-1) / n)[kept],
-                np.where(complete, noise, 0.0).max(axis=-1)[kept],
-                blocks[kept],
-                cluster[kept],
-            )
+        yield Patches(
+            level[kept],
+            spread[kept],
+            third[kept] * (4 if given.repeated else 1),  # of one exposure, not of a mean of two
+            clipped[kept],
+            (np.where(complete, mean, 0.0).sum(axis=-1) / n)[kept],
+            (np.where(complete, noise, 0.0).sum(axis=-1) / n)[kept],
+            np.where(complete, noise, 0.0).max(axis=-1)[kept],
+            blocks[kept],
+            cluster[kept],
         )
-    both = zip(*([getattr(h, f.name) for f in fields(h)] for h in halves), strict=True)
-    return Patches(*(np.concatenate(pair) for pair in both))
 
 
-def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns mean, variance, third cumulant and number of the finite values of the last axis."""
+def _polynomials(place: np.ndarray, degree: int) -> np.ndarray:
+    """Returns orthonormal polynomials of a degree over pixels, (n, K), but for the constant.
+
+    Arguments:
+        place: Row and column of each, (2, n).
+        degree: Their degree, as a sum over both.
+    """
+    row, column = place - place.mean(axis=1, keepdims=True)
+    powers = [
+        row**i * column**j for i in range(degree + 1) for j in range(degree + 1 - i) if i + j
+    ]
+    centred = np.stack([p - p.mean() for p in powers], axis=1)
+    basis, size, _ = np.linalg.svd(centred, full_matrices=False)
+    return basis[:, size > 1e-6 * max(size.max(), 1)]
+
+
+def _moments(
+    pixels: np.ndarray, smooth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean, variance, third cumulant and number of the finite values of the last axis.
+
+    Arguments:
+        pixels: The pixels of patches, (…, n).
+        smooth: Polynomials, (n, K), whose part is left out of the variance: the differences do
+            not see it.
+    """
     finite = np.isfinite(pixels)
     n = finite.sum(axis=-1)
     safe = np.maximum(n, 3)
     mean = np.where(finite, pixels, 0.0).sum(axis=-1) / np.maximum(n, 1)
     deviation = np.where(finite, pixels - mean[..., None], 0.0)
-    variance = (deviation**2).sum(axis=-1) / (safe - 1)
+    rest = (deviation**2).sum(axis=-1) - ((deviation @ smooth) ** 2).sum(axis=-1)
+    variance = rest.clip(min=0) / np.maximum(1, safe - 1 - smooth.shape[1])
     third = (deviation**3).sum(axis=-1) * safe / ((safe - 1) * (safe - 2))
     return mean, variance, third, n
 

@@ -59,8 +59,8 @@ def data_findings(survey: DataSurvey, file_type: str) -> Findings:
         if limit is not None:
             found.warnings.append(
                 f"{percent(limit.fraction)} of the values are the {end} one, {limit.value:.6g}: "
-                f"the detector clips there{why}; what is clipped no linear channel describes: mark "
-                "it by NaN (corruption=mask) if it is little, or use a channel that clips"
+                f"the detector clips there{why}; no linear channel describes what is clipped: "
+                "mark it by NaN (corruption=mask) if it is little, or use a channel that clips"
             )
     for number, what in ((survey.empty, "hold nothing that was measured"),
                          (survey.constant, "have the same value everywhere")):  # fmt: skip
@@ -139,20 +139,21 @@ def _camera_lines(noise: NoiseEstimate) -> Iterator[str]:
     if camera is None:
         return
     gain = camera.gain
-    yield (
-        f"gain: {gain} units of the data a photon ({1 / gain.value:.3g} photons a unit)"
-    )
+    yield (f"gain: {gain} units of the data a photon ({1 / gain.value:.3g} photons a unit)")
     if camera.offset is None or camera.read is None:
         mean, std = camera.darkest
         yield (
             f"offset and read-out noise cannot be told apart: {camera.why_not}; the darkest "
-            f"patches have the mean {mean:.5g} and the noise {std:.3g}, so that the read-out noise "
-            "is at most that"
+            f"patches have the mean {mean:.5g} and the noise {std:.3g}, which the read-out noise is "
+            "at most"
         )
         return
     yield f"offset, the mean value without light: {camera.offset}"
     photons = camera.read.value / gain.value
-    yield f"read-out noise: {camera.read} units, {photons:.2g} photons (if the darkest pixels are dark)"
+    yield (
+        f"read-out noise: {camera.read} units, {photons:.2g} photons (if the darkest level is "
+        "that without light)"
+    )
 
 
 def stated_findings(

@@ -203,7 +203,11 @@ def test_a_path_that_is_none(tmp_path: Path) -> None:
 
 
 def test_the_command_is_one_for_a_shell() -> None:
-    words = ["dataset.path='my (1) crops'", "dataset.range=[0,1]", *(f"seed={i}" for i in range(30))]
+    words = [
+        "dataset.path='my (1) crops'",
+        "dataset.range=[0,1]",
+        *(f"seed={i}" for i in range(30)),
+    ]
     shown = command(words)
     assert max(map(len, shown.splitlines())) <= 100
     assert shlex.split(shown.replace("\\\n", " ")) == ["diffem", "train", *words]
