@@ -6,8 +6,8 @@ by vectors v of independent signs, or by all unit vectors where these are few,
     E[v ⊙ AᵀA v] = diag(AᵀA),        E[(V v)* ⊙ V AᵀA v] = diag(V AᵀA V*)
 
 (Bekas, Kokiopoulou, Saad 2007), in pixels and in an orthonormal basis V of frequencies. A
-direction of which it is 0 is measured by none of them: what EM puts there comes from its start and the
-network alone, however many rounds it runs.
+direction of which it is 0 is measured by none of them: what EM puts there comes from its start and
+the network alone, however many rounds it runs.
 """
 
 import math

@@ -35,6 +35,7 @@ MORE = 0.15  # of the bins: by which a line must have more than a constant
 MOST, NEARLY_ALL = 0.6, 0.9  # of the bins, for laws that structures may feign
 GROWS = 1.3  # at least, from dark to bright, of a variance that depends on the brightness
 SAME_LEVEL = 0.1  # of dark patches, the largest slope of the other half's mean
+BETWEEN = 0.05  # of the number of dark patches: as many may be a little brighter
 LIT = 0.25  # of the variance of the darkest level: more of it is light's
 DARK = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of patches, the darkest ones
 
@@ -485,11 +486,13 @@ def estimate_camera(
         return Camera(
             gain, darkest, Estimate(offset, 0.0), _root(float(line(offset)), error), None
         )
-    dark = _dark_patches(patches, gain)
+    dark = _dark_patches(patches, gain, darkest[1])
     if isinstance(dark, str):
         return Camera(gain, darkest, None, None, dark)
     flat, light = dark
-    level = Estimate(flat.mean, float(np.sqrt(flat.variance / flat.members.blocks.sum())))
+    count = len(flat.members)
+    drift = np.cov(flat.members.level, flat.members.mean)[0, 1].clip(min=0)
+    level = Estimate(flat.mean, float(np.sqrt(flat.variance / count + drift)))
     read = _root(flat.variance, float(np.hypot(flat.uncertainty, gain.value * light)))
     return Camera(gain, (flat.mean, float(np.sqrt(flat.variance))), level, read, None)
 
@@ -501,13 +504,41 @@ def _root(variance: float, error: float) -> Estimate:
     return Estimate(std, min(error / (2 * std) if std else np.inf, float(np.sqrt(error))))
 
 
-def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Flat, float] | str:
+def _dark_patches(patches: Patches, gain: Estimate, noise: float) -> tuple[Flat, float] | str:
     """Returns patches that see no light, and the light that some may see; or why there are none.
 
-    Patches of one brightness are told by their halves, whose noise is independent: where both
-    halves see one level, how bright one is says nothing of the other. That this level is dark is
-    told by the third cumulant of its noise, which is gain² (E[y] - offset) of counted photons and
-    0 of a Gaussian read-out.
+    That their level is dark is told by the third cumulant of its noise, which is
+    gain² (E[y] - offset) of counted photons and 0 of a Gaussian read-out.
+
+    Arguments:
+        patches: All patches.
+        gain: The gain.
+        noise: The standard deviation of the noise of the darkest patches.
+    """
+    found = _one_level(patches)
+    if found is None:
+        found = _separate_level(patches, noise)
+    if found is None:
+        return "no pixels of one darkest level were found"
+    found = found.select(_near_median(found.mean) & _near_median(found.level))
+    flat = flattest(found)
+    third = _without_tails(found.third)  # a defect is no light
+    light = third.mean() / gain.value**2
+    if light < 3 * third.std() / np.sqrt(len(third)) / gain.value**2:
+        return flat, 0.0
+    if gain.value * light > LIT * flat.variance:
+        return (
+            "the darkest level sees light (its noise is as skewed as that of "
+            f"{light / gain.value:.2g} photons)"
+        )
+    return flat, float(light)
+
+
+def _one_level(patches: Patches) -> Patches | None:
+    """Returns the darkest patches if they are of one brightness; None if they are not.
+
+    Where both halves of patches see one level, how bright one of them is, by its noise, says
+    nothing of the other.
     """
     order = np.argsort(patches.level, kind="stable")
     found = None
@@ -524,22 +555,25 @@ def _dark_patches(patches: Patches, gain: Estimate) -> tuple[Flat, float] | str:
         if abs(slope) <= SAME_LEVEL and error <= SAME_LEVEL:
             # Half of them, the darker ones by the other pixels: dim edges are in the other half.
             found = patches.select(order[: int(fraction * len(order)) // 2])
-            found = found.select(_near_median(found.mean) & _near_median(found.level))
         elif found is not None:
             break
-    if found is None:
-        return "no pixels of one darkest level were found"
-    flat = flattest(found)
-    third = _without_tails(found.third)  # a defect is no light
-    light = third.mean() / gain.value**2
-    if light < 3 * third.std() / np.sqrt(len(third)) / gain.value**2:
-        return flat, 0.0
-    if gain.value * light > LIT * flat.variance:
-        return (
-            "the darkest level sees light (its noise is as skewed as that of "
-            f"{light / gain.value:.2g} photons)"
-        )
-    return flat, float(light)
+    return found
+
+
+def _separate_level(patches: Patches, noise: float) -> Patches | None:
+    """Returns the darkest patches if next to none are a little brighter; None if some are.
+
+    Their level may drift, as that of the overscan of a CCD does, by less than the noise.
+    """
+    flat = patches.select(patches.spread < 4 * noise**2)
+    if len(flat) < 2 * IN_BIN:
+        return None
+    level = flat.level - np.quantile(flat.level, DARK[0])
+    dark = level < 3 * noise
+    brighter = (level >= 3 * noise) & (level < 8 * noise)
+    if dark.sum() < 2 * IN_BIN or brighter.sum() > BETWEEN * dark.sum():
+        return None
+    return flat.select(dark)
 
 
 def _near_median(values: np.ndarray) -> np.ndarray:

@@ -144,8 +144,8 @@ def _camera_lines(noise: NoiseEstimate) -> Iterator[str]:
         mean, std = camera.darkest
         yield (
             f"offset and read-out noise cannot be told apart: {camera.why_not}; the darkest "
-            f"patches have the mean {mean:.5g} and the noise {std:.3g}, which the read-out noise is "
-            "at most"
+            f"patches have the mean {mean:.5g} and the noise {std:.3g}, the most that the read-out "
+            "can have"
         )
         return
     yield f"offset, the mean value without light: {camera.offset}"

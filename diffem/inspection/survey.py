@@ -148,7 +148,7 @@ def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
 
 
 def _measured(held: Held, rows: np.ndarray) -> np.ndarray:
-    """Returns measurements, (n, *M), with NaN where a mask in `operator` says that there is none."""
+    """Returns measurements, (n, *M), with NaN where a mask in `operator` leaves them out."""
     values, operator = held.y[rows], held.operator
     images = values.ndim > 2 and operator is not None and len(operator.shape) > 2
     if operator is None or not images or operator.shape[-2:] != values.shape[-2:]:

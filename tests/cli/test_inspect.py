@@ -163,7 +163,7 @@ def test_vectors_under_given_matrices(tmp_path: Path) -> None:
     y = np.einsum("nmd,nd->nm", a, rng.standard_normal((200, 5)))
     path = save(tmp_path, y=y, operator=a)
     given = ["corruption=projection", "dataset.shape=[5]", "network=mlp", "em.batch_size=16"]
-    with pytest.raises(UserError, match="corruption.noise.std must be given, since the entries"):
+    with pytest.raises(UserError, match="must be given, since the entries of a"):
         inspect(path, given)
     found = inspect(path, [*given, "corruption.noise.std=0.1", "prior=null"])
     assert "entry (4) is never measured" in found.findings["What can be learnt"].warnings[0]
