@@ -22,7 +22,10 @@ SMALL = (  # of the timed network
     *("network.channels=[16]", "network.blocks=[1]", "em.batch_size=16", "em.chunk_size=32"),
     *("sampler.steps=4", "trainer.accelerator=cpu", "trainer.precision=32-true"),
 )
-TINY = (*SMALL, "em.rounds=1", "em.steps_per_round=3", "prior=null", "metric.samples=2")
+TINY = (
+    *(*SMALL, "em.rounds=1", "em.steps_per_round=3", "prior=null", "metric.samples=2"),
+    *("metric.subset=4", "metric.heldout=4", "init.iterations=1", "init.rank=4"),
+)
 
 
 def digits(side: int = 16, n: int = 200) -> np.ndarray:
@@ -100,7 +103,8 @@ def test_the_predicted_time_of_a_round_is_within_a_half(tmp_path: Path) -> None:
     settings = [
         *("network.channels=[32,64]", "network.blocks=[1,1]", "prior=null", "em.rounds=1"),
         *("em.steps_per_round=40", "em.batch_size=64", "sampler.steps=14", "em.guard=null"),
-        *("trainer.accelerator=cpu", "metric.subset=16", "metric.samples=2"),
+        *("em.chunk_size=128", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+        *("metric.subset=16", "metric.samples=2"),
         *("init.iterations=2", "init.rank=4", "init.components=2", "metric.heldout=8"),
     ]
     for attempt in range(3):
@@ -162,7 +166,13 @@ def test_vectors_under_given_matrices(tmp_path: Path) -> None:
     a[..., 4] = 0
     y = np.einsum("nmd,nd->nm", a, rng.standard_normal((200, 5)))
     path = save(tmp_path, y=y, operator=a)
-    given = ["corruption=projection", "dataset.shape=[5]", "network=mlp", "em.batch_size=16"]
+    given = [
+        "corruption=projection",
+        "corruption.rows=2",
+        "dataset.shape=[5]",
+        "network=mlp",
+        "em.batch_size=16",
+    ]
     with pytest.raises(UserError, match="must be given, since the entries of a"):
         inspect(path, given)
     found = inspect(path, [*given, "corruption.noise.std=0.1", "prior=null"])
