@@ -155,9 +155,9 @@ def _time_step(
 ) -> tuple[float, bool]:
     """Returns the seconds of an optimiser step, and whether they are of a part of a batch."""
     device = module.device
-    weights = list(module.denoiser.parameters())
+    weights: list[Tensor] = list(module.denoiser.parameters())
     optimizer = module.m_step.optimizer(weights)
-    averages = list(module.average.parameters())
+    averages: list[Tensor] = list(module.average.parameters())
     average = get_ema_multi_avg_fn(module.m_step.ema_decay)
     clip = cfg.trainer.gradient_clip_val
 

@@ -266,17 +266,23 @@ def cost_findings(cost: RunCost, run_dir: Path) -> Findings:
 
 
 def _time(seconds: float) -> str:
+    """Returns a time to two digits."""
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.2g} {name}"
-    return f"{seconds:.2g} s"
+        if seconds >= 1.5 * unit:
+            return f"{_two_digits(seconds / unit)} {name}"
+    return f"{_two_digits(seconds)} s"
 
 
 def _bytes(count: float) -> str:
+    """Returns a size to two digits."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit:
-            return f"{count / unit:.2g} {name}"
-    return f"{count / 1e3:.2g} kB"
+            return f"{_two_digits(count / unit)} {name}"
+    return f"{_two_digits(count / 1e3)} kB"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def command(overrides: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.fft import dctn, fftn
+from scipy.fft import dctn
 from torch import Tensor
 
 from diffem.corruption import LinearChannel, Measurement
@@ -184,8 +184,8 @@ class _Sums:
             sides = self.shape[1:]
             # One of the two is close to the operator's own: that of a circle, or of mirrors.
             self.bases = [
-                lambda x: fftn(x, axes=self.axes, norm="ortho"),
-                lambda x: dctn(x, axes=self.axes, norm="ortho"),
+                lambda x: np.fft.fftn(x, axes=self.axes, norm="ortho"),
+                lambda x: np.asarray(dctn(x, axes=self.axes, norm="ortho")),
             ]
             self.radii = [
                 _radius([np.abs(np.fft.fftfreq(side)) for side in sides]),
@@ -202,7 +202,7 @@ class _Sums:
             self.matrix += given.T @ found
         for basis, sums in zip(self.bases, self.sums, strict=True):
             a, b = basis(given), basis(found)
-            sums[0] += (a.conj() * b).real.sum(axis=0)
+            sums[0] += np.real(a.conj() * b).sum(axis=0)
             sums[1] += (np.abs(a) ** 2).sum(axis=0)
             sums[2] += (np.abs(b) ** 2).sum(axis=0)
 

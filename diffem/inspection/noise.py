@@ -309,7 +309,8 @@ def _bins(patches: Patches) -> list[np.ndarray]:
     """
     level = patches.level
     quantiles = np.quantile(level, np.linspace(0, 1, BINS + 1)[1:-1])
-    steps = np.linspace(*np.quantile(level, (0.001, 0.999)), BINS + 1)[1:-1]
+    low, high = np.quantile(level, (0.001, 0.999))
+    steps = np.linspace(low, high, BINS + 1)[1:-1]
     number = np.searchsorted(np.union1d(quantiles, steps), level)
     order = np.argsort(number, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)

@@ -30,19 +30,17 @@ def save_page(
         noise: What they tell of their noise.
         coverage: What they measure; None of a channel that is not linear.
     """
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots(3, SHOWN)
-    for axis, y in zip(axes[0], survey.sample, strict=False):
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    top, middle, bottom = np.ravel(figure.subfigures(3, 1))
+    shown = survey.sample[np.linspace(0, len(survey.sample) - 1, SHOWN).astype(int)]
+    for axis, y in zip(top.subplots(1, SHOWN), shown, strict=True):
         _show(axis, y, survey)
-    for axis in axes[0, len(survey.sample) :]:
-        axis.set_axis_off()
-    grid = axes[1, 0].get_gridspec()
-    for axis in axes[1:].flat:
-        axis.remove()
-    _histogram(figure.add_subplot(grid[1, :2]), survey)
-    _curve(figure.add_subplot(grid[1, 2:]), noise)
-    _pixels(figure.add_subplot(grid[2, :2]), coverage)
-    _frequencies(figure.add_subplot(grid[2, 2:]), coverage)
+    histogram, curve = middle.subplots(1, 2)
+    _histogram(histogram, survey)
+    _curve(curve, noise)
+    pixels, frequencies = bottom.subplots(1, 2)
+    _pixels(pixels, coverage)
+    _frequencies(frequencies, coverage)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -71,17 +69,19 @@ def _histogram(axis: Axes, survey: DataSurvey) -> None:
 
 
 def _curve(axis: Axes, noise: NoiseEstimate) -> None:
-    axis.set_title("variance of the noise by brightness", fontsize=8)
+    axis.set_title("variance by brightness (light grey: with structures)", fontsize=8)
     curve = noise.curve
     if curve is None:
         axis.text(0.5, 0.5, "cannot be told", ha="center", transform=axis.transAxes)
         return
     error = np.hypot(curve.error, curve.structure)
-    axis.errorbar(curve.mean, curve.variance, error, fmt="o", markersize=3, linewidth=0.8)
-    if noise.law is NoiseLaw.LINEAR:
-        axis.plot(curve.mean, fit_curve(curve, 1)(curve.mean), color="grey", linewidth=0.8)
-    elif noise.std is not None:
-        axis.axhline(noise.std.value**2, color="grey", linewidth=0.8)
+    fit = fit_curve(curve, 1 if noise.law is NoiseLaw.LINEAR else 0)
+    for part, colour in ((fit.used, "C0"), (~fit.used, "lightgrey")):
+        axis.errorbar(
+            curve.mean[part], curve.variance[part], error[part],
+            fmt="o", markersize=3, linewidth=0.8, color=colour,
+        )  # fmt: skip
+    axis.plot(curve.mean, fit(curve.mean), color="grey", linewidth=0.8)
     axis.set(xlabel="mean", ylabel="variance", ylim=(0, None))
 
 

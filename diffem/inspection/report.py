@@ -144,8 +144,8 @@ def _camera_lines(noise: NoiseEstimate) -> Iterator[str]:
         mean, std = camera.darkest
         yield (
             f"offset and read-out noise cannot be told apart: {camera.why_not}; the darkest "
-            f"patches, whose mean is {mean:.5g}, have the noise {std:.3g}, and the read-out's is no "
-            "larger"
+            f"patches, whose mean is {mean:.5g}, have the noise {std:.3g}, and that of the read-out "
+            "is no larger"
         )
         return
     yield f"offset, the mean value without light: {camera.offset}"

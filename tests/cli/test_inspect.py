@@ -39,7 +39,7 @@ def noisy(x: np.ndarray, std: float = 500.0) -> np.ndarray:
 
 
 def save(path: Path, **arrays: np.ndarray) -> Path:
-    np.savez(path / "y.npz", **arrays)
+    np.savez(path / "y.npz", allow_pickle=False, **arrays)
     return path / "y.npz"
 
 
@@ -107,6 +107,7 @@ def test_the_predicted_time_of_a_round_is_within_a_half(tmp_path: Path) -> None:
         *("metric.subset=16", "metric.samples=2"),
         *("init.iterations=2", "init.rank=4", "init.components=2", "metric.heldout=8"),
     ]
+    ratio = 0.0
     for attempt in range(3):
         found = inspect(path, [*settings, f"run_dir={tmp_path / str(attempt)}"])
         overrides = [o for o in found.overrides if not o.startswith("run_dir=")]
