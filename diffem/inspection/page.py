@@ -31,7 +31,7 @@ def save_page(
         coverage: What they measure; None of a channel that is not linear.
     """
     figure = Figure(figsize=(10, 8), layout="constrained")
-    top, middle, bottom = np.ravel(figure.subfigures(3, 1))
+    top, middle, bottom = (figure.add_subfigure(grid) for grid in figure.add_gridspec(3, 1))
     shown = survey.sample[np.linspace(0, len(survey.sample) - 1, SHOWN).astype(int)]
     for axis, y in zip(top.subplots(1, SHOWN), shown, strict=True):
         _show(axis, y, survey)

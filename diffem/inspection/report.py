@@ -143,9 +143,9 @@ def _camera_lines(noise: NoiseEstimate) -> Iterator[str]:
     if camera.offset is None or camera.read is None:
         mean, std = camera.darkest
         yield (
-            f"offset and read-out noise cannot be told apart: {camera.why_not}; the darkest "
-            f"patches, whose mean is {mean:.5g}, have the noise {std:.3g}, and that of the read-out "
-            "is no larger"
+            f"offset and read-out noise cannot be told apart: {camera.why_not}; the noise of the "
+            f"darkest patches, whose mean is {mean:.5g}, is {std:.3g}, and that of the read-out no "
+            "larger"
         )
         return
     yield f"offset, the mean value without light: {camera.offset}"

@@ -10,7 +10,7 @@ from diffem.data.held import Held
 from diffem.runtime.progress import progress_bar
 
 READ = 2**22  # values that are read at once
-SAMPLE = 2**22  # values that noise and histogram are taken from
+SAMPLE = 2**21  # values that noise and histogram are taken from
 LONG = 2**26  # values of which reading takes seconds
 PILED = 5.0  # times as many values as at the levels beside it
 FEW = 5e-4  # of the values: fewer at a limit are no clipping

@@ -1,5 +1,8 @@
 """The noise is estimated from measurements alone, with an error that is to be believed."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -180,6 +183,27 @@ def test_a_lit_background_is_not_taken_for_dark() -> None:
     known = estimate_noise(y, axes=2).camera
     assert known is not None and abs(known.gain.value / 2 - 1) < 0.1
     assert known.read is None and known.why_not is not None and "sees light" in known.why_not
+
+
+def test_a_ccd_frame() -> None:
+    """One exposure of 150 s of the SAAO's STE3 CCD, gain 1.9 photons a unit by its header.
+
+    The header's read-out noise of 5 photons is a nominal one: the frame's own overscan, columns 4
+    to 13, has 5.8.
+    """
+    fits = pytest.importorskip("astropy.io.fits")
+    package = find_spec("ccdproc")
+    if package is None or package.origin is None:
+        pytest.skip("ccdproc is not installed")
+    file = Path(package.origin).parent / "tests" / "data" / "a8280271.fits"
+    y = fits.getdata(file).astype(float)
+    known = estimate_noise(y[None], axes=2).camera
+    assert known is not None and known.read is not None
+    assert abs(1 / known.gain.value / 1.9 - 1) < 0.05
+    overscan = y[:, 3:13]
+    assert abs(known.read.value / overscan.std() - 1) < 0.1
+    assert known.offset is not None
+    assert abs(known.offset.value - overscan.mean()) < 0.5 * overscan.std()
 
 
 def law(y: np.ndarray) -> NoiseLaw:
