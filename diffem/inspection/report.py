@@ -144,8 +144,7 @@ def _camera_lines(noise: NoiseEstimate) -> Iterator[str]:
         mean, std = camera.darkest
         yield (
             f"offset and read-out noise cannot be told apart: {camera.why_not}; the noise of the "
-            f"darkest patches, whose mean is {mean:.5g}, is {std:.3g}, and that of the read-out no "
-            "larger"
+            f"darkest patches is {std:.3g} at the mean {mean:.5g}, that of the read-out no more"
         )
         return
     yield f"offset, the mean value without light: {camera.offset}"
