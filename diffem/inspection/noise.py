@@ -27,6 +27,7 @@ CLIPPED = 5e-3  # of a patch's values, by which a Gaussian's variance falls by l
 BINS = 24  # of the brightness, about
 IN_BIN = 30  # patches, at least
 UNSEEN = 0.01  # of a variance: structures that are too small to be told from chance
+ROUNDING = 1e-6  # of the values: less is no noise
 RESAMPLES = 200
 BELOW, ABOVE = 3.0, 3.5  # standard errors from a fit: far below it, and no longer on it
 LOWER = 3.0  # standard errors by which a higher difference must be lower
@@ -142,21 +143,21 @@ def estimate_noise(
     if isinstance(chosen, str):
         return _unknown(chosen)
     patches, curve = chosen
-    if curve.variance.max() <= 0:
-        return _unknown(
-            "neighbouring values are equal: the measurements have no noise, or were rounded, "
-            "compressed or clipped"
-        )
     law = noise_law(curve)
     flat = flattest(patches)
     if law not in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN):  # of which there is no single level
         flat = _pooled(_without_outliers(patches))
-    std = np.sqrt(max(flat.variance, np.finfo(float).tiny))
+    std = float(np.sqrt(flat.variance))
+    if std <= ROUNDING * float(np.nanmax(np.abs(given.values))):
+        return _unknown(
+            "neighbouring values are equal: the measurements have no noise, or were rounded, "
+            "compressed or clipped"
+        )
     camera = None
     if law is NoiseLaw.LINEAR:
         camera = estimate_camera(curve, patches, offset=offset)
     return NoiseEstimate(
-        Estimate(float(std), float(flat.uncertainty / (2 * std))),
+        Estimate(std, flat.uncertainty / (2 * std)),
         flat.structured,
         law,
         camera,

@@ -249,7 +249,8 @@ def test_what_cannot_be_told_is_said() -> None:
     sparse = np.where(rng.random((20, 16, 16)) < 0.97, np.nan, 1.0)
     assert "not enough" in str(unknown(sparse).why_not)
     assert "not enough" in str(unknown(rng.standard_normal((2, 8, 8))).why_not)
-    assert "no noise" in str(unknown(np.zeros((40, 32, 32))).why_not)
+    for clean in (np.zeros((40, 32, 32)), ramps(rng), digits(rng)):
+        assert "no noise" in str(unknown(clean).why_not)
     half = np.maximum(rng.standard_normal((40, 32, 32)), 0)
     assert "clipped" in str(unknown(half, clipped=[0.0]).why_not)
 
