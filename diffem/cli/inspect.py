@@ -143,8 +143,8 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     if not {"dataset.range"} & {o.partition("=")[0] for o in (*base, *given)}:
         low, high = train.scale.low, train.scale.high
         base.append(f"dataset.range=[{low:.6g},{high:.6g}]")
-    settings = [*base, *given, run_dir]
-    return Inspection(survey, noise, coverage, cost, settings, findings)
+    choices_first = sorted([*base, *given, run_dir], key=lambda o: "." in o.partition("=")[0])
+    return Inspection(survey, noise, coverage, cost, choices_first, findings)
 
 
 def _limit(overrides: Sequence[str]) -> int | None:
@@ -243,8 +243,9 @@ def cost_findings(cost: RunCost, run_dir: Path) -> Findings:
         f"{_time(cost.e_step)} of E-step, {_time(cost.evaluation)} of evaluation"
     )
     found.lines.append(
-        f"about {_time(cost.total)} in all: {cost.rounds} rounds, {_time(cost.prior)} for the "
-        f"prior and {_time(cost.last)} for the last evaluation; round 0 comes on top"
+        f"about {_time(cost.total)} in all: {cost.rounds} rounds, "
+        + (f"{_time(cost.prior)} for the prior and " if cost.prior else "and ")
+        + f"{_time(cost.last)} for the last evaluation; round 0 comes on top"
     )
     if cost.scaled:
         found.lines.append("timed on fewer images than a batch or a chunk has, and scaled")

@@ -26,6 +26,7 @@ OUTLIER = 36.0  # times the variance: six standard deviations
 CLIPPED = 5e-3  # of a patch's values, by which a Gaussian's variance falls by less than 3 %
 BINS = 24  # of the brightness, about
 IN_BIN = 30  # patches, at least
+VARIES = 1.15  # times that of the differences is the variance of pixels with structures
 UNSEEN = 0.01  # of a variance: structures that are too small to be told from chance
 ROUNDING = 1e-6  # of the values: less is no noise
 RESAMPLES = 200
@@ -63,7 +64,7 @@ class NoiseLaw(Enum):
     LINEAR = "it grows with it, as that of counted photons"
     QUADRATIC = "it grows with its square, as that of speckle"
     FALLING = "it falls, as after a compression of the values"
-    UNKNOWN = "the measurements are all of one brightness"
+    UNKNOWN = "it cannot be told"
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,10 @@ def estimate_noise(
     if isinstance(chosen, str):
         return _unknown(chosen)
     patches, curve = chosen
-    law = noise_law(curve)
     flat = flattest(patches)
+    # The flattest patches have structures if their pixels vary by more than the differences.
+    varies = not given.repeated and _varies(flat.members, flat.variance)
+    law = NoiseLaw.UNKNOWN if varies else noise_law(curve)
     if law not in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN):  # of which there is no single level
         flat = _pooled(_without_outliers(patches))
     std = float(np.sqrt(flat.variance))
@@ -158,7 +161,7 @@ def estimate_noise(
         camera = estimate_camera(curve, patches, offset=offset)
     return NoiseEstimate(
         Estimate(std, flat.uncertainty / (2 * std)),
-        flat.structured,
+        flat.rises or varies,
         law,
         camera,
         curve,
@@ -232,7 +235,7 @@ class Flat:
     """The standard error of the variance, by clusters of patches."""
     structure: float
     """By how much the variance rises with the next larger fraction that was still accepted."""
-    structured: bool
+    rises: bool
     """Whether the variance rises as soon as more than the flattest patches are taken."""
     members: Patches
     """The patches."""
@@ -267,11 +270,10 @@ def flattest(patches: Patches) -> Flat:
             break
         accepted.append(found)
     last = accepted[-1]
-    structured = len(accepted) == 1 and rise > 0.1 * last.variance
-    structure = (
-        rise if structured else last.variance - accepted[-2].variance if accepted[1:] else 0
-    )
-    return Flat(last.mean, last.variance, last.error, abs(structure), structured, last.members)
+    rises = len(accepted) == 1 and rise > 0.1 * last.variance
+    change = last.variance - accepted[-2].variance if accepted[1:] else 0.0
+    structure = rise if rises else change
+    return Flat(last.mean, last.variance, last.error, abs(structure), rises, last.members)
 
 
 def _without_outliers(patches: Patches) -> Patches:
@@ -286,6 +288,12 @@ def _without_outliers(patches: Patches) -> Patches:
         chosen = patches.select(kept)
         limit = OUTLIER * np.average(chosen.variance, weights=chosen.blocks)
     return patches.select(patches.peak <= limit) if limit > 0 else patches
+
+
+def _varies(patches: Patches, variance: float) -> bool:
+    """Returns whether pixels vary by more than their differences: white noise does not."""
+    # The median: some patches have an edge in one half alone.
+    return bool(len(patches)) and float(np.median(patches.spread)) > VARIES * variance
 
 
 def _pooled(patches: Patches) -> Flat:
@@ -335,11 +343,11 @@ def noise_curve(patches: Patches) -> Curve:
     """
     found = [flattest(patches.select(b)) for b in _bins(patches)]
     found.sort(key=lambda f: f.mean)
-    mean, variance, error, structure = (
+    columns = (
         np.array([getattr(f, name) for f in found])
         for name in ("mean", "variance", "error", "structure")
     )
-    return Curve(mean, variance, error, structure, tuple(f.members for f in found))
+    return Curve(*columns, members=tuple(f.members for f in found))
 
 
 @dataclass(frozen=True)
@@ -352,6 +360,8 @@ class Fit:
     """Their standard errors, widened where the curve is not a polynomial of this degree."""
     used: np.ndarray
     """The bins that agree with it."""
+    below: np.ndarray
+    """The bins that are far below it, which structures do not explain."""
     centre: float
     scale: float
 
@@ -401,11 +411,12 @@ def fit_curve(curve: Curve, degree: int) -> Fit:
         root = np.sqrt(weights)[:, None]
         coefficients = np.linalg.lstsq(root * powers, root[:, 0] * curve.variance, rcond=None)[0]
         fitted = powers @ coefficients
-    used = np.abs(deviations(fitted)) < ABOVE
+    z = deviations(fitted)
+    used, below = np.abs(z) < ABOVE, z < -ABOVE
     residual = np.where(used, weights * (curve.variance - fitted) ** 2, 0.0).sum()
     lack = max(1.0, float(np.sqrt(residual / max(1, used.sum() - degree - 1))))
     errors = lack * _resampled(curve, powers.shape[1], centre, scale, weights)
-    return Fit(coefficients, errors, used, centre, scale)
+    return Fit(coefficients, errors, used, below, centre, scale)
 
 
 def _resampled(
@@ -453,6 +464,7 @@ def noise_law(curve: Curve) -> NoiseLaw:
     square = fit_curve(curve, 2) if len(curve.mean) > 4 else line
     most = max(line.used.sum(), square.used.sum())
     more = most >= flat.used.sum() + MORE * len(curve.mean)
+    more |= slope > 0 and bool(flat.below.any()) and not line.below.any()
     if abs(slope) < CERTAIN * error or change < GROWS or not more:
         # Patches of one brightness differ by less than what the noise leaves of a mean.
         wide = float(np.ptp(curve.mean[flat.used])) > 2 * np.sqrt(max(0.0, middle))

@@ -93,8 +93,9 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         found.lines.append(f"its standard deviation is {most}{noise.std}, from {where}")
         if noise.at_most:
             found.warnings.append(
-                f"the noise is at most {noise.std.value:.4g}: no patches are flat enough to tell "
-                "it from structures, so take it from a flat region or from repeated exposures"
+                f"the noise is at most {noise.std.value:.4g}: no patches are flat enough to tell it "
+                "from structures; take it from a flat region or from repeated exposures, and give "
+                "corruption.noise.std"
             )
     if noise.law is NoiseLaw.CONSTANT:
         found.lines.append(
@@ -103,8 +104,7 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         )
     elif noise.law is NoiseLaw.UNKNOWN:
         found.lines.append(
-            "the measurements are of one brightness, so that whether it depends on it cannot be "
-            "told"
+            "whether it depends on the brightness cannot be told: flat patches hardly differ in it"
         )
     elif noise.law is NoiseLaw.LINEAR:
         found.lines.extend(_camera_lines(noise))

@@ -126,6 +126,15 @@ def test_a_texture_gives_an_upper_bound() -> None:
     assert found.std is not None and found.at_most and found.std.value > 1
 
 
+@pytest.mark.parametrize("std", [0.05, 0.2])
+def test_images_without_a_flat_place_give_an_upper_bound(std: float) -> None:
+    """Digits of 8 × 8: strokes are a pixel wide, and no patch is without one."""
+    x = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 8 - 1
+    y = x + std * np.random.default_rng(0).standard_normal(x.shape)
+    found = estimate_noise(y, axes=2)
+    assert found.std is not None and found.at_most and found.law is NoiseLaw.UNKNOWN
+
+
 @pytest.mark.parametrize("photons", [10.0, 1e2, 1e3, 1e4, 1e5])
 @pytest.mark.parametrize("gain", [0.5, 2.0])
 def test_photon_transfer_over_four_decades_of_light(photons: float, gain: float) -> None:
