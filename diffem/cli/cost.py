@@ -33,7 +33,8 @@ from diffem.metric import Evaluation
 from diffem.posterior import DenoiserPosterior, reconstruct
 from diffem.posterior.posterior import chunk_count
 from diffem.result.parts import build_posterior
-from diffem.result.result import AUTOCAST, MOMENTS
+from diffem.result.result import MOMENTS
+from diffem.result.sampling import AUTOCAST
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch

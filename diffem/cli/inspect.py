@@ -29,7 +29,6 @@ from diffem.config.paths import path_override, unquoted
 from diffem.corruption import LinearChannel
 from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
-from diffem.data.held import open_measurements
 from diffem.inspection.coverage import Coverage, take_coverage
 from diffem.inspection.noise import Camera, NoiseEstimate, NoiseLaw, estimate_noise
 from diffem.inspection.report import (
@@ -101,34 +100,33 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if own := [key for key in OWN if key in keys]:
         raise UserError(f"{own[0]} is not for inspect, which gives it by PATH; leave it out")
-    held = open_measurements(path, key="PATH")
     run_dir = next((o for o in overrides if o.startswith("run_dir=")), None)
     run_dir = path_override("run_dir", f"runs/{path.stem}") if run_dir is None else run_dir
+    directory = Path(unquoted(run_dir.partition("=")[2]))
     base = ["dataset=measurements", path_override("dataset.path", path)]
     given = [o for o in overrides if not o.startswith("run_dir=")]
-    survey = survey_data(held, limit=_limit(given))
-    if survey.low > survey.high:
-        raise UserError(f"PATH: {path} holds no measured value, only NaN; give other measurements")
-    findings = {"Data": data_findings(survey, held.format.suffix)}
-    if "corruption" not in keys:
+    any_corruption = [] if "corruption" in keys else ["corruption=denoising"]
+    cfg = compose_run([*base, *any_corruption, *given], directory)
+    source: MeasurementFiles = build(cfg.dataset, "dataset")
+    survey = survey_data(source.held, limit=source.count)
+    findings = {"Data": data_findings(survey, source.format.suffix)}
+    if any_corruption:
         base.append(f"corruption={'mask' if survey.missing else 'denoising'}")
         why = "values are missing" if survey.missing else "none was given: noise alone"
         findings["Data"].lines.append(f"{base[-1]} is assumed, since {why}")
-    vector = len(survey.shape) == 1 and "dataset.shape" not in keys
-    if vector and "network" not in keys:
+    if len(source.shape) == 1 and "network" not in keys:
         base.append("network=mlp")
-    directory = Path(unquoted(run_dir.partition("=")[2]))
-    cfg = compose_run([*base, *given], directory)
-    noise = estimate_noise(survey.sample, axes=_axes(cfg, survey), clipped=survey.limits)
+    axes = min(len(source.shape) - 1, len(survey.shape))
+    noise = estimate_noise(survey.sample, axes=axes, clipped=survey.limits)
     findings["Noise"] = noise_findings(noise)
+    cfg = compose_run([*base, *given], directory)
     stated = any(key.startswith(("corruption.noise", "corruption/noise")) for key in keys)
     if not stated and (chosen := chosen_noise(noise, survey, cfg, ranged="dataset.range" in keys)):
         base += chosen
         cfg = compose_run([*base, *given], directory)
     check_config(cfg)
     check_channel_given(cfg)
-    source: MeasurementFiles = build(cfg.dataset, "dataset")
-    train, heldout = build_data(cfg, source)
+    train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
     key = next(
         (f"corruption.noise.{k}" for k in LEVELS if k in cfg.corruption.get("noise", {})), ""
     )
@@ -145,20 +143,6 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
         base.append(f"dataset.range=[{low:.6g},{high:.6g}]")
     choices_first = sorted([*base, *given, run_dir], key=lambda o: "." in o.partition("=")[0])
     return Inspection(survey, noise, coverage, cost, choices_first, findings)
-
-
-def _limit(overrides: Sequence[str]) -> int | None:
-    """Returns `dataset.limit` of overrides; None for none."""
-    given = [o.partition("=")[2] for o in overrides if o.startswith("dataset.limit=")]
-    return int(given[-1]) if given and given[-1].isdigit() else None
-
-
-def _axes(cfg: DictConfig, survey: DataSurvey) -> int:
-    """Returns the number of axes along which neighbours are alike: those of an image's grid."""
-    shape = OmegaConf.select(cfg, "dataset.shape")
-    if shape is not None:
-        return min(len(shape) - 1, len(survey.shape))
-    return {1: 0, 2: 2}.get(len(survey.shape), len(survey.shape) - 1)
 
 
 def chosen_noise(

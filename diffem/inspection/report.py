@@ -48,10 +48,6 @@ def data_findings(survey: DataSurvey, file_type: str) -> Findings:
     )
     if survey.missing:
         found.lines.append(f"{percent(survey.missing)} of the values are missing (NaN)")
-    if survey.infinite:
-        found.warnings.append(
-            f"{survey.infinite} values are infinite, and no run takes them; mark them by NaN"
-        )
     for limit, end, why in (
         (survey.clipped_high, "largest", ""),
         (survey.clipped_low, "smallest", ", or sees nothing"),
@@ -93,7 +89,7 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         found.lines.append(f"its standard deviation is {most}{noise.std}, from {where}")
         if noise.at_most:
             found.warnings.append(
-                f"the noise is at most {noise.std.value:.4g}: no patches are flat enough to tell it "
+                f"the noise is at most {noise.std.value:.4g}: no patch is flat enough to tell it "
                 "from structures; take it from a flat region or from repeated exposures, and give "
                 "corruption.noise.std"
             )
@@ -110,7 +106,7 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         found.lines.extend(_camera_lines(noise))
     else:
         low, high = _ends(noise)
-        model = "that of counted photons does not fit either"
+        model = "speckle fits (corruption/noise=speckle)"
         if noise.law is NoiseLaw.FALLING:
             model = "the values may have been compressed (a gamma curve, a square root): undo it"
         found.warnings.append(

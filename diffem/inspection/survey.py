@@ -43,8 +43,6 @@ class DataSurvey:
     """The largest value."""
     missing: float
     """The fraction of values that are NaN, or that a mask in `operator` leaves out."""
-    infinite: int
-    """The number of values that are infinite."""
     constant: int
     """The number of measurements whose measured values are all the same."""
     empty: int
@@ -76,11 +74,10 @@ def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
     count = len(held.y) if limit is None else min(limit, len(held.y))
     shape = tuple(held.y.shape[1:])
     low, high, at_low, at_high = math.inf, -math.inf, 0, 0
-    missing = infinite = constant = empty = 0
+    missing = constant = empty = 0
     for values in _rows(held, count):
         finite = np.isfinite(values)
         missing += int(np.isnan(values).sum())
-        infinite += int(np.isinf(values).sum())
         empty += int((~finite.any(axis=1)).sum())
         if not finite.any():
             continue
@@ -94,7 +91,7 @@ def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
         at_high += int((values == high).sum())
     sample = _sample(held, count)
     total = count * math.prod(shape)
-    measured = max(1, total - missing - infinite)
+    measured = max(1, total - missing)
     found = np.unique(sample[np.isfinite(sample)])
     return DataSurvey(
         held.name.partition(": ")[2] or held.name,
@@ -104,7 +101,6 @@ def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
         low,
         high,
         missing / max(1, total),
-        infinite,
         constant,
         empty,
         _limit(low, at_low / measured, sample, found[1 : LEVELS + 1]),

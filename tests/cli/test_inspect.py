@@ -84,7 +84,7 @@ def test_the_frequencies_that_a_blur_removes_are_named(tmp_path: Path) -> None:
 def test_a_noise_level_that_is_off_by_two_is_named(
     stated: float, says: str, tmp_path: Path
 ) -> None:
-    path = save(tmp_path, y=noisy(digits()))
+    path = save(tmp_path, y=noisy(digits(32, 100)))
     found = inspect(
         path, [*SMALL, "corruption=denoising", f"corruption.noise.std={stated}"]
     ).findings["Noise"]
@@ -132,7 +132,7 @@ def train_with(text: str, run_dir: Path) -> None:
 def test_the_printed_command_trains(tmp_path: Path) -> None:
     folder = tmp_path / "my crops (é)"
     folder.mkdir()
-    path = save(folder, y=noisy(digits(16, 60)))
+    path = save(folder, y=noisy(digits(32, 60)))
     code, out, err = run(path, *SMALL, "--out", tmp_path / "look")
     assert code == 0, err
     assert "its standard deviation is" in out and "a round on cpu" in out
@@ -205,7 +205,7 @@ def test_mistakes_are_one_sentence(overrides: list[str], says: str, tmp_path: Pa
 
 def test_a_path_that_is_none(tmp_path: Path) -> None:
     code, _, err = run(tmp_path / "none.npy")
-    assert code == 1 and "PATH" in err and "does not exist" in err
+    assert code == 1 and "dataset.path" in err and "does not exist" in err
     (tmp_path / "look").mkdir()
     (tmp_path / "look" / "mine.txt").write_text("kept")
     code, _, err = run(save(tmp_path, y=noisy(digits(8))), "--out", tmp_path / "look")
