@@ -27,12 +27,13 @@ ALLOWED = {  # what each folder may import of the package, besides itself
     "network": {"runtime"},
     "metric": {"corruption", *BASE},
     "data": {"corruption", "runtime"},
+    "inspection": {"corruption", "data", "runtime"},
     "denoiser": {"corruption", "runtime"},
     "posterior": {"corruption", "denoiser", "runtime"},
     "result": {*SCIENCE, *BASE, "config"} - {"metric"},
     "em": {*SCIENCE, *BASE} - {"metric"},
     "report": {*SCIENCE, *BASE, "em", "logging"},
-    "cli": {*SCIENCE, *BASE, "em", "logging", "report", "result", "config"},
+    "cli": {*SCIENCE, *BASE, "em", "inspection", "logging", "report", "result", "config"},
     "__main__": {"cli"},
     "__init__": {"corruption", "data", "result", "cli", "runtime"},  # the public names, lazily
 }

@@ -29,6 +29,27 @@ def parse_evaluate(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+def parse_inspect(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem inspect`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem inspect",
+        description="Says what can be learnt from measurements, and what a run would cost.",
+    )
+    parser.add_argument(
+        "path", type=Path, help="the measurements, as dataset.path takes them: a file or a folder"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="a new folder for the settings and a page of figures",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="settings as for diffem train, as in corruption=mask"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
 def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem sample`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -132,6 +153,7 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 PARSE = {
+    "inspect": parse_inspect,
     "evaluate": parse_evaluate,
     "sample": parse_sample,
     "generate": parse_generate,

@@ -17,6 +17,7 @@ from diffem.runtime.signals import (
 )
 
 COMMANDS = {
+    "inspect": "say what can be learnt from measurements, and what a run would cost",
     "train": "learn a posterior sampler and a prior from corrupted images",
     "evaluate": "score a finished run under another sampler, other metrics or other data",
     "sample": "reconstruct measurements with a finished run",

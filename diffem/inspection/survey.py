@@ -1,0 +1,178 @@
+"""Survey of a file or folder of measurements: what is in it, in the data's own units."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffem.data.held import Held
+from diffem.runtime.progress import progress_bar
+
+READ = 2**22  # values that are read at once
+SAMPLE = 2**21  # values that noise and histogram are taken from
+LONG = 2**26  # values of which reading takes seconds
+PILED = 5.0  # times as many values as at the levels beside it
+FEW = 5e-4  # of the values: fewer at a limit are no clipping
+LEVELS = 8  # of neighbouring values that the number at a limit is compared with
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A value at which measurements pile up: the detector clips there."""
+
+    value: float
+    fraction: float
+    """Of the measured values."""
+
+
+@dataclass(frozen=True)
+class DataSurvey:
+    """What a file or a folder of measurements holds."""
+
+    name: str
+    """The path."""
+    count: int
+    """The number of measurements."""
+    shape: tuple[int, ...]
+    """The shape of one, as it is in the file."""
+    dtype: str
+    low: float
+    """The smallest value."""
+    high: float
+    """The largest value."""
+    missing: float
+    """The fraction of values that are NaN, or that a mask in `operator` leaves out."""
+    constant: int
+    """The number of measurements whose measured values are all the same."""
+    empty: int
+    """The number of measurements without a measured value."""
+    clipped_low: Limit | None
+    """Where values pile up at the smallest one."""
+    clipped_high: Limit | None
+    """Where values pile up at the largest one."""
+    sample: np.ndarray
+    """Some of the measurements, neighbours in pairs, (n, *M), in their dtype; of large images a
+    part of each."""
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The values that the detector clips to."""
+        return tuple(p.value for p in (self.clipped_low, self.clipped_high) if p is not None)
+
+
+def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
+    """Reads all measurements once, in chunks.
+
+    Arguments:
+        held: The file or folder.
+        limit: The largest number of measurements to use, the first ones; None for all.
+
+    Raises:
+        UserError: If one cannot be read.
+    """
+    count = len(held.y) if limit is None else min(limit, len(held.y))
+    shape = tuple(held.y.shape[1:])
+    low, high, at_low, at_high = math.inf, -math.inf, 0, 0
+    missing = constant = empty = 0
+    for values in _rows(held, count):
+        finite = np.isfinite(values)
+        missing += int(np.isnan(values).sum())
+        empty += int((~finite.any(axis=1)).sum())
+        if not finite.any():
+            continue
+        smallest = np.where(finite, values, np.inf).min(axis=1)
+        largest = np.where(finite, values, -np.inf).max(axis=1)
+        constant += int((smallest == largest).sum())
+        least, most = float(smallest.min()), float(largest.max())
+        at_low, low = (0, least) if least < low else (at_low, low)
+        at_high, high = (0, most) if most > high else (at_high, high)
+        at_low += int((values == low).sum())
+        at_high += int((values == high).sum())
+    sample = _sample(held, count)
+    total = count * math.prod(shape)
+    measured = max(1, total - missing)
+    found = np.unique(sample[np.isfinite(sample)])
+    return DataSurvey(
+        held.name.partition(": ")[2] or held.name,
+        count,
+        shape,
+        held.y.dtype.name,
+        low,
+        high,
+        missing / max(1, total),
+        constant,
+        empty,
+        _limit(low, at_low / measured, sample, found[1 : LEVELS + 1]),
+        _limit(high, at_high / measured, sample, found[-LEVELS - 1 : -1]),
+        sample,
+    )
+
+
+def _limit(value: float, fraction: float, sample: np.ndarray, beside: np.ndarray) -> Limit | None:
+    """Returns a limit if many more values are at it than at the levels beside it.
+
+    Arguments:
+        value: The smallest or the largest value.
+        fraction: The fraction of the values at it.
+        sample: Some of the measurements.
+        beside: The values next to it that occur among them.
+    """
+    if fraction < FEW or not len(beside):
+        return None
+    among = np.isin(sample, beside).sum() / max(1, np.isfinite(sample).sum()) / len(beside)
+    return Limit(value, fraction) if fraction > PILED * among else None
+
+
+def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
+    """Yields the values of the first measurements, (n, D), with a bar where it takes seconds."""
+    size = max(1, math.prod(held.y.shape[1:]))
+    step = max(1, READ // size)
+    starts = range(0, count, step)
+
+    def read(start: int) -> np.ndarray:
+        rows = np.arange(start, min(count, start + step))
+        return _measured(held, rows).reshape(len(rows), -1)
+
+    if count * size < LONG:
+        yield from map(read, starts)
+        return
+    with progress_bar("measurements  survey", len(starts), "chunks") as advance:
+        for start in starts:
+            yield read(start)
+            advance()
+
+
+def _measured(held: Held, rows: np.ndarray) -> np.ndarray:
+    """Returns measurements, (n, *M), with NaN where a mask in `operator` leaves them out."""
+    values, operator = held.y[rows], held.operator
+    images = values.ndim > 2 and operator is not None and len(operator.shape) > 2
+    if operator is None or not images or operator.shape[-2:] != values.shape[-2:]:
+        return values
+    mask = operator[rows]
+    if not np.isin(mask, (0, 1)).all():
+        return values
+    mask = mask[:, None] if mask.ndim < values.ndim else mask
+    mask = mask[:, 0] if mask.ndim > values.ndim else mask
+    return np.where(mask == 0, np.nan, values)
+
+
+def _sample(held: Held, count: int) -> np.ndarray:
+    """Returns some measurements, evenly spread, in pairs of neighbours: exposures may repeat."""
+    size = max(1, math.prod(held.y.shape[1:]))
+    most = max(2, SAMPLE // size)
+    if most >= count:
+        rows = np.arange(count)
+    else:
+        first = np.linspace(0, count - 2, most // 2).astype(int) // 2 * 2
+        rows = np.unique(np.concatenate([first, first + 1]))
+    parts = []
+    side = max(8, math.isqrt(max(1, SAMPLE * math.prod(held.y.shape[-2:]) // (2 * size))))
+    for part in np.array_split(rows, math.ceil(len(rows) * size / READ)):
+        values = _measured(held, part)
+        if values.ndim > 2:  # the middle of large images
+            for axis in (-2, -1):
+                start = max(0, values.shape[axis] - side) // 2
+                values = np.take(values, range(start, min(start + side, values.shape[axis])), axis)
+        parts.append(values)
+    return np.concatenate(parts)

@@ -1,0 +1,224 @@
+"""`diffem inspect`: what can be learnt from measurements is said before a run."""
+
+import io
+import json
+import re
+import shlex
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from command import run_python
+from in_process import run_here
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_digits
+
+from diffem.cli.inspect import command, inspect, main
+from diffem.runtime.errors import UserError
+
+SMALL = (  # of the timed network
+    *("network.channels=[16]", "network.blocks=[1]", "em.batch_size=16", "em.chunk_size=32"),
+    *("sampler.steps=4", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+)
+TINY = (
+    *(*SMALL, "em.rounds=1", "em.steps_per_round=3", "prior=null", "metric.samples=2"),
+    *("metric.subset=4", "metric.heldout=4", "init.iterations=1", "init.rank=4"),
+)
+
+
+def digits(side: int = 16, n: int = 200) -> np.ndarray:
+    """Returns clean digits, (n, side, side), 0 to 16,000."""
+    x = load_digits(return_X_y=True)[0].reshape(-1, 8, 8)[:n] * 1000
+    return np.kron(x, np.ones((side // 8, side // 8)))
+
+
+def noisy(x: np.ndarray, std: float = 500.0) -> np.ndarray:
+    return x + std * np.random.default_rng(0).standard_normal(x.shape)
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path / "y.npz", allow_pickle=False, **arrays)
+    return path / "y.npz"
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Runs the command in this process; returns its exit code, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def warnings(path: Path, *overrides: str) -> str:
+    found = inspect(path, [*SMALL, *overrides])
+    return "\n".join(w for part in found.findings.values() for w in part.warnings)
+
+
+def test_the_pixel_that_is_always_masked_is_named(tmp_path: Path) -> None:
+    y = noisy(digits())
+    y[np.random.default_rng(1).random(y.shape) < 0.4] = np.nan
+    y[:, 3, 5] = np.nan
+    found = warnings(save(tmp_path, y=y))
+    assert "pixel (3, 5) is never measured" in found and "more rounds will not help" in found
+
+
+def test_the_frequencies_that_a_blur_removes_are_named(tmp_path: Path) -> None:
+    x = digits(32, 120)
+    blurred = gaussian_filter(x, (0, 1.5, 1.5), mode="mirror", truncate=4)
+    found = warnings(
+        save(tmp_path, y=noisy(blurred, 100)),
+        *("corruption=blur", "corruption.sigma=1.5", "corruption.kernel_size=13"),
+    )
+    cutoff = re.search(r"frequencies above (0\.\d+) cycles/pixel are removed by all", found)
+    # |k̂(f)|² = exp(-(2π σ f)²) is 1 % there; a step of the grid's diagonal is √2 / 32.
+    assert cutoff and abs(float(cutoff[1]) - np.sqrt(np.log(100)) / (3 * np.pi)) < 0.07
+
+
+@pytest.mark.parametrize(("stated", "says"), [(250, "too small"), (500, ""), (1000, "too large")])
+def test_a_noise_level_that_is_off_by_two_is_named(
+    stated: float, says: str, tmp_path: Path
+) -> None:
+    path = save(tmp_path, y=noisy(digits(32, 100)))
+    found = inspect(
+        path, [*SMALL, "corruption=denoising", f"corruption.noise.std={stated}"]
+    ).findings["Noise"]
+    if not says:
+        assert not found.warnings and "std=500 fits" in found.lines[-1]
+        return
+    (warning,) = found.warnings
+    ratio = re.search(r"have ([\d.]+) times", warning)
+    assert f"the stated noise is {says}: corruption.noise.std={stated}" in warning
+    assert ratio and abs(float(ratio[1]) * stated / 500 - 1) < 0.1
+
+
+def test_the_predicted_time_of_a_round_is_within_a_half(tmp_path: Path) -> None:
+    """Of both, M- and E-step; another process may take a core meanwhile: the best of three."""
+    path = save(tmp_path, y=noisy(digits(8, 1000)))
+    settings = [
+        *("network.channels=[32,64]", "network.blocks=[1,1]", "prior=null", "em.rounds=1"),
+        *("em.steps_per_round=40", "em.batch_size=64", "sampler.steps=14", "em.guard=null"),
+        *("em.chunk_size=128", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+        *("metric.subset=16", "metric.samples=2"),
+        *("init.iterations=2", "init.rank=4", "init.components=2", "metric.heldout=8"),
+    ]
+    ratio = 0.0
+    for attempt in range(3):
+        found = inspect(path, [*settings, f"run_dir={tmp_path / str(attempt)}"])
+        overrides = [o for o in found.overrides if not o.startswith("run_dir=")]
+        run_dir = run_here(tmp_path / str(attempt), *overrides, "init=mixture")
+        last = json.loads((run_dir / "summary.json").read_text())["rounds"][-1]
+        cost = found.cost
+        ratio = (cost.m_step + cost.e_step) / (last["m_step_seconds"] + last["e_step_seconds"])
+        if 2 / 3 < ratio < 3 / 2:
+            return
+    raise AssertionError(f"predicted over measured: {ratio:.2f}")
+
+
+def train_with(text: str, run_dir: Path) -> None:
+    """Trains for a few steps with the command that a report ends with."""
+    shown = text[text.index("diffem train") :].partition("\n\n")[0].replace("\\\n", " ")
+    words = shlex.split(shown)
+    settings = [word for word in words[2:] if not word.startswith("run_dir=")]
+    done = run_python("-m", "diffem", "train", *settings, *TINY, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_printed_command_trains(tmp_path: Path) -> None:
+    folder = tmp_path / "my crops (é)"
+    folder.mkdir()
+    path = save(folder, y=noisy(digits(32, 60)))
+    code, out, err = run(path, *SMALL, "--out", tmp_path / "look")
+    assert code == 0, err
+    assert "its standard deviation is" in out and "a round on cpu" in out
+    assert "corruption=denoising is assumed" in out
+    train_with(out, tmp_path / "run")
+    assert (tmp_path / "look" / "inspect.png").stat().st_size > 10_000
+    text = (tmp_path / "look" / "inspect.yaml").read_text()
+    settings = yaml.safe_load(text)
+    assert text.startswith("# @package _global_\n# diffem train")
+    assert {"override /corruption": "denoising"} in settings["defaults"]
+    assert abs(settings["corruption"]["noise"]["std"] / 500 - 1) < 0.2
+
+
+def test_a_camera_s_counts_train_as_photon_noise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    light = 0.05 * gaussian_filter(digits(32, 100), (0, 1.5, 1.5))
+    y = np.round(100 + 2 * rng.poisson(light) + 5 * rng.standard_normal(light.shape))
+    code, out, err = run(save(tmp_path, y=y.astype(np.uint16)), *SMALL, "corruption=denoising")
+    assert code == 0, err
+    assert "units of the data a photon" in out and "corruption/noise=poisson_gaussian" in out
+    photons = re.search(r"corruption.noise.photons=([\d.e+]+)", out)
+    bounds = re.search(r"dataset.range=\[([\d.]+),([\d.]+)\]", out)
+    assert photons and bounds
+    low, high = float(bounds[1]), float(bounds[2])
+    assert abs((high - low) / float(photons[1]) / 2 - 1) < 0.1
+    train_with(out, tmp_path / "run")
+
+
+def test_vectors_under_given_matrices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((200, 2, 5))
+    a[..., 4] = 0
+    y = np.einsum("nmd,nd->nm", a, rng.standard_normal((200, 5)))
+    path = save(tmp_path, y=y, operator=a)
+    given = [
+        "corruption=projection",
+        "corruption.rows=2",
+        "dataset.shape=[5]",
+        "network=mlp",
+        "em.batch_size=16",
+    ]
+    with pytest.raises(UserError, match="must be given, since the entries of a"):
+        inspect(path, given)
+    found = inspect(path, [*given, "corruption.noise.std=0.1", "prior=null"])
+    assert "entry (4) is never measured" in found.findings["What can be learnt"].warnings[0]
+
+
+def test_saturated_and_constant_measurements_are_named(tmp_path: Path) -> None:
+    y = noisy(digits()).clip(None, 12_000)
+    y[7] = 5.0
+    found = warnings(save(tmp_path, y=y), "corruption.noise.std=500")
+    assert "are the largest one, 12000: the detector clips there" in found
+    assert "1 of 200 measurements have the same value everywhere" in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["dataset.path=other.npy"], "dataset.path is not for inspect"),
+        (["corruption=fog"], "corruption=fog is not a choice"),
+        (["corruption=blur"], "corruption.sigma must be given with dataset=measurements"),
+        (["corruption.noise.std=-1"], "corruption.noise.std must be a positive number"),
+        (["method=em_dps", "sampler=heun"], "sampler=HeunSampler has no effect"),
+    ],
+)
+def test_mistakes_are_one_sentence(overrides: list[str], says: str, tmp_path: Path) -> None:
+    code, _, err = run(save(tmp_path, y=noisy(digits(8))), *overrides)
+    assert code == 1 and says in err and "Traceback" not in err
+
+
+def test_a_path_that_is_none(tmp_path: Path) -> None:
+    code, _, err = run(tmp_path / "none.npy")
+    assert code == 1 and "dataset.path" in err and "does not exist" in err
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / "mine.txt").write_text("kept")
+    code, _, err = run(save(tmp_path, y=noisy(digits(8))), "--out", tmp_path / "look")
+    assert code == 1 and "exists and is not empty" in err
+    assert (tmp_path / "look" / "mine.txt").read_text() == "kept"
+
+
+def test_the_command_is_one_for_a_shell() -> None:
+    words = [
+        "dataset.path='my (1) crops'",
+        "dataset.range=[0,1]",
+        *(f"seed={i}" for i in range(30)),
+    ]
+    shown = command(words)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert shlex.split(shown.replace("\\\n", " ")) == ["diffem", "train", *words]
