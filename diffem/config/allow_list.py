@@ -107,8 +107,8 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
             *("augment", "clean", "ema_decay", "optimizer", "rollbacks", "schedule", "times"),
         )
     },
-    "m_step.clean": {"diffem.em.CleanShare": ("count", "path", "share")},
     "m_step.augment": {"diffem.em.Augment": ("flip", "hue", "rotate", "saturation", "zoom")},
+    "m_step.clean": {"diffem.em.CleanShare": ("count", "path", "share")},
     "m_step.optimizer": {
         "torch.optim.ASGD": (*_LOSS, "alpha", "capturable", "lambd", "t0"),
         "torch.optim.Adadelta": (*_LOSS, "capturable", "eps", "rho"),

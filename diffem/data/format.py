@@ -415,7 +415,7 @@ def write_generated(
             if format.suffix == ".npz":
                 pack(temporary / f"{name}.npz", (name,))
             if reader is not None and reader.holds_sets:
-                values = np.load(temporary / f".{name}.npy", mmap_mode="r")
+                values = np.load(temporary / f".{name}.npy", mmap_mode="r", allow_pickle=False)
                 array, axes = layout.of_many(count).array(values)
                 file = temporary / f"{name}{format.suffix}"
                 reader.write(file, array, axes, like=None, note="samples of the prior")
