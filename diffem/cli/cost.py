@@ -33,7 +33,7 @@ from diffem.metric import Evaluation
 from diffem.posterior import DenoiserPosterior, reconstruct
 from diffem.posterior.posterior import chunk_count
 from diffem.result.parts import build_posterior
-from diffem.result.result import MOMENTS
+from diffem.result.result import MOST
 from diffem.result.sampling import AUTOCAST
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator, seeded
@@ -210,7 +210,7 @@ def _time_chunk(
             return reconstruct(posterior, y, size=size, key=("timing",), device=device)
 
     with torch.no_grad(), context():
-        moments = torch.rand(min(MOMENTS, len(train)), *train.channel.shape)
+        moments = torch.rand(min(MOST, len(train)), *train.channel.shape)
         posterior.fit(moments * 2 - 1)
     tried = min(FEW, chunk_size)
     draw(tried)
