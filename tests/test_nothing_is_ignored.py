@@ -317,6 +317,11 @@ def test_ambient_s_delta_changes_its_prior() -> None:
         ((*AMBIENT, "method.supervised=true"), "method.supervised"),
         (("sampler=pc", "sampler.delta=0.0"), "sampler.delta"),
         (("sampler=multistep", "sampler.steps=4", "sampler.order=5"), "sampler.order"),
+        ((*AMBIENT, "m_step.clean={_target_:diffem.em.CleanShare,share:0.2}"), "m_step.clean"),
+        (
+            ("m_step.clean={_target_:diffem.em.CleanShare,share:0.2}", "corruption=mask"),
+            "imputed=1",
+        ),
         (("m_step.augment={_target_:diffem.em.Augment,hue:0.1}",), "m_step.augment.hue"),
         (("m_step.augment={_target_:diffem.em.Augment,saturation:0.1}",), "augment.saturation"),
         (("m_step.augment={_target_:diffem.em.Augment,flip:false}",), "m_step.augment"),
