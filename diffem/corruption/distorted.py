@@ -23,7 +23,8 @@ class DistortedChannel(Channel):
         distortions: What follows its noise.
 
     Raises:
-        UserError: If the linear channel learns parameters, whose likelihood is not known here.
+        UserError: If the linear channel learns parameters, whose likelihood is not known here, or
+            a distortion does not take its measurements.
     """
 
     def __init__(self, linear: LinearChannel, distortions: Sequence[Distortion]) -> None:
@@ -35,6 +36,8 @@ class DistortedChannel(Channel):
             )
         self.linear = linear
         self.distortions = tuple(distortions)
+        for distortion in self.distortions:
+            distortion.check(linear.forward_operator.measured_shape, linear.noise)
         # y is in the units of x where the operator keeps them: its values are scaled as x is.
         self.keeps_units = linear.forward_operator.preserves_intensity
         one = linear.forward_operator.draw(1, Generator().manual_seed(0))

@@ -1,10 +1,12 @@
 """Distortions g_φ: what happens to a measurement after its noise, and is not linear."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
+from diffem.corruption.noise import Noise
 from diffem.corruption.parameter import ChannelParameter
 
 
@@ -25,6 +27,18 @@ class Distortion(ABC):
     def parameters(self) -> dict[str, ChannelParameter]:
         """The parameters φ in the order in which a measurement carries them."""
         return {}
+
+    def check(self, shape: Sequence[int], noise: Noise) -> None:
+        """Refuses measurements that it cannot distort.
+
+        Arguments:
+            shape: The shape M of a measurement.
+            noise: The noise before it.
+
+        Raises:
+            UserError: If they are of another shape, or their noise is another, than it takes.
+        """
+        return
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draws φ of n samples, (n, P)."""

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffem.corruption.distortion import Distortion
+from diffem.corruption.noise import Noise
 from diffem.corruption.parameter import ChannelParameter
 from diffem.runtime.errors import UserError
 
@@ -29,12 +30,14 @@ class JPEG(Distortion):
     def parameters(self) -> dict[str, ChannelParameter]:
         return {"quality": self.quality}
 
-    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        if u.ndim != 4 or u.shape[1] not in (1, 3):
+    def check(self, shape: Sequence[int], noise: Noise) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3):
             raise UserError(
                 "corruption=jpeg needs grey or colour images of shape (1, H, W) or (3, H, W), got "
-                f"{tuple(u.shape[1:])}; give other images"
+                f"{tuple(shape)}; give other images"
             )
+
+    def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         pixels = ((u.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
         qualities = parameters[:, 0].round().long().tolist()
         images = pixels.movedim(1, -1).squeeze(-1).numpy()  # grey ones have no axis of channels

@@ -1,10 +1,14 @@
 """Rician noise: g(u) is the modulus of u and of as much noise in an imaginary part."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.distortion import Distortion
+from diffem.corruption.noise import GaussianNoise, Noise
 from diffem.corruption.operator import expand
+from diffem.runtime.errors import UserError
 
 
 class Rician(Distortion):
@@ -15,6 +19,13 @@ class Rician(Distortion):
     """
 
     pixelwise = True
+
+    def check(self, shape: Sequence[int], noise: Noise) -> None:
+        if not isinstance(noise, GaussianNoise):
+            raise UserError(
+                f"corruption=rician needs Gaussian noise in each part of a complex value, got "
+                f"{noise}; choose corruption/noise=gaussian"
+            )
 
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         epsilon = torch.randn(u.shape, generator=generator, device=u.device)

@@ -18,6 +18,7 @@ from diffem.corruption import (
     Impulse,
     Magnitude,
     Mask,
+    Noise,
     PoissonNoise,
     Quantisation,
     Rician,
@@ -33,8 +34,11 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def distorted(*distortions: Distortion, shape: tuple[int, ...] = (1, 8, 8)) -> DistortedChannel:
-    return DistortedChannel(make_channel(Denoising(shape), GaussianNoise(STD)), distortions)
+def distorted(
+    *distortions: Distortion, shape: tuple[int, ...] = (1, 8, 8), noise: Noise | None = None
+) -> DistortedChannel:
+    linear = make_channel(Denoising(shape), noise or GaussianNoise(STD))
+    return DistortedChannel(linear, distortions)
 
 
 CHANNELS = {
@@ -168,9 +172,14 @@ def test_rician_noise_has_its_second_moment() -> None:
         (lambda: Quantisation(levels=1), "corruption.levels must be"),
         (lambda: JPEG(quality=0), "corruption.quality must be"),
         (
-            lambda: value(JPEG(quality=5), torch.zeros(1, 2, 8, 8), 5.0),
+            lambda: distorted(JPEG(quality=5), shape=(2, 8, 8)),
             "needs grey or colour images",
         ),
+        (
+            lambda: distorted(Rician(), noise=PoissonNoise(9.0)),
+            "needs Gaussian noise in each part",
+        ),
+        (lambda: distorted(Magnitude()), "real and imaginary parts are pairs of channels"),
         (
             lambda: DistortedChannel(
                 make_channel(Denoising((1, 8, 8)), GaussianNoise(STD), learn=["noise"]),
