@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.noise import Noise
-from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.parameter import ChannelParameter, assume_each, draw_each
 
 
 class Distortion(ABC):
@@ -42,14 +41,11 @@ class Distortion(ABC):
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Draws φ of n samples, (n, P)."""
-        drawn = [p.draw(n, generator) for p in self.parameters.values()]
-        return torch.stack(drawn, dim=1) if drawn else torch.empty(n, 0, device=generator.device)
+        return draw_each(self.parameters, n, generator)
 
     def assume(self, parameters: Tensor) -> Tensor:
         """Returns φ with the known parameters in place of the drawn ones, (B, P)."""
-        columns = zip(self.parameters.values(), parameters.unbind(dim=1), strict=True)
-        assumed = [p.assume(values) for p, values in columns]
-        return torch.stack(assumed, dim=1) if assumed else parameters
+        return assume_each(self.parameters, parameters)
 
     @abstractmethod
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:

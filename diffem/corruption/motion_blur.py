@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption.convolution import Convolution
 from diffem.corruption.operator import constant_map
-from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.parameter import ChannelParameter, assume_each
 from diffem.runtime.errors import UserError
 
 
@@ -60,8 +60,7 @@ class MotionBlur(Convolution):
         return torch.stack([self.length.draw(n, generator), angle], dim=1)
 
     def assume(self, operator: Tensor) -> Tensor:
-        length, angle = operator.unbind(dim=1)
-        return torch.stack([self.length.assume(length), self.angle.assume(angle)], dim=1)
+        return assume_each(self.parameters, operator)
 
     def kernel(self, operator: Tensor) -> Tensor:
         length, angle = operator[:, 0], operator[:, 1] * (math.pi / 180)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.operator import expand
-from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.parameter import ChannelParameter, assume_each, draw_each
 from diffem.runtime.ranges import check
 
 
@@ -48,13 +48,11 @@ class Noise(ABC):
 
     def draw_parameters(self, n: int, generator: Generator) -> Tensor:
         """Draws the parameters of n samples, (n, K)."""
-        drawn = [p.draw(n, generator) for p in self.parameters.values()]
-        return torch.stack(drawn, dim=1)
+        return draw_each(self.parameters, n, generator)
 
     def assume(self, noise: Tensor) -> Tensor:
         """Returns parameters (B, K) with the known ones in place of the drawn ones."""
-        columns = zip(self.parameters.values(), noise.unbind(dim=1), strict=True)
-        return torch.stack([p.assume(values) for p, values in columns], dim=1)
+        return assume_each(self.parameters, noise)
 
     @abstractmethod
     def scales(self, noise: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Parameters of a channel: its noise level, a blur's width."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,3 +72,16 @@ class ChannelParameter:
             widen: New samples draw within this factor of the estimate, >= 1.
         """
         return ChannelParameter(self.name, (value / widen, value * widen), value)
+
+
+def draw_each(parameters: Mapping[str, ChannelParameter], n: int, generator: Generator) -> Tensor:
+    """Draws parameters of n samples, (n, K), a column for each in their order."""
+    drawn = [parameter.draw(n, generator) for parameter in parameters.values()]
+    return torch.stack(drawn, dim=1) if drawn else torch.empty(n, 0, device=generator.device)
+
+
+def assume_each(parameters: Mapping[str, ChannelParameter], values: Tensor) -> Tensor:
+    """Returns parameters (B, K) with the known ones in place of the drawn ones."""
+    columns = zip(parameters.values(), values.unbind(dim=1), strict=True)
+    assumed = [parameter.assume(column) for parameter, column in columns]
+    return torch.stack(assumed, dim=1) if assumed else values
