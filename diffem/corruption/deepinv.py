@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.basis import ENTRIES, HartleyBasis
-from diffem.corruption.operator import LinearOperator, full_precision
+from diffem.corruption.operator import LinearOperator, full_precision, thinned
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.extras import Extra, check_installed
@@ -304,8 +304,7 @@ class DeepInverse(LinearOperator):
     def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor | None:
         if not self.keeps_coefficients:
             return None
-        u = torch.rand(operator.shape, generator=generator, device=operator.device)
-        return operator * (u >= fraction)
+        return thinned(operator, fraction, generator)
 
     @full_precision
     def spectrum(self, operator: Tensor) -> Spectrum | None:

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from torch.fft import fftn, fftshift, ifftn, ifftshift
 
 from diffem.corruption.basis import FourierBasis, HartleyBasis, as_channels, as_complex
-from diffem.corruption.operator import LinearOperator
+from diffem.corruption.operator import LinearOperator, thinned
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -74,8 +74,7 @@ class Fourier(LinearOperator):
         return operator.expand_as(y)
 
     def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
-        u = torch.rand(operator.shape, generator=generator, device=operator.device)
-        return operator * (u >= fraction)
+        return thinned(operator, fraction, generator)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
         # Without the shift to the middle, which moves x on its periodic grid and AᵀA with it.

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.basis import ENTRIES
-from diffem.corruption.operator import LinearOperator
+from diffem.corruption.operator import LinearOperator, thinned
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.ranges import check
 
@@ -47,8 +47,7 @@ class Mask(LinearOperator):
         return operator.expand_as(y)
 
     def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
-        u = torch.rand(operator.shape, generator=generator, device=operator.device)
-        return operator * (u >= fraction)
+        return thinned(operator, fraction, generator)
 
     def spectrum(self, operator: Tensor) -> Spectrum:
         return Spectrum(ENTRIES, operator)

@@ -143,6 +143,12 @@ class LinearOperator(ABC):
         return []
 
 
+def thinned(operator: Tensor, fraction: float, generator: Generator) -> Tensor:
+    """Returns masks, (B, *P), of whose entries each becomes 0 with a probability."""
+    u = torch.rand(operator.shape, generator=generator, device=operator.device)
+    return operator * (u >= fraction)
+
+
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """Reshapes one value per sample, (B,), to broadcast against a batch, (B, *)."""
     return value.reshape(-1, *(1,) * (like.ndim - 1))

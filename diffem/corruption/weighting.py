@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.basis import ENTRIES
-from diffem.corruption.operator import LinearOperator
+from diffem.corruption.operator import LinearOperator, thinned
 from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
 
@@ -44,8 +44,7 @@ class Weighting(LinearOperator):
         return (operator > 0).to(y.dtype)
 
     def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
-        u = torch.rand(operator.shape, generator=generator, device=operator.device)
-        return operator * (u >= fraction)
+        return thinned(operator, fraction, generator)
 
     def lift(self, y: Tensor, operator: Tensor) -> Tensor:
         return torch.where(operator > 0, y / operator.clamp(min=torch.finfo(y.dtype).tiny), 0)
