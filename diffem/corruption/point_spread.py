@@ -44,14 +44,15 @@ class PointSpread(Convolution):
         check("corruption.kernel", values.ravel().tolist())
         if not values.any():
             raise UserError("corruption.kernel must have a value above 0; give another")
-        self.values = values / values.sum()
+        padded = np.zeros(sides)
+        padded[tuple(slice(0, k) for k in values.shape)] = values / values.sum()
+        centred = np.roll(padded, [-(k // 2) for k in values.shape], range(len(sides)))
+        self._kernel = torch.from_numpy(centred).float()[None, None]
 
     def kernel(self, operator: Tensor) -> Tensor:
-        sides = self.shape[1:]
-        padded = np.zeros(sides)
-        padded[tuple(slice(0, k) for k in self.values.shape)] = self.values
-        centred = np.roll(padded, [-(k // 2) for k in self.values.shape], range(len(sides)))
-        return torch.as_tensor(centred, dtype=torch.float32, device=operator.device)[None, None]
+        if self._kernel.device != operator.device:
+            self._kernel = self._kernel.to(operator.device)
+        return self._kernel
 
 
 def read_kernel(kernel: Kernel) -> np.ndarray:
