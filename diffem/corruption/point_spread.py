@@ -50,9 +50,7 @@ class PointSpread(Convolution):
         self._kernel = torch.from_numpy(centred).float()[None, None]
 
     def kernel(self, operator: Tensor) -> Tensor:
-        if self._kernel.device != operator.device:
-            self._kernel = self._kernel.to(operator.device)
-        return self._kernel
+        return self._kernel.to(operator.device)
 
 
 def read_kernel(kernel: Kernel) -> np.ndarray:

@@ -33,6 +33,7 @@ class Recorded(LinearOperator):
         self.operator = operator
         self.recorded = recorded
         self.preserves_intensity = operator.preserves_intensity
+        self.keeps_units = operator.keeps_units
         self.pixelwise = operator.pixelwise
         self.covers = None if operator.covers else False
 
