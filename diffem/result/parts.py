@@ -39,25 +39,14 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
     """
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     assert isinstance(plain, Mapping)
-    if "parts" in plain:
-        given = plain["parts"]
-        if not (isinstance(given, list) and given and all(_is_class(part) for part in given)):
-            raise UserError(
-                "corruption.parts must be a list of operators and distortions, as in [{_target_: "
-                f"diffem.corruption.Blur, sigma: 1.0, kernel_size: 5}}], got {given!r}"
-            )
-        parts = {f"corruption.parts.{i}": part for i, part in enumerate(given)}
-    else:
-        own = {key: value for key, value in plain.items() if key not in ("noise", "learn")}
-        parts = {"corruption": own}
     operators: list[LinearOperator] = []
     distortions: list[Distortion] = []
-    for key, each in parts.items():
+    for key, each in _parts(plain).items():
         target = locate(each[TARGET], f"{key}.{TARGET}")
         if isinstance(target, type) and issubclass(target, Distortion):
             distortions.append(build(each, key))
             continue
-        part = build(each, key, shape=shape)
+        part = build(each, key, shape=operators[-1].measured_shape if operators else shape)
         if isinstance(part, Channel):
             return part
         if distortions:
@@ -66,7 +55,6 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
                 "linear operators first: noise comes after them, and then the distortions"
             )
         operators.append(part)
-        shape = part.measured_shape
     operators = operators or [Denoising(shape)]
     operator = operators[0] if len(operators) == 1 else Composition(operators)
     noise = build(plain["noise"], "corruption.noise")
@@ -74,8 +62,24 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
     return DistortedChannel(linear, distortions) if distortions else linear
 
 
-def _is_class(node: object) -> bool:
-    return isinstance(node, Mapping) and isinstance(node.get(TARGET), str)
+def _parts(corruption: Node) -> dict[str, Node]:
+    """Returns the nodes of the operators and distortions of a corruption, by their full keys.
+
+    Raises:
+        UserError: If `parts` is no list of them.
+    """
+    if "parts" not in corruption:
+        return {"corruption": {k: v for k, v in corruption.items() if k not in ("noise", "learn")}}
+    given = corruption["parts"]
+    named = isinstance(given, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get(TARGET), str) for part in given
+    )
+    if not (named and given):
+        raise UserError(
+            "corruption.parts must be a list of operators and distortions, as in [{_target_: "
+            f"diffem.corruption.Blur, sigma: 1.0, kernel_size: 5}}], got {given!r}"
+        )
+    return {f"corruption.parts.{i}": part for i, part in enumerate(given)}
 
 
 def build_denoiser(cfg: Node, *, cond_channels: int) -> Denoiser:
