@@ -12,7 +12,7 @@ from in_process import run_here
 from torch import Generator, Tensor
 
 from diffem.corruption import DeepInverse, GaussianNoise, make_channel
-from diffem.corruption.deepinv import PHYSICS
+from diffem.corruption.deepinv_table import PHYSICS
 from diffem.result import load
 from diffem.runtime.errors import UserError
 
