@@ -1,7 +1,8 @@
 """Point spread: A x = k * x with an instrument's own point spread function k."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,17 @@ class PointSpread(Convolution):
         padded[tuple(slice(0, k) for k in self.values.shape)] = self.values
         centred = np.roll(padded, [-(k // 2) for k in self.values.shape], range(len(sides)))
         return torch.as_tensor(centred, dtype=torch.float32, device=operator.device)[None, None]
+
+
+def kernel_files(node: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields those parts of a corruption whose kernel is the path of a file.
+
+    Arguments:
+        node: A node of conf/corruption, in plain types.
+    """
+    for part in (node, *(node.get("parts") or ())):
+        if isinstance(part, Mapping) and isinstance(part.get("kernel"), str):
+            yield part
 
 
 def read_kernel(kernel: Kernel) -> np.ndarray:
