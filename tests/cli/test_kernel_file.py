@@ -41,3 +41,22 @@ def test_a_finished_run_does_not_need_its_kernel_file(kernel: Path, tmp_path: Pa
     assert again["psnr"] == final["psnr"]
     y = np.zeros((1, 8, 8), dtype=np.float32)
     assert diffem.load(run, device="cpu").posterior.sample(y, n=1).isfinite().all()
+
+
+def test_a_run_is_not_resumed_with_another_kernel_under_the_same_name(
+    kernel: Path, tmp_path: Path
+) -> None:
+    run = run_here(tmp_path / "run", *choices(kernel))
+    np.save(kernel, np.eye(3))
+    with pytest.raises(UserError, match=r"a file of m_step\.clean or corruption\.kernel holds"):
+        run_here(run, *choices(kernel), "em.rounds=2", "resume=auto")
+
+
+def test_a_run_is_not_resumed_with_other_clean_images_under_the_same_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "clean.npy", np.zeros((4, 8, 8)))
+    clean = f"{{_target_: diffem.em.CleanShare, share: 0.5, path: '{tmp_path / 'clean.npy'}'}}"
+    given = ["corruption=blur", f"m_step.clean={clean}"]
+    run = run_here(tmp_path / "run", *given)
+    np.save(tmp_path / "clean.npy", np.ones((4, 8, 8)))
+    with pytest.raises(UserError, match=r"a file of m_step\.clean or corruption\.kernel holds"):
+        run_here(run, *given, "em.rounds=2", "resume=auto")
