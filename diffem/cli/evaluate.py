@@ -6,9 +6,10 @@
 Writes evaluation_001.json (or the next number) beside the run's summary, and never over anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +94,7 @@ def evaluate_run(
             f"{min(moved)} changes which measurements are held out: the run may have been trained "
             "on some of those that are evaluated"
         )
+    keep_kernels(cfg, weights.about.config["corruption"])
     check_config(cfg)
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
@@ -126,6 +128,26 @@ def evaluate_run(
             sampling.device,
             about={"overrides": list(overrides), "repeats": repeats, "measurements": len(heldout)},
         )
+
+
+def keep_kernels(cfg: DictConfig, carried: Mapping[str, Any]) -> None:
+    """Puts the kernels that a run's weights carry in the place of their files, which may be gone.
+
+    Arguments:
+        cfg: The run's configuration, which is changed.
+        carried: The corruption, as it was assumed, that the weights carry.
+    """
+    if "kernel" in cfg.assumed or "parts" in cfg.assumed:
+        return  # what the weights carry is not what simulates the measurements
+    plain = OmegaConf.to_container(cfg.corruption, resolve=False)
+    assert isinstance(plain, dict)
+    pairs = zip(
+        (plain, *(plain.get("parts") or ())), (carried, *(carried.get("parts") or ())), strict=True
+    )
+    for part, own in pairs:
+        if isinstance(part.get("kernel"), str):
+            part["kernel"] = own["kernel"]
+    cfg.corruption = plain
 
 
 def without_lost_keys(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -17,12 +17,13 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from diffem.cli.compose import assumed_corruption, describe_run, is_given, public_config
 from diffem.cli.processes import expect_processes
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
-from diffem.corruption.point_spread import read_kernel
+from diffem.corruption.point_spread import kernel_files, read_kernel
 from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet, simulate_measurements
@@ -110,7 +111,8 @@ def run(cfg: DictConfig) -> None:
         if line:
             warn(line)
     run_dir = open_run(cfg, HydraConfig.get())
-    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout))
+    others = other_files(cfg, module.m_step)
+    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout, others=others))
     if global_rank() == 0:
         bind(run_dir, identity, threads=torch.get_num_threads())
         if isinstance(init, FromCheckpoint):
@@ -279,6 +281,22 @@ def build_data(
         for split, x in zip(clean._fields, clean, strict=True)
     )
     return train, heldout
+
+
+def other_files(cfg: DictConfig, m_step: MStep) -> Iterator[Tensor]:
+    """Yields what a run reads from files besides its measurements.
+
+    Arguments:
+        cfg: The configuration.
+        m_step: The settings of the M-step, whose clean images were read.
+    """
+    if m_step.clean is not None and m_step.clean.path is not None:
+        yield m_step.clean.images
+    for node in (cfg.corruption, assumed_corruption(cfg)):
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        for part in kernel_files(plain):
+            yield torch.from_numpy(read_kernel(part["kernel"]))
 
 
 def check_noise(channel: Channel) -> None:
@@ -460,9 +478,8 @@ def sampling_config(cfg: DictConfig) -> dict[str, Any]:
     assumed = OmegaConf.merge(cfg, {"corruption": assumed_corruption(cfg)})
     assert isinstance(assumed, DictConfig)
     plain = public_config(assumed)
-    for part in (plain["corruption"], *plain["corruption"].get("parts", [])):
-        if isinstance(part.get("kernel"), str):  # the file may not be where the weights go
-            part["kernel"] = read_kernel(part["kernel"]).tolist()
+    for part in kernel_files(plain["corruption"]):  # which may not be where the weights go
+        part["kernel"] = read_kernel(part["kernel"]).tolist()
     return {
         "dataset": {"shape": plain["dataset"]["shape"]},
         "em": {"chunk_size": plain["em"]["chunk_size"]},

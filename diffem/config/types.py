@@ -17,6 +17,7 @@ from diffem.runtime.ranges import RANGES
 CHECKED_ELSEWHERE = ("trainer", "hydra")
 # The last word of keys of what is no number for which null has a meaning, whatever the file's is.
 NULLABLE = ("prior", "augment", "clean", "guard", "lpips", "weights", "resume", "fused")
+TEXTS_TOO = ("kernel",)  # lists that a file may hold: its path
 TYPE_NAMES = {
     dict: "a part with keys of its own, and a _target_ if it has one",
     list: "a list",
@@ -58,6 +59,7 @@ def _check(given: Mapping[Any, Any], files: Mapping[Any, Any], where: str, root:
         # A parameter of a channel is a number, or the range that each sample's is drawn from.
         parameter = where.startswith("corruption") and key != "learn" and wanted in (float, list)
         fits = any(_has_type(value, t) for t in ((float, list) if parameter else (wanted,)))
+        fits |= key in TEXTS_TOO and isinstance(value, str)
         if isinstance(value, dict) and isinstance(expected, dict):
             fits &= "_target_" in value or "_target_" not in expected
             _check(value, expected, name, root)

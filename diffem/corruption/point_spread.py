@@ -1,7 +1,8 @@
 """Point spread: A x = k * x with an instrument's own point spread function k."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,17 @@ class PointSpread(Convolution):
 
     def kernel(self, operator: Tensor) -> Tensor:
         return self._kernel.to(operator.device)
+
+
+def kernel_files(node: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields those parts of a corruption whose kernel is the path of a file.
+
+    Arguments:
+        node: A node of conf/corruption, in plain types.
+    """
+    for part in (node, *(node.get("parts") or ())):
+        if isinstance(part, Mapping) and isinstance(part.get("kernel"), str):
+            yield part
 
 
 def read_kernel(kernel: Kernel) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A hash that tells one set of measurements from another, in bounded time."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from diffem.data.measurements import MeasurementSet
 READ_BYTES = 2**26  # of a source that need not fit in memory
 
 
-def data_digest(*sets: MeasurementSet) -> str:
-    """Returns the sha256 of measurement sets.
+def data_digest(*sets: MeasurementSet, others: Iterable[Tensor] = ()) -> str:
+    """Returns the sha256 of measurement sets, and of what else a run reads from files.
 
     Of simulated measurements, the clean images are hashed: the measurements follow from them, and
     their last bits may differ from one type of processor to another. Of measurements that are read
@@ -21,6 +22,7 @@ def data_digest(*sets: MeasurementSet) -> str:
 
     Arguments:
         sets: The sets, in a fixed order.
+        others: What other files hold: clean images, an instrument's point spread function.
     """
     digest = hashlib.sha256()
     for part in sets:
@@ -39,6 +41,8 @@ def data_digest(*sets: MeasurementSet) -> str:
             for field in source:
                 _add(digest, field)
         digest.update(f"{len(part)}".encode())
+    for values in others:
+        _add(digest, values)
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ class RunIdentity(NamedTuple):
     config_sha256: str
     """The hash of the settings that determine a run's results."""
     data_sha256: str
-    """The hash of the measurements."""
+    """The hash of the measurements, and of what else was read from files."""
 
     def short(self) -> str:
         """Returns one short hash of both."""
@@ -70,8 +70,9 @@ def bind(run_dir: Path, identity: RunIdentity, *, threads: int) -> None:
         )
     if record.get("data_sha256") != identity.data_sha256:
         raise UserError(
-            f"dataset: the measurements are not those that the run in {run_dir} began with; put "
-            "those back, or choose another run_dir"
+            f"dataset: the measurements (or what a file of m_step.clean or corruption.kernel "
+            f"holds) are not those that the run in {run_dir} began with; put those back, or "
+            "choose another run_dir"
         )
     if record.get("threads") != threads:
         warn(
