@@ -1,8 +1,7 @@
 """Measurements of one's own: files and folders of any known format."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -398,7 +397,8 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
     missing, measured, outside = None, 0, 0
     total = count * math.prod(held.y.shape[1:])
     chunks = list(_chunks(held.y, count))
-    with _reading(held, count, len(chunks)) as advance:
+    long = _is_long(held, count)
+    with progress_bar("measurements  check", len(chunks), "chunks", shown=long) as advance:
         for rows in chunks:
             values = held.y[rows].reshape(len(rows), -1)
             nan = np.isnan(values).any(axis=1)
@@ -452,10 +452,8 @@ def _chunks(array: Rows, count: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(count, start + step))
 
 
-def _reading(held: Held, count: int, chunks: int) -> AbstractContextManager[Callable[..., None]]:
-    """Opens a scope with a progress bar, where reading takes seconds."""
+def _is_long(held: Held, count: int) -> bool:
+    """Returns whether reading the first measurements takes seconds."""
     images = isinstance(held.y, FileStack)
     work = count if images else count * math.prod(held.y.shape[1:]) * held.y.dtype.itemsize
-    if work < LONG[images]:
-        return nullcontext(lambda note="": None)
-    return progress_bar("measurements  check", chunks, "chunks")
+    return work >= LONG[images]

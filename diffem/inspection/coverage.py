@@ -12,7 +12,6 @@ the network alone, however many rounds it runs.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,9 +120,8 @@ def take_coverage(measurements: MeasurementSet) -> Coverage | None:
     sums = _Sums(shape)
     step = max(1, ENTRIES // (size * each))
     starts = [(turn, start) for turn in range(turns) for start in range(0, rows, step)]
-    bar = progress_bar("coverage", len(starts), "parts")
-    long = sum(min(step, rows) * size * each for _ in starts) > LONG
-    with bar if long else nullcontext(_nothing) as advance:
+    long = len(starts) * min(step, rows) * size * each > LONG
+    with progress_bar("coverage", len(starts), "parts", shown=long) as advance:
         for turn, start in starts:
             index = torch.arange(start, min(rows, start + step))
             part = first.select(0 * index) if one else measurements.select(index)
@@ -138,10 +136,6 @@ def take_coverage(measurements: MeasurementSet) -> Coverage | None:
         len(measurements),
         one,
     )
-
-
-def _nothing(note: str = "") -> None:
-    """Counts nothing: there is no bar."""
 
 
 def _probes(

@@ -128,18 +128,11 @@ def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
     """Yields the values of the first measurements, (n, D), with a bar where it takes seconds."""
     size = max(1, math.prod(held.y.shape[1:]))
     step = max(1, READ // size)
-    starts = range(0, count, step)
-
-    def read(start: int) -> np.ndarray:
-        rows = np.arange(start, min(count, start + step))
-        return _measured(held, rows).reshape(len(rows), -1)
-
-    if count * size < LONG:
-        yield from map(read, starts)
-        return
-    with progress_bar("measurements  survey", len(starts), "chunks") as advance:
+    starts, long = range(0, count, step), count * size >= LONG
+    with progress_bar("measurements  survey", len(starts), "chunks", shown=long) as advance:
         for start in starts:
-            yield read(start)
+            rows = np.arange(start, min(count, start + step))
+            yield _measured(held, rows).reshape(len(rows), -1)
             advance()
 
 
