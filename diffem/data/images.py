@@ -27,6 +27,10 @@ WRITTEN = {".png": {1: ("uint8", "uint16"), 3: ("uint8",)},
            ".tif": {1: ("uint8", "uint16", "int32", "float32"), 3: ("uint8",)}}  # fmt: skip
 
 
+class LossyImage(UserError):
+    """An image of which Pillow would lose values."""
+
+
 class ImageReader(Reader):
     """Reads images of one page by Pillow.
 
@@ -88,7 +92,7 @@ def _opened(file: Path, name: str) -> Iterator[Image.Image]:
                 further = ""
                 if image.format == "TIFF" and TIFF.extra and not TIFF.extra.installed:
                     further = "; other TIFF files are read with pip install 'diffem[tiff]'"
-                raise UserError(
+                raise LossyImage(
                     f"{name} ({lossy}) would lose values: only single-page grey (8-bit, "
                     "16-bit, 32-bit, float) or 8-bit RGB images without alpha are read; convert "
                     f"it, or give a .npz file{further}"
