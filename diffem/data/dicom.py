@@ -20,7 +20,6 @@ from diffem.data.layout import zooms
 from diffem.data.reader import Content, Reader, Whole
 from diffem.runtime.errors import UserError
 
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
 LEVELS = 2**16 - 1  # whole numbers that stand for the values of a mean
 SAMPLE = "posterior sample"
 

@@ -1,7 +1,7 @@
 """What was found in measurements, in sentences: first what is wrong, then what is so."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -293,8 +293,3 @@ def _places(places: np.ndarray) -> tuple[str, int]:
 def percent(fraction: float) -> str:
     """Returns a fraction as text, in per cent."""
     return f"{100 * fraction:.3g} %"
-
-
-def joined(findings: Sequence[Findings]) -> list[str]:
-    """Returns the warnings of all findings."""
-    return [warning for each in findings for warning in each.warnings]
