@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffem.data.layout import zooms
-from diffem.data.reader import TIFF, Content, Reader, Whole
+from diffem.data.reader import TIFF, Content, Note, Reader, Whole
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 
@@ -47,7 +47,7 @@ class ImageReader(Reader):
             yield Content(array, "YXS"[: len(shape)])
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes an image with the resolution of another; RGB of floats as a .npy file."""
         array = np.moveaxis(array, 0, -1) if axes == "CYX" else array

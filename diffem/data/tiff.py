@@ -11,7 +11,7 @@ import tifffile
 
 from diffem.data.images import ImageReader, LossyImage
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader, Whole
+from diffem.data.reader import Content, Note, Reader, Whole
 from diffem.runtime.errors import UserError
 
 DEFLATE = (8, 32946)  # the values of the tag Compression that mean zlib
@@ -60,7 +60,7 @@ class TiffReader(Reader):
             yield Content(_array(series), _axes(tif))
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file with the metadata of another."""
         if like is None:
