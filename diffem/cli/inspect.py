@@ -29,8 +29,9 @@ from diffem.config.paths import path_override, unquoted
 from diffem.corruption import LinearChannel
 from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
+from diffem.inspection.camera import Camera
 from diffem.inspection.coverage import Coverage, take_coverage
-from diffem.inspection.noise import Camera, NoiseEstimate, NoiseLaw, estimate_noise
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise
 from diffem.inspection.report import (
     Findings,
     coverage_findings,

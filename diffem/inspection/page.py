@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffem.inspection.coverage import Coverage
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, fit_curve
+from diffem.inspection.curve import fit_curve
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
 
 matplotlib.use("Agg", force=False)

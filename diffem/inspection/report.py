@@ -10,7 +10,8 @@ import torch
 from diffem.corruption import LinearChannel
 from diffem.data.scale import Scale
 from diffem.inspection.coverage import Coverage
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, fit_curve
+from diffem.inspection.curve import fit_curve
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
 
 NAMED = 5  # pixels that a sentence names
