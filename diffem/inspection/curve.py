@@ -25,7 +25,7 @@ class Curve:
     error: np.ndarray
     """Its standard error."""
     structure: np.ndarray
-    """By how much it rises if twice as many patches, which are less flat, are taken."""
+    """What structures may add to it, see `Flat`."""
     members: tuple[Patches, ...]
     """The patches that each was taken from."""
 

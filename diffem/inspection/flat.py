@@ -18,11 +18,14 @@ class Flat:
     """The noise's variance in the flattest patches."""
 
     mean: float
+    """The mean brightness of the patches."""
     variance: float
+    """The noise's variance in them."""
     error: float
     """The standard error of the variance, by clusters of patches."""
     structure: float
-    """By how much the variance rises with the next larger fraction that was still accepted."""
+    """What structures may add to the variance: by how much it changed with the last fraction that
+    was taken or, where it rises, by how much with the first that was not."""
     rises: bool
     """Whether the variance rises as soon as more than the flattest patches are taken."""
     members: Patches
@@ -38,8 +41,8 @@ def flattest(patches: Patches) -> Flat:
     """Returns the variance in as many patches, from the flattest on, as agree with fewer.
 
     Structures only add to d². Taking more patches lowers the standard error as long as these are
-    as flat: the largest fraction is taken whose variance agrees with that of
-    each smaller one (Lepski's rule).
+    as flat: the largest fraction is taken whose variance agrees with that of each smaller one
+    (Lepski's rule).
 
     Arguments:
         patches: The patches of one brightness, or of all.

@@ -31,13 +31,13 @@ GROWS = 1.3  # at least, from dark to bright, of a variance that depends on the 
 
 
 class NoiseLaw(Enum):
-    """How the variance of the noise depends on the brightness."""
+    """What the noise's variance does as the brightness grows."""
 
-    CONSTANT = "it does not"
-    LINEAR = "it grows with it, as that of counted photons"
-    QUADRATIC = "it grows with its square, as that of speckle"
-    FALLING = "it falls, as after a compression of the values"
-    UNKNOWN = "it cannot be told"
+    CONSTANT = "stays as it is"
+    LINEAR = "grows with it, as that of counted photons"
+    QUADRATIC = "grows with its square, as that of speckle"
+    FALLING = "falls, as after a compression of the values"
+    UNKNOWN = "cannot be told"
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         if noise.law is NoiseLaw.FALLING:
             model = "the values may have been compressed (a gamma curve, a square root): undo it"
         found.warnings.append(
-            f"the noise {noise.law.value.removeprefix('it ')}: its standard deviation is "
+            f"the noise {noise.law.value}: its standard deviation is "
             f"{low:.3g} in the dark and {high:.3g} in the bright, so that one level does not fit; "
             f"{model}"
         )
