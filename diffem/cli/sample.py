@@ -132,6 +132,4 @@ def check_measurements(rows: FileRows) -> None:
     Raises:
         UserError: If one cannot be read, or does not fit the channel.
     """
-    missing = take_survey(rows.held, len(rows), None).missing
-    for row in sorted({0, missing or 0}):
-        rows.select(slice(row, row + 1))
+    rows.check_fit(take_survey(rows.held, len(rows), None).missing)

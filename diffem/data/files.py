@@ -65,6 +65,18 @@ class FileRows:
         """Returns the measurements at an index."""
         return self.held.select(self.rows[index], self.channel, self.scale)
 
+    def check_fit(self, missing: int | None) -> None:
+        """Reads one of them, and one that holds NaN: they show whether all fit the channel.
+
+        Arguments:
+            missing: The index of one that holds NaN; None if none does.
+
+        Raises:
+            UserError: If they do not.
+        """
+        for row in sorted({0, missing or 0}):
+            self.select(slice(row, row + 1))
+
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""
         assert isinstance(self.channel, LinearChannel)
@@ -197,38 +209,15 @@ class MeasurementFiles:
         Raises:
             UserError: If the measurements do not fit the channel.
         """
+        self._check_given(channel)
         if isinstance(channel, LinearChannel):
-            if channel.noise.needs_intensity and not self.given["range"]:
-                raise UserError(
-                    f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
-                    "y, in the data's units, of a pixel without light and of one at full intensity"
-                )
-            if not (channel.forward_operator.keeps_units or self.given["range"]):
-                raise UserError(
-                    f"dataset.range must be given with {channel}, whose measurements are not in "
-                    "the units of an image: [LOW, HIGH], about the smallest and the largest value "
-                    "of a clean one"
-                )
             self._report_range(channel)
-            channel = channel.scaled(self.scale.factor)
-        elif unset := [
-            key
-            for key, given in self.given.items()
-            if not given and not (key == "shape" and channel.keeps_units)
-        ]:
-            raise UserError(
-                f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
-                f"the clean images are cannot be learned from {self.held.name}"
-            )
-        else:
-            channel = channel.scaled(self.scale.factor)
+        channel = channel.scaled(self.scale.factor)
         if self.patch is not None:
             require_pixelwise(channel, f"dataset.patch={self.patch}", "leave dataset.patch out")
         missing = self.survey.missing is not None
         every = FileRows(self.held, torch.arange(self.count), channel, self.scale, missing)
-        # One row shows whether all fit; another one, whether NaN does.
-        for row in sorted({0, self.survey.missing or 0}):
-            every.select(slice(row, row + 1))
+        every.check_fit(self.survey.missing)
         assumed = channel
         if isinstance(channel, LinearChannel):
             own = channel.forward_operator
@@ -250,6 +239,55 @@ class MeasurementFiles:
             sets.append(MeasurementSet(source, assumed, true, self.scale))
         return sets[0], sets[1]
 
+    def _check_given(self, channel: Channel) -> None:
+        """Refuses a channel under which range or shape cannot be learned from the measurements.
+
+        Raises:
+            UserError: If one of them was not given.
+        """
+        if isinstance(channel, LinearChannel):
+            if channel.noise.needs_intensity and not self.given["range"]:
+                raise UserError(
+                    f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
+                    "y, in the data's units, of a pixel without light and of one at full intensity"
+                )
+            if not (channel.forward_operator.keeps_units or self.given["range"]):
+                raise UserError(
+                    f"dataset.range must be given with {channel}, whose measurements are not in "
+                    "the units of an image: [LOW, HIGH], about the smallest and the largest value "
+                    "of a clean one"
+                )
+            return
+        needed = ["range"] if channel.keeps_units else ["shape", "range"]
+        if unset := [key for key in needed if not self.given[key]]:
+            raise UserError(
+                f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
+                f"the clean images are cannot be learned from {self.held.name}"
+            )
+
+    def _units(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns what is held out together: files, series of files, or single measurements.
+
+        Arguments:
+            count: The number of measurements: of images, if they are cut into patches.
+
+        Returns:
+            The number of each measurement's unit, (count,), and the units in the order in which
+            they are held out.
+        """
+        unit = torch.arange(count)
+        if self.held.groups is not None:
+            found, group = np.unique(self.held.groups[:count], return_inverse=True)
+            if len(found) == 1:
+                warn(
+                    f"{self.held.name} is one file or series, whose last measurements are held "
+                    "out: they are like their neighbours; give several for scores of new ones"
+                )
+                return unit, unit.flip(0)
+            unit = torch.from_numpy(group)
+        number = int(unit.max()) + 1
+        return unit, torch.randperm(number, generator=generator("held-out", number))
+
     def _split(self) -> tuple[Tensor, Tensor]:
         """Returns the rows that are trained on and those that are held out.
 
@@ -263,22 +301,9 @@ class MeasurementFiles:
         sizes = torch.ones(self.count, dtype=torch.int64)  # rows of each measurement
         if patches is not None:
             sizes = torch.from_numpy(np.diff(patches.first))
-        unit = torch.arange(len(sizes))  # the number of what each is held out with
-        order = torch.randperm(len(sizes), generator=generator("held-out", len(sizes)))
-        if self.held.groups is not None:
-            numbers, unit = np.unique(self.held.groups[: len(sizes)], return_inverse=True)
-            if len(numbers) > 1:
-                unit = torch.from_numpy(unit)
-                order = torch.randperm(len(numbers), generator=generator("held-out", len(numbers)))
-            else:
-                unit, order = torch.arange(len(sizes)), torch.arange(len(sizes)).flip(0)
-                warn(
-                    f"{self.held.name} is one file or series, whose last measurements are held "
-                    "out: they are like their neighbours; give several for scores of new ones"
-                )
-        rows = (
-            torch.zeros(len(order), dtype=torch.int64).index_add(0, unit, sizes)[order].cumsum(0)
-        )
+        unit, order = self._units(len(sizes))
+        rows = torch.zeros(len(order), dtype=torch.int64).index_add(0, unit, sizes)  # of each unit
+        rows = rows[order].cumsum(0)
         heldout = max(round(self.heldout * len(order)), 1 + int((rows < 2).sum()))
         left = self.count - int(rows[min(heldout, len(rows)) - 1])
         if left < 2:
