@@ -17,9 +17,9 @@ from sklearn.datasets import load_digits
 
 from diffem.cli.inspect import command, inspect, main
 from diffem.data import files
-from diffem.data.files import Survey, take_survey
 from diffem.data.held import Held
 from diffem.data.scale import Scale
+from diffem.data.survey import Survey, take_survey
 from diffem.runtime.errors import UserError
 
 SMALL = (  # of the timed network
