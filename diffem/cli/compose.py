@@ -22,6 +22,7 @@ from diffem.cli.composition import (
     hydra_node,
     is_hydra,
     is_hydra_choice,
+    override_key,
 )
 from diffem.config.allow_list import ALLOWED, check_targets
 from diffem.config.build import build
@@ -351,7 +352,7 @@ def assumed_corruption(cfg: DictConfig) -> DictConfig:
 def is_given(group: str) -> bool:
     """Returns whether the command line chooses a group or sets a key of it."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    keys = [str(o).lstrip("+~").partition("=")[0] for o in given or ()]
+    keys = [override_key(str(o)) for o in given or ()]
     return any(key == group or key.startswith(f"{group}.") for key in keys)
 
 

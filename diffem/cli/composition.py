@@ -120,6 +120,11 @@ def default_hydra_node(overrides: tuple[str, ...]) -> dict[Any, Any]:
     return hydra_node(compose(overrides, with_hydra=True))
 
 
+def override_key(override: str) -> str:
+    """Returns the key, or the group, of an override."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def is_hydra(override: str) -> bool:
     """Returns whether an override is of Hydra's own node."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/", "hydra="))
@@ -127,4 +132,4 @@ def is_hydra(override: str) -> bool:
 
 def is_hydra_choice(override: str) -> bool:
     """Returns whether an override is a choice of launcher or sweeper."""
-    return override.lstrip("+~").partition("=")[0] in GROUPS
+    return override_key(override) in GROUPS

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +30,11 @@ from diffem.data.measurements import MeasurementSet
 from diffem.em import DenoiserModule, EMSettings, Objective
 from diffem.em.guard import DRAWS
 from diffem.metric import Evaluation
-from diffem.posterior import DenoiserPosterior, reconstruct
+from diffem.posterior import reconstruct
 from diffem.posterior.posterior import chunk_count
 from diffem.result.parts import build_posterior
 from diffem.result.result import MOST
-from diffem.result.sampling import AUTOCAST
+from diffem.result.sampling import Sampling
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
@@ -99,7 +99,8 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     evaluation: Evaluation = build(cfg.metric, "metric")
     device = _device(str(cfg.trainer.accelerator))
     module.to(device)
-    context = _precision(device, str(cfg.trainer.precision))
+    precision = str(cfg.trainer.precision)
+    context = Sampling(device, precision, settings.chunk_size, module.seed).context
     with progress_bar("timing", 2, "parts") as advance:
         step, part_of_batch = _time_step(cfg, module, train, settings.batch_size, context)
         advance()
@@ -135,16 +136,6 @@ def _device(accelerator: str) -> torch.device:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def _precision(
-    device: torch.device, precision: str
-) -> Callable[[], AbstractContextManager[object]]:
-    """Returns what opens a scope in a trainer's precision."""
-    dtype = AUTOCAST[precision]
-    if dtype is None:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=dtype)
 
 
 def _time_step(
@@ -198,7 +189,8 @@ def _time_chunk(
 ) -> tuple[float, bool]:
     """Returns the seconds of a reconstruction, and whether they are of a part of a chunk."""
     device, few, steps = module.device, cfg, 1.0
-    if "steps" in cfg.sampler and not _draws_itself(cfg):
+    takes_sampler = "sampler" in build_posterior(cfg).keywords
+    if "steps" in cfg.sampler and takes_sampler:
         few = copy.deepcopy(cfg)
         few.sampler.steps = min(cfg.sampler.steps, max(SHORT, cfg.sampler.get("order", 0)))
         steps = cfg.sampler.steps / few.sampler.steps
@@ -218,16 +210,6 @@ def _time_chunk(
     draw(size)
     taken = min(_seconds(lambda: draw(size), device) for _ in range(2))
     return steps * taken / size, size < chunk_size
-
-
-def _draws_itself(cfg: DictConfig) -> bool:
-    """Returns whether the method's posterior takes no sampler."""
-    posterior = build(cfg.method.posterior, "method.posterior").func
-    return (
-        isinstance(posterior, type)
-        and issubclass(posterior, DenoiserPosterior)
-        and (not posterior.samplers)
-    )
 
 
 def _size(seconds: float, few: int, most: int) -> int:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.arguments import EVALUATED, parse_evaluate
 from diffem.cli.compose import check_config, compose_config, compose_run, describe_run
+from diffem.cli.composition import override_key
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
 from diffem.cli.train import build_data, sampling_config
@@ -71,7 +72,7 @@ def evaluate_run(
     if not file.is_file():
         raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = override_key(override)
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
             raise UserError(
                 f"{override} has no effect on a finished run; evaluate takes settings of "
@@ -82,13 +83,13 @@ def evaluate_run(
     *arguments, _, _ = resumed_arguments([*overrides, f"resume={run_dir}"])
     cfg = compose_run(without_lost_keys(arguments, overrides), run_dir.absolute())
     if cfg.dataset._target_ == "diffem.data.MeasurementFiles":
-        if given := [o for o in overrides if o.lstrip("+~").startswith("dataset.range=")]:
+        if given := [o for o in overrides if override_key(o) == "dataset.range"]:
             raise UserError(
                 f"{given[0]} has no effect on a finished run, which works in the range of its "
                 f"training, {list(weights.about.scale)}; leave it out"
             )
         cfg.dataset.range = list(weights.about.scale)
-    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = {override_key(override) for override in overrides}
     if (moved := keys & MOVES_HELDOUT) and not keys & {"dataset", "dataset.path"}:
         warn(
             f"{min(moved)} changes which measurements are held out: the run may have been trained "
@@ -168,7 +169,7 @@ def without_lost_keys(arguments: Sequence[str], overrides: Sequence[str]) -> lis
                 argument
                 for argument in kept
                 if argument in overrides
-                or not (key := argument.lstrip("+~").partition("=")[0]).startswith(f"{group}.")
+                or not (key := override_key(argument)).startswith(f"{group}.")
                 or (group != "dataset" and OmegaConf.select(chosen, key) is not None)
             ]
     return kept

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffem.cli.compose import check_channel_given, check_config, compose_run
+from diffem.cli.composition import override_key
 from diffem.cli.errors import sentence
 from diffem.cli.launch import quiet
 from diffem.data.arrays import plain_array
@@ -133,7 +134,7 @@ def _check_given(
         raise UserError(f'overrides must be a list such as ["seed=1"], got {overrides!r}')
     given = [*ARGUMENTS, *([] if noise is None else ["corruption.noise.std"])]
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = override_key(override)
         if key in given or key.startswith(("hydra.", "hydra/", "-")):
             raise UserError(
                 f"overrides: {override} is not for fit, whose arguments give "

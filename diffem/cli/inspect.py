@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.arguments import parse_inspect
 from diffem.cli.compose import check_channel_given, check_config, compose_run
+from diffem.cli.composition import CONF, is_hydra_choice, override_key
 from diffem.cli.cost import RunCost, measure_cost
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
@@ -29,8 +30,9 @@ from diffem.config.paths import path_override, unquoted
 from diffem.corruption import LinearChannel
 from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
+from diffem.inspection.camera import Camera
 from diffem.inspection.coverage import Coverage, take_coverage
-from diffem.inspection.noise import Camera, NoiseEstimate, NoiseLaw, estimate_noise
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise
 from diffem.inspection.report import (
     Findings,
     coverage_findings,
@@ -97,7 +99,7 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     Raises:
         UserError: If they cannot be read, or the settings are refused.
     """
-    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = {override_key(override) for override in overrides}
     if own := [key for key in OWN if key in keys]:
         raise UserError(f"{own[0]} is not for inspect, which gives it by PATH; leave it out")
     run_dir = next((o for o in overrides if o.startswith("run_dir=")), None)
@@ -108,6 +110,7 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     any_corruption = [] if "corruption" in keys else ["corruption=denoising"]
     cfg = compose_run([*base, *any_corruption, *given], directory)
     source: MeasurementFiles = build(cfg.dataset, "dataset")
+    read = cfg.dataset
     survey = survey_data(source.held, limit=source.count)
     findings = {"Data": data_findings(survey, source.format.suffix)}
     if any_corruption:
@@ -126,7 +129,9 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
         cfg = compose_run([*base, *given], directory)
     check_config(cfg)
     check_channel_given(cfg)
-    train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
+    if cfg.dataset != read:  # reading takes long
+        source = build(cfg.dataset, "dataset")
+    train, heldout = build_data(cfg, source)
     key = next(
         (f"corruption.noise.{k}" for k in LEVELS if k in cfg.corruption.get("noise", {})), ""
     )
@@ -138,7 +143,7 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     findings["What can be learnt"] = coverage_findings(coverage)
     cost = measure_cost(cfg, train, heldout)
     findings["Cost"] = cost_findings(cost, directory)
-    if not {"dataset.range"} & {o.partition("=")[0] for o in (*base, *given)}:
+    if "dataset.range" not in {override_key(o) for o in (*base, *given)}:
         low, high = train.scale.low, train.scale.high
         base.append(f"dataset.range=[{low:.6g},{high:.6g}]")
     choices_first = sorted([*base, *given, run_dir], key=lambda o: "." in o.partition("=")[0])
@@ -313,8 +318,8 @@ def write(folder: Path, found: Inspection) -> None:
 
     choices, values = [], OmegaConf.create()
     for override in found.overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if "." not in key and key not in ("run_dir", "seed", "objective", "compile", "trust"):
+        key, value = override_key(override), override.partition("=")[2]
+        if (CONF / key).is_dir() or is_hydra_choice(override):
             choices.append({f"override /{key}": value})
         else:
             values = OmegaConf.merge(values, OmegaConf.from_dotlist([f"{key}={unquoted(value)}"]))

@@ -16,13 +16,14 @@ import torch
 
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
-from diffem.data.files import FileRows, take_survey
+from diffem.data.files import FileRows
 from diffem.data.folder import first_suffix
 from diffem.data.format import Format, SampleWriter
 from diffem.data.held import Held, open_measurements
 from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import are_larger
+from diffem.data.survey import take_survey
 from diffem.result import PosteriorSampler, TiledSampler, load
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
@@ -132,6 +133,4 @@ def check_measurements(rows: FileRows) -> None:
     Raises:
         UserError: If one cannot be read, or does not fit the channel.
     """
-    missing = take_survey(rows.held, len(rows), None).missing
-    for row in sorted({0, missing or 0}):
-        rows.select(slice(row, row + 1))
+    rows.check_fit(take_survey(rows.held, len(rows), None).missing)

@@ -17,12 +17,10 @@ from pydicom.uid import (
 
 from diffem.data.cast import unscaled
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader, Whole
+from diffem.data.reader import Content, Note, Reader, Whole
 from diffem.runtime.errors import UserError
 
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
 LEVELS = 2**16 - 1  # whole numbers that stand for the values of a mean
-SAMPLE = "posterior sample"
 
 
 class DicomReader(Reader):
@@ -67,13 +65,13 @@ class DicomReader(Reader):
         yield Content(Whole(shape, dtype, load), axes, group=series and str(series))
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file that is derived from another, or a new one."""
         held = _capture() if like is None else pydicom.dcmread(like)
         if axes == "CYX":
             array = np.moveaxis(array, 0, -1)
-        exact = like is not None and note.startswith(SAMPLE)
+        exact = like is not None and note.is_sample
         raw, bits, outside = self._numbers(held, array, exact=exact)
         if like is not None:
             self._derive(held, note, exact=exact)
@@ -135,7 +133,7 @@ class DicomReader(Reader):
         slope, low = float(held.RescaleSlope), float(held.RescaleIntercept)
         return unscaled(array, np.dtype(np.uint16), slope, low)[0], 16, 0
 
-    def _derive(self, held: Dataset, note: str, *, exact: bool) -> None:
+    def _derive(self, held: Dataset, note: Note, *, exact: bool) -> None:
         """Marks a header as that of an image that was derived from the one that it is of."""
         if "SOPClassUID" in held and "SOPInstanceUID" in held:
             source = Dataset()
@@ -144,14 +142,14 @@ class DicomReader(Reader):
             held.SourceImageSequence = [source]
         kinds = list(held.get("ImageType", ["ORIGINAL", "PRIMARY"]))
         held.ImageType = ["DERIVED", "SECONDARY", *kinds[2:]]
-        held.DerivationDescription = f"diffem: {note}"
+        held.DerivationDescription = f"diffem: {note.text}"
         old = str(held.get("SeriesInstanceUID", ""))
-        held.SeriesInstanceUID = self.series.setdefault((old, note), generate_uid())
-        held.SeriesDescription = f"{held.get('SeriesDescription', '')} {note}".strip()[:64]
+        held.SeriesInstanceUID = self.series.setdefault((old, note.text), generate_uid())
+        held.SeriesDescription = f"{held.get('SeriesDescription', '')} {note.text}".strip()[:64]
         for name in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"):
             if name in held and (not exact or not name.startswith("PixelPadding")):
                 del held[name]
-        if note.endswith("std"):  # a window of intensities shows nothing of it
+        if note.is_std:  # a window of intensities shows nothing of it
             for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation"):
                 if name in held:
                     del held[name]

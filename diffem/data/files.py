@@ -1,8 +1,6 @@
 """Measurements of one's own: files and folders of any known format."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from diffem.corruption import (
     require_pixelwise,
 )
 from diffem.corruption.recorded import Recorded
-from diffem.data.arrays import numbers, operator_of
+from diffem.data.arrays import operator_of
 from diffem.data.format import Format
 from diffem.data.held import Held, open_measurements
 from diffem.data.layout import Reading
@@ -28,17 +26,14 @@ from diffem.data.npy import ComplexRows, Rows, verify_npz
 from diffem.data.patches import Patches
 from diffem.data.scale import Scale
 from diffem.data.stack import FileStack
+from diffem.data.survey import OUTSIDE, row_chunks, rows_at_once, take_survey
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import progress_bar, say, warn
+from diffem.runtime.progress import say, warn
 from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import generator
 
-OUTSIDE = 1e-3  # of the measured values: an estimated range leaves out as many, at both ends
-SUBSAMPLE = 2**21  # values that the quantiles are estimated from: 1,000 beyond either of them
-CHUNK = 2**20  # values that are read at once
 MIXED = 2**14  # patches of a set that come first, of all its images; as many as init.samples
-LONG = {True: 2**13, False: 2**28}  # images, or bytes of an array, of which reading takes seconds
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,18 @@ class FileRows:
         """Returns the measurements at an index."""
         return self.held.select(self.rows[index], self.channel, self.scale)
 
+    def check_fit(self, missing: int | None) -> None:
+        """Reads one of them, and one that holds NaN: they show whether all fit the channel.
+
+        Arguments:
+            missing: The index of one that holds NaN; None if none does.
+
+        Raises:
+            UserError: If they do not.
+        """
+        for row in sorted({0, missing or 0}):
+            self.select(slice(row, row + 1))
+
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""
         assert isinstance(self.channel, LinearChannel)
@@ -88,23 +95,6 @@ class FileRows:
             )
             found.append(phi)
         return torch.cat(found)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What was found in the measurements that are used."""
-
-    values: np.ndarray
-    """Measured values, or as many of them as tell the quantiles; in their own dtype."""
-    missing: int | None
-    """The first row that holds NaN; None if none does."""
-    outside: float
-    """The fraction of the measured values that are outside the given range."""
-
-    def scale(self) -> Scale:
-        """Returns the range of the values, without the outermost 0.1 %."""
-        low, high = (float(q) for q in np.quantile(self.values, (OUTSIDE / 2, 1 - OUTSIDE / 2)))
-        return Scale(low, high) if low < high else Scale(low - 1, low + 1)
 
 
 class MeasurementFiles:
@@ -198,38 +188,15 @@ class MeasurementFiles:
         Raises:
             UserError: If the measurements do not fit the channel.
         """
+        self._check_given(channel)
         if isinstance(channel, LinearChannel):
-            if channel.noise.needs_intensity and not self.given["range"]:
-                raise UserError(
-                    f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
-                    "y, in the data's units, of a pixel without light and of one at full intensity"
-                )
-            if not (channel.forward_operator.keeps_units or self.given["range"]):
-                raise UserError(
-                    f"dataset.range must be given with {channel}, whose measurements are not in "
-                    "the units of an image: [LOW, HIGH], about the smallest and the largest value "
-                    "of a clean one"
-                )
             self._report_range(channel)
-            channel = channel.scaled(self.scale.factor)
-        elif unset := [
-            key
-            for key, given in self.given.items()
-            if not given and not (key == "shape" and channel.keeps_units)
-        ]:
-            raise UserError(
-                f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
-                f"the clean images are cannot be learned from {self.held.name}"
-            )
-        else:
-            channel = channel.scaled(self.scale.factor)
+        channel = channel.scaled(self.scale.factor)
         if self.patch is not None:
             require_pixelwise(channel, f"dataset.patch={self.patch}", "leave dataset.patch out")
         missing = self.survey.missing is not None
         every = FileRows(self.held, torch.arange(self.count), channel, self.scale, missing)
-        # One row shows whether all fit; another one, whether NaN does.
-        for row in sorted({0, self.survey.missing or 0}):
-            every.select(slice(row, row + 1))
+        every.check_fit(self.survey.missing)
         assumed = channel
         if isinstance(channel, LinearChannel):
             own = channel.forward_operator
@@ -251,6 +218,55 @@ class MeasurementFiles:
             sets.append(MeasurementSet(source, assumed, true, self.scale))
         return sets[0], sets[1]
 
+    def _check_given(self, channel: Channel) -> None:
+        """Refuses a channel under which range or shape cannot be learned from the measurements.
+
+        Raises:
+            UserError: If one of them was not given.
+        """
+        if isinstance(channel, LinearChannel):
+            if channel.noise.needs_intensity and not self.given["range"]:
+                raise UserError(
+                    f"dataset.range must be given with {channel}: [LOW, HIGH], the mean values of "
+                    "y, in the data's units, of a pixel without light and of one at full intensity"
+                )
+            if not (channel.forward_operator.keeps_units or self.given["range"]):
+                raise UserError(
+                    f"dataset.range must be given with {channel}, whose measurements are not in "
+                    "the units of an image: [LOW, HIGH], about the smallest and the largest value "
+                    "of a clean one"
+                )
+            return
+        needed = ["range"] if channel.keeps_units else ["shape", "range"]
+        if unset := [key for key in needed if not self.given[key]]:
+            raise UserError(
+                f"dataset.{unset[0]} must be given with {channel}, which is not linear: what "
+                f"the clean images are cannot be learned from {self.held.name}"
+            )
+
+    def _units(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns what is held out together: files, series of files, or single measurements.
+
+        Arguments:
+            count: The number of measurements: of images, if they are cut into patches.
+
+        Returns:
+            The number of each measurement's unit, (count,), and the units in the order in which
+            they are held out.
+        """
+        unit = torch.arange(count)
+        if self.held.groups is not None:
+            found, group = np.unique(self.held.groups[:count], return_inverse=True)
+            if len(found) == 1:
+                warn(
+                    f"{self.held.name} is one file or series, whose last measurements are held "
+                    "out: they are like their neighbours; give several for scores of new ones"
+                )
+                return unit, unit.flip(0)
+            unit = torch.from_numpy(group)
+        number = int(unit.max()) + 1
+        return unit, torch.randperm(number, generator=generator("held-out", number))
+
     def _split(self) -> tuple[Tensor, Tensor]:
         """Returns the rows that are trained on and those that are held out.
 
@@ -264,22 +280,9 @@ class MeasurementFiles:
         sizes = torch.ones(self.count, dtype=torch.int64)  # rows of each measurement
         if patches is not None:
             sizes = torch.from_numpy(np.diff(patches.first))
-        unit = torch.arange(len(sizes))  # the number of what each is held out with
-        order = torch.randperm(len(sizes), generator=generator("held-out", len(sizes)))
-        if self.held.groups is not None:
-            numbers, unit = np.unique(self.held.groups[: len(sizes)], return_inverse=True)
-            if len(numbers) > 1:
-                unit = torch.from_numpy(unit)
-                order = torch.randperm(len(numbers), generator=generator("held-out", len(numbers)))
-            else:
-                unit, order = torch.arange(len(sizes)), torch.arange(len(sizes)).flip(0)
-                warn(
-                    f"{self.held.name} is one file or series, whose last measurements are held "
-                    "out: they are like their neighbours; give several for scores of new ones"
-                )
-        rows = (
-            torch.zeros(len(order), dtype=torch.int64).index_add(0, unit, sizes)[order].cumsum(0)
-        )
+        unit, order = self._units(len(sizes))
+        rows = torch.zeros(len(order), dtype=torch.int64).index_add(0, unit, sizes)  # of each unit
+        rows = rows[order].cumsum(0)
         heldout = max(round(self.heldout * len(order)), 1 + int((rows < 2).sum()))
         left = self.count - int(rows[min(heldout, len(rows)) - 1])
         if left < 2:
@@ -317,7 +320,7 @@ class MeasurementFiles:
             return None
         parts = [
             self.scale.normalise(torch.from_numpy(truth[rows].astype(np.float64))).float()
-            for rows in _chunks(truth, self.count)
+            for rows in row_chunks(truth, self.count)
         ]
         x = torch.cat(parts)
         if x.ndim == 3 and len(self.shape) == 3:
@@ -381,81 +384,3 @@ def cut_into_patches(
         )
     advice = "lower dataset.patch, or take this one out"
     return held.cut(held.windows(sides, range(count), advice=advice))
-
-
-def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
-    """Reads the measurements once, in chunks, and returns what was found.
-
-    Arguments:
-        held: The file or folder.
-        count: How many of its measurements are used, the first ones.
-        scale: The range that was given, if any.
-
-    Raises:
-        UserError: If one cannot be read, or holds infinity, or a parameter is not finite.
-    """
-    sample, rng = [], np.random.default_rng(0)  # the same values each time
-    missing, measured, outside = None, 0, 0
-    total = count * math.prod(held.y.shape[1:])
-    chunks = list(_chunks(held.y, count))
-    with _reading(held, count, len(chunks)) as advance:
-        for rows in chunks:
-            values = held.y[rows].reshape(len(rows), -1)
-            nan = np.isnan(values).any(axis=1)
-            if (bad := ~_storable(values).all(axis=1)).any():
-                raise UserError(
-                    f"{held.label(int(rows[bad.argmax()]))} holds infinity, or a number that is "
-                    "too large; mark it by NaN"
-                )
-            if missing is None and nan.any():
-                missing = int(rows[nan.argmax()])
-            values = values[~np.isnan(values)] if nan.any() else values.ravel()
-            measured += len(values)
-            if scale is not None:
-                outside += int(((values < scale.low) | (values > scale.high)).sum())
-            elif total > SUBSAMPLE and len(values):
-                share = math.ceil(SUBSAMPLE * values.size / total)
-                values = values[rng.integers(len(values), size=share)]
-            sample.append(values if scale is None else values[:0])
-            advance()
-    if not measured:
-        raise UserError(f"{held.name} holds no measured value, only NaN; give other measurements")
-    for name, array in (("operator", held.operator), ("std", held.std)):
-        if array is None:
-            continue
-        for rows in _chunks(array, count):
-            maps = name == "std" and len(array.shape) > 2  # of every pixel, NaN where is none
-            values = numbers(array[rows], f"{held.name}: {name}", nan=maps)
-            if name == "std" and values.ndim == 1 and not (values > 0).all():
-                raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
-    return Survey(
-        np.concatenate(sample), missing, max(0, outside - 2) / max(1, measured)
-    )  # the ends of an estimated range are between values
-
-
-def _storable(values: np.ndarray) -> np.ndarray:
-    """Returns where values are NaN, or fit into float32."""
-    if values.dtype.kind != "f":
-        return np.ones(values.shape, bool)
-    return np.isnan(values) | (np.abs(values) <= np.finfo(np.float32).max)
-
-
-def rows_at_once(array: Rows) -> int:
-    """Returns how many rows of an array are read together."""
-    return max(1, CHUNK // max(1, math.prod(array.shape[1:])))
-
-
-def _chunks(array: Rows, count: int) -> Iterator[np.ndarray]:
-    """Yields the numbers of the first rows of an array, in chunks that are read at once."""
-    step = rows_at_once(array)
-    for start in range(0, count, step):
-        yield np.arange(start, min(count, start + step))
-
-
-def _reading(held: Held, count: int, chunks: int) -> AbstractContextManager[Callable[..., None]]:
-    """Opens a scope with a progress bar, where reading takes seconds."""
-    images = isinstance(held.y, FileStack)
-    work = count if images else count * math.prod(held.y.shape[1:]) * held.y.dtype.itemsize
-    if work < LONG[images]:
-        return nullcontext(lambda note="": None)
-    return progress_bar("measurements  check", chunks, "chunks")

@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from diffem.data.cast import unscaled
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader
+from diffem.data.reader import Content, Note, Reader
 from diffem.runtime.errors import UserError
 
 SCIENCE, QUALITY, ERROR = "SCI", "DQ", "ERR"
@@ -53,7 +53,7 @@ class FitsReader(Reader):
             )
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes an image with the headers of a file, in an extension if it was in one."""
         if like is None:
@@ -69,14 +69,14 @@ class FitsReader(Reader):
             header.remove(key, ignore_missing=True)
             first.remove(key, ignore_missing=True)
         _zoom(header, zooms(axes, array.shape, AXES[len(shape)], shape))
-        header["HISTORY"] = f"diffem: {note}"
+        header["HISTORY"] = f"diffem: {note.text}"
         outside = 0
-        if scale is not None and note.startswith("posterior sample"):
+        if scale is not None and note.is_sample:
             dtype, slope, intercept = scale
             raw, outside = unscaled(array, dtype, slope, intercept)
             array = raw * slope + intercept
         image = (fits.PrimaryHDU if primary else fits.ImageHDU)(array, header)
-        if scale is not None and note.startswith("posterior sample"):
+        if scale is not None and note.is_sample:
             image.scale(scale[0].name, bscale=scale[1], bzero=scale[2])
         new = fits.HDUList([image] if primary else [fits.PrimaryHDU(header=first), image])
         new.writeto(file, output_verify="silentfix")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffem.data.cast import cast
 from diffem.data.layout import Layout, joined
-from diffem.data.reader import ARRAY, KNOWN, Reader, reader_of
+from diffem.data.reader import ARRAY, KNOWN, Note, Reader, reader_of
 from diffem.data.stack import FileStack, Part
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
@@ -326,12 +326,12 @@ class SampleFiles:
         """
         folder.mkdir(exist_ok=True)
         part, number = self._part(row)
-        name, note = part.stem, f"posterior {folder.name}"
         if sample is None:
-            suffix = part.reader.moments_suffix(part.suffix, values.shape)
+            suffix, name = part.reader.moments_suffix(part.suffix, values.shape), part.stem
+            note = Note(f"posterior {folder.name}", is_std=folder.name == "std")
         else:
-            suffix = part.reader.suffix(part.suffix)
-            name, note = f"{name}_{sample:0{self.digits}d}", f"posterior sample {sample}"
+            suffix, name = part.reader.suffix(part.suffix), f"{part.stem}_{sample:0{self.digits}d}"
+            note = Note(f"posterior sample {sample}", is_sample=True)
         file, count = folder / f"{name}{suffix}", part.layout.count
         values, held = values[None], folder / f".{file.name}.npy"
         if count > 1:
@@ -395,6 +395,7 @@ def write_generated(
     size = 0 if format.suffix == ".png" else format.real.itemsize
     reader = format.reader() if format.is_files else None
     layout = Layout.of_samples(shape, np.dtype(format.dtype))
+    note = Note("samples of the prior", is_sample=True)
     with new_folder(folder, size=count * math.prod(shape) * size) as temporary:
         for samples in chunks:
             values, outside = format.values(finite(samples))
@@ -408,7 +409,7 @@ def write_generated(
                     for i, image in enumerate(values, start=row):
                         file = temporary / f"{name}_{i:05d}{reader.suffix(format.suffix)}"
                         array, axes = layout.array(image[None])
-                        reader.write(file, array, axes, like=None, note="sample of the prior")
+                        reader.write(file, array, axes, like=None, note=note)
             row += len(values)
         assert row == count, f"{row} of {count} samples were written"
         with writing(folder):
@@ -418,7 +419,7 @@ def write_generated(
                 values = np.load(temporary / f".{name}.npy", mmap_mode="r", allow_pickle=False)
                 array, axes = layout.of_many(count).array(values)
                 file = temporary / f"{name}{format.suffix}"
-                reader.write(file, array, axes, like=None, note="samples of the prior")
+                reader.write(file, array, axes, like=None, note=note)
                 (temporary / f".{name}.npy").unlink()
         warn_of_clipped(clipped, count * math.prod(shape), format)
 

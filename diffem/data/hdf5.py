@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from diffem.data.layout import UNNAMED
-from diffem.data.reader import Content, Reader, choose
+from diffem.data.reader import Content, Note, Reader, choose
 from diffem.runtime.errors import UserError
 
 KSPACE, MASK = "kspace", "mask"
@@ -42,7 +42,7 @@ class HDF5Reader(Reader):
             yield Content(array, _axes(array), operator=operator)
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes an array under its name, with the attributes and single values of a file.
 

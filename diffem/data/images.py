@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffem.data.layout import zooms
-from diffem.data.reader import TIFF, Content, Reader, Whole
+from diffem.data.reader import TIFF, Content, Note, Reader, Whole
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 
@@ -25,6 +25,10 @@ DTYPES = {"1": np.bool_, "L": np.uint8, "RGB": np.uint8, **DEEP}  # of the modes
 BITS, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1  # tags of TIFF and a value (TIFF 6.0, pages 29 and 80)
 WRITTEN = {".png": {1: ("uint8", "uint16"), 3: ("uint8",)},
            ".tif": {1: ("uint8", "uint16", "int32", "float32"), 3: ("uint8",)}}  # fmt: skip
+
+
+class LossyImage(UserError):
+    """An image of which Pillow would lose values."""
 
 
 class ImageReader(Reader):
@@ -43,7 +47,7 @@ class ImageReader(Reader):
             yield Content(array, "YXS"[: len(shape)])
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes an image with the resolution of another; RGB of floats as a .npy file."""
         array = np.moveaxis(array, 0, -1) if axes == "CYX" else array
@@ -88,7 +92,7 @@ def _opened(file: Path, name: str) -> Iterator[Image.Image]:
                 further = ""
                 if image.format == "TIFF" and TIFF.extra and not TIFF.extra.installed:
                     further = "; other TIFF files are read with pip install 'diffem[tiff]'"
-                raise UserError(
+                raise LossyImage(
                     f"{name} ({lossy}) would lose values: only single-page grey (8-bit, "
                     "16-bit, 32-bit, float) or 8-bit RGB images without alpha are read; convert "
                     f"it, or give a .npz file{further}"

@@ -10,7 +10,7 @@ import numpy as np
 from mrcfile.mrcinterpreter import MrcInterpreter
 
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader
+from diffem.data.reader import Content, Note, Reader
 from diffem.runtime.errors import UserError
 
 ORIGIN = ("nxstart", "nystart", "nzstart", "mapc", "mapr", "maps", "origin", "exttyp")
@@ -31,7 +31,7 @@ class MrcReader(Reader):
             yield Content(np.asarray(held.data), _axes(held))
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file with the header of another."""
         with mrcfile.new(file) as new:
@@ -56,7 +56,7 @@ class MrcReader(Reader):
                     if label not in new.get_labels():
                         new.add_label(label)
             if len(new.get_labels()) < 10:  # as many as the header holds
-                new.add_label(f"diffem: {note}")
+                new.add_label(f"diffem: {note.text}")
         return 0
 
     def check(self, suffix: str, shape: tuple[int, ...], dtype: np.dtype) -> None:

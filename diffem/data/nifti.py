@@ -10,11 +10,10 @@ import numpy as np
 
 from diffem.data.cast import unscaled
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader, Whole
+from diffem.data.reader import Content, Note, Reader, Whole
 from diffem.runtime.errors import UserError
 
 AXES = "XYZTCUV"  # NIfTI-1's dim[1] to dim[7]
-SAMPLE = "posterior sample"
 
 
 class NiftiReader(Reader):
@@ -40,7 +39,7 @@ class NiftiReader(Reader):
         yield Content(values, AXES[: len(array.shape)])
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file with the header and the affine map of another."""
         wanted = [a for a in AXES if a in axes]
@@ -63,7 +62,7 @@ class NiftiReader(Reader):
             header.set_qform(affine, int(header["qform_code"]))
         slope, intercept = float(old.dataobj.slope), float(old.dataobj.inter)
         dtype = header.get_data_dtype()
-        if (slope, intercept) != (1, 0) and note.startswith(SAMPLE) and dtype.kind in "ui":
+        if (slope, intercept) != (1, 0) and note.is_sample and dtype.kind in "ui":
             array, outside = unscaled(array, dtype, slope, intercept)
         else:
             slope, intercept = 1.0, 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from diffem.data.layout import UNNAMED
-from diffem.data.reader import Content, Reader, Whole
+from diffem.data.reader import Content, Note, Reader, Whole
 from diffem.data.source import unreadable
 from diffem.runtime.errors import UserError
 
@@ -233,7 +233,7 @@ class NpyReader(Reader):
         yield Content(Whole(shape, dtype, lambda: np.load(file, allow_pickle=False)), axes)
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes an array."""
         np.save(file, array)

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from diffem.data.layout import UNNAMED, zooms
-from diffem.data.reader import Content, Reader, choose
+from diffem.data.reader import Content, Note, Reader, choose
 from diffem.runtime.errors import UserError
 
 LETTERS = {"time": "T", "t": "T", "channel": "C", "c": "C", "z": "Z", "y": "Y", "x": "X"}
@@ -34,7 +34,7 @@ class ZarrReader(Reader):
         yield Content(_Chunked(array), _axes(array, image))
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a store with the attributes of another."""
         if like is None:

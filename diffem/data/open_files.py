@@ -6,12 +6,10 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from diffem.data.reader import Content, Whole
+from diffem.data.recent import RecentArrays
 
 OPEN = 8  # files that are open at once
-KEPT = 2**28  # bytes of files that can only be read as a whole, and are kept in memory
 
 
 class _Open(NamedTuple):
@@ -24,12 +22,12 @@ class OpenFiles:
     """Keeps files open from which several measurements are taken, up to 8.
 
     To find the pages of a large file again takes longer than to read some. A file that was changed
-    is opened anew. Arrays that are read as a whole are kept, up to 256 MiB, and one at least.
+    is opened anew. Arrays that are read as a whole are kept in memory, those read last.
     """
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, _Open] = OrderedDict()
-        self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._arrays = RecentArrays()
         weakref.finalize(self, _close, self._open)
 
     def content(self, file: Path, opening: AbstractContextManager[Content]) -> Content:
@@ -50,25 +48,15 @@ class OpenFiles:
         else:
             if file in self._open:
                 self._open.pop(file).scope.close()
-            self._arrays.pop(file, None)
+            self._arrays.forget(file)
             scope = ExitStack()
             self._open[file] = _Open(stamp, scope, scope.enter_context(opening))
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)[1].scope.close()
         content = self._open[file].content
         if isinstance(content.array, Whole):
-            content = content._replace(array=self._array(file, content.array))
+            content = content._replace(array=self._arrays.get(file, content.array.load))
         return content
-
-    def _array(self, file: Path, array: Whole) -> np.ndarray:
-        """Returns an array that is read as a whole, now or kept."""
-        if file in self._arrays:
-            self._arrays.move_to_end(file)
-        else:
-            self._arrays[file] = array.load()
-            while len(self._arrays) > 1 and sum(x.nbytes for x in self._arrays.values()) > KEPT:
-                self._arrays.popitem(last=False)
-        return self._arrays[file]
 
 
 def _close(opened: OrderedDict[Path, _Open]) -> None:

@@ -1,21 +1,19 @@
 """Patches: pieces of one size of larger images, as rows of their own."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from diffem.corruption import Windows
 from diffem.data.npy import Rows
-
-KEPT = 2**28  # bytes of whole images that are kept to cut the next patches from
+from diffem.data.recent import RecentArrays
 
 
 class Patches:
     """The windows of images as rows, in the images' order and then that of each one's windows.
 
-    An image is read whole when one of its patches is asked for; those read last are kept, up to
-    256 MiB, and one at least.
+    An image is read whole when one of its patches is asked for; those read last are kept, to cut
+    the next patches from.
 
     Arguments:
         images: The images, (N, …, *S), or what else there is of each, (N, …): the sides S may
@@ -32,7 +30,7 @@ class Patches:
         sides = self.windows[0].sides
         inner = images.shape[1:]
         self._shape = (*inner[: len(inner) - len(sides)], *sides) if cut else tuple(inner)
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._recent = RecentArrays()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,13 +72,7 @@ class Patches:
 
     def _image(self, number: int) -> np.ndarray:
         """Returns an image, (…, *S), read now or kept."""
-        if number in self._kept:
-            self._kept.move_to_end(number)
-        else:
-            self._kept[number] = self.images[np.array([number])][0]
-            while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[number]
+        return self._recent.get(number, lambda: self.images[np.array([number])][0])
 
 
 def shapes_of(images: Rows) -> Sequence[tuple[int, ...]] | None:

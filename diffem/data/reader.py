@@ -58,6 +58,17 @@ class Content(NamedTuple):
     """The name of what the file is a part of, such as a series of slices; None for itself."""
 
 
+class Note(NamedTuple):
+    """What a file that is written holds."""
+
+    text: str
+    """As its header says it: "posterior sample 3"."""
+    is_sample: bool = False
+    """Whether it is samples, whose values are of the scaling that the measurements' file has."""
+    is_std: bool = False
+    """Whether it is standard deviations."""
+
+
 class Whole:
     """An array that a library reads as a whole, when a part of it is asked for.
 
@@ -111,7 +122,7 @@ class Reader(ABC):
 
     @abstractmethod
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file with the header of another.
 
@@ -121,7 +132,7 @@ class Reader(ABC):
                 for means and standard deviations.
             axes: The letters of the array's axes, in the order of those of the other file.
             like: The file that the header is taken from; None for a plain one.
-            note: What is written: "posterior sample 3", "posterior mean", "posterior std".
+            note: What is written: a sample, a mean or a standard deviation.
 
         Returns:
             How many values were outside the range of the numbers that the file holds, and were

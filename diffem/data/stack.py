@@ -1,7 +1,7 @@
 """Measurements in files of any known format, of which one may hold several."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple
@@ -69,7 +69,8 @@ class FileStack:
         self.holds_std = True
         self._opened = OpenFiles()
         self._readers: dict[str, Reader] = {}
-        with _opening(len(files)) as advance:
+        long = len(files) >= LONG
+        with progress_bar("measurements  open", len(files), "files", shown=long) as advance:
             for file in files:
                 self._add(file)
                 advance()
@@ -306,13 +307,6 @@ class FileValues:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Returns the values of rows, (n, *P)."""
         return np.stack([self.values[i] for i in self.file_of[rows]])
-
-
-def _opening(count: int) -> AbstractContextManager[Callable[..., None]]:
-    """Opens a scope with a progress bar, if opening as many files takes seconds."""
-    if count < LONG:
-        return nullcontext(lambda note="": None)
-    return progress_bar("measurements  open", count, "files")
 
 
 def _dtype(content: Content) -> np.dtype:

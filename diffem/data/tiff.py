@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from diffem.data.images import ImageReader
+from diffem.data.images import ImageReader, LossyImage
 from diffem.data.layout import zooms
-from diffem.data.reader import Content, Reader, Whole
+from diffem.data.reader import Content, Note, Reader, Whole
 from diffem.runtime.errors import UserError
 
 DEFLATE = (8, 32946)  # the values of the tag Compression that mean zlib
@@ -44,9 +44,8 @@ class TiffReader(Reader):
                     f"{name} has a palette, whose numbers are no intensities; convert it"
                 )
             if page.compression not in tifffile.TIFF.DECOMPRESSORS:
-                with _by_pillow(
-                    file, name, tifffile.COMPRESSION(page.compression).name
-                ) as content:
+                compression = tifffile.COMPRESSION(page.compression).name
+                with _by_pillow(file, name, compression) as content:
                     yield content
                 return
             if len(tif.series) != 1:
@@ -61,7 +60,7 @@ class TiffReader(Reader):
             yield Content(_array(series), _axes(tif))
 
     def write(
-        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: str
+        self, file: Path, array: np.ndarray, axes: str, *, like: Path | None, note: Note
     ) -> int:
         """Writes a file with the metadata of another."""
         if like is None:
@@ -77,9 +76,8 @@ class TiffReader(Reader):
                 given |= {"ome": True, "metadata": {"axes": axes}}
             elif tif.is_imagej and array.dtype.name in ("uint8", "uint16", "float32"):
                 held = {k: v for k, v in (tif.imagej_metadata or {}).items() if k not in OF_VALUES}
-                for axis, key in (("Z", "spacing"),):
-                    if key in held:
-                        held[key] = held[key] / zoom[axis]
+                if "spacing" in held:
+                    held["spacing"] /= zoom["Z"]
                 order = axes.replace("I", "Z") if "I" not in series.axes else axes
                 given |= {"imagej": True, "metadata": {**held, "axes": order}}
             elif tif.is_shaped:
@@ -140,9 +138,7 @@ def _by_pillow(file: Path, name: str, compression: str) -> Iterator[Content]:
     try:
         with ImageReader().open(file, name) as content:
             yield content
-    except UserError as error:
-        if "would lose values" not in str(error):
-            raise
+    except LossyImage as error:
         raise UserError(
             f"{name} is compressed by {compression}, which needs the package imagecodecs, and it "
             "is not installed: pip install imagecodecs"
@@ -217,13 +213,11 @@ def _write_plain(file: Path, array: np.ndarray, axes: str, given: dict[str, Any]
     if axes == "CYX" and len(array) == 3 and array.dtype.name in ("uint8", "uint16") and not given:
         array, axes = np.moveaxis(array, 0, -1), "YXS"
     if "S" in axes:
-        given = {
-            **given,
-            "photometric": "rgb" if array.shape[axes.index("S")] == 3 else "minisblack",
-        }
+        colours = array.shape[axes.index("S")] == 3
+        given = {**given, "photometric": "rgb" if colours else "minisblack"}
     else:
-        given = {k: v for k, v in given.items() if k not in ("planarconfig",)}
+        given = {k: v for k, v in given.items() if k != "planarconfig"}
         if given.get("photometric") != tifffile.PHOTOMETRIC.MINISWHITE:
             given["photometric"] = "minisblack"
-    given.setdefault("metadata", None if axes == "YX" or axes == "YXS" else {"axes": axes})
+    given.setdefault("metadata", None if axes in ("YX", "YXS") else {"axes": axes})
     tifffile.imwrite(file, np.ascontiguousarray(array), **given)

@@ -12,7 +12,6 @@ the network alone, however many rounds it runs.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +26,7 @@ from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator
 
 ENTRIES = 2**20  # of the images that are probed together
-EXACT = (
-    4096  # entries of an image, of which each unit vector is probed where there is one operator
-)
+EXACT = 4096  # entries of an image of which each is probed, where there is one operator
 EXACT_VECTOR = 256  # entries of a vector, of which each is probed under each operator
 PROBES = 1024  # otherwise, at least
 MOST = 2**27  # entries of all probes together
@@ -77,7 +74,8 @@ class Coverage:
     frequencies: FrequencyCoverage | None
     """The same by frequency; None of vectors."""
     directions: np.ndarray | None
-    """Of vectors: unit vectors that are hardly or never measured, (n, D); None of images."""
+    """Of vectors: unit vectors that are hardly or never measured, (n, D); None of images, and of
+    vectors that are too long."""
     rows: int
     """The number of measurements that were looked at, the first ones."""
     count: int
@@ -118,12 +116,11 @@ def take_coverage(measurements: MeasurementSet) -> Coverage | None:
     if one:
         rows = 1 if exact else PROBES
     turns = 1 if exact else math.ceil(PROBES / rows)
-    sums = _Sums(shape)
+    sums = _Sums(shape, matrix=vector)
     step = max(1, ENTRIES // (size * each))
     starts = [(turn, start) for turn in range(turns) for start in range(0, rows, step)]
-    bar = progress_bar("coverage", len(starts), "parts")
-    long = sum(min(step, rows) * size * each for _ in starts) > LONG
-    with bar if long else nullcontext(_nothing) as advance:
+    long = len(starts) * min(step, rows) * size * each > LONG
+    with progress_bar("coverage", len(starts), "parts", shown=long) as advance:
         for turn, start in starts:
             index = torch.arange(start, min(rows, start + step))
             part = first.select(0 * index) if one else measurements.select(index)
@@ -132,16 +129,12 @@ def take_coverage(measurements: MeasurementSet) -> Coverage | None:
             advance()
     return Coverage(
         sums.pixels(),
-        None if len(shape) == 1 else sums.frequencies(),
-        sums.directions() if vector else None,
+        sums.frequencies(),
+        sums.directions(),
         len(measurements) if one else rows,
         len(measurements),
         one,
     )
-
-
-def _nothing(note: str = "") -> None:
-    """Counts nothing: there is no bar."""
 
 
 def _probes(
@@ -168,9 +161,14 @@ def _normal(channel: LinearChannel, v: Tensor, measurement: Measurement) -> Tens
 
 
 class _Sums:
-    """Sums over probes, and the diagonals of the average of AᵀA that follow from them."""
+    """Sums over probes, and the diagonals of the average of AᵀA that follow from them.
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    Arguments:
+        shape: The shape of x, (C, *S) or (D,).
+        matrix: Whether AᵀA itself is summed, of vectors; the probes must be all unit vectors.
+    """
+
+    def __init__(self, shape: Sequence[int], *, matrix: bool) -> None:
         self.shape = tuple(shape)
         self.axes = tuple(range(2, 1 + len(shape)))
         self.bases: list[Callable[[np.ndarray], np.ndarray]] = []
@@ -178,8 +176,7 @@ class _Sums:
         self.diagonal = np.zeros(self.shape)
         self.square = np.zeros(self.shape)
         size = math.prod(self.shape)
-        keeps = len(self.shape) == 1 and size <= EXACT_VECTOR
-        self.matrix = np.zeros((size, size)) if keeps else None
+        self.matrix = np.zeros((size, size)) if matrix else None
         if self.axes:
             sides = self.shape[1:]
             # One of the two is close to the operator's own: that of a circle, or of mirrors.
@@ -211,8 +208,10 @@ class _Sums:
         found = self.diagonal / self.square
         return found.mean(axis=0) if self.axes else found
 
-    def frequencies(self) -> FrequencyCoverage:
-        """Returns the diagonal in the basis in which AᵀA is closest to a diagonal."""
+    def frequencies(self) -> FrequencyCoverage | None:
+        """Returns the diagonal in the basis in which AᵀA is closest to one; None of vectors."""
+        if not self.bases:
+            return None
         found = []
         for (along, given, seen), radius in zip(self.sums, self.radii, strict=True):
             # What AᵀA v has beside the diagonal times v.
@@ -221,9 +220,14 @@ class _Sums:
             found.append((rest, FrequencyCoverage(gain, radius)))
         return min(found, key=lambda pair: pair[0])[1]
 
-    def directions(self) -> np.ndarray:
-        """Returns unit vectors of which less than 1 % of the largest power is measured, (n, D)."""
-        assert self.matrix is not None
+    def directions(self) -> np.ndarray | None:
+        """Returns unit vectors of which less than 1 % of the largest power is measured, (n, D).
+
+        Returns:
+            None where AᵀA itself was not summed.
+        """
+        if self.matrix is None:
+            return None
         values, vectors = np.linalg.eigh((self.matrix + self.matrix.T) / 2)
         return vectors.T[values < HARDLY * values.max()]
 

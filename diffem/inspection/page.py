@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffem.inspection.coverage import Coverage
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, fit_curve
+from diffem.inspection.coverage import HARDLY, Coverage
+from diffem.inspection.curve import fit_curve
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
 
 matplotlib.use("Agg", force=False)
@@ -109,5 +110,5 @@ def _frequencies(axis: Axes, coverage: Coverage | None) -> None:
     found = coverage.frequencies
     left = np.maximum(found.relative.ravel(), 1e-6)
     axis.semilogy(found.radius.ravel(), left, ".", markersize=2)
-    axis.axhline(0.01, color="red", linewidth=0.8)
+    axis.axhline(HARDLY, color="red", linewidth=0.8)
     axis.set(xlabel="cycles/pixel", ylabel="relative power", xlim=(0, math.sqrt(0.5)))

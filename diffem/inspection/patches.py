@@ -64,11 +64,11 @@ def frames(y: np.ndarray, *, axes: int, clipped: Sequence[float] = ()) -> Frames
     flat = (-1, *values.shape[2:])
     if even:
         first, second = values[0:even:2], values[1:even:2]
-        half_difference = (first - second) / np.sqrt(2)
-        if _variance(half_difference) < REPEATED * _variance(values[:even]):
+        difference = (first - second) / np.sqrt(2)
+        if _variance(difference) < REPEATED * _variance(values[:even]):
             return Frames(
                 ((first + second) / 2).reshape(flat),
-                half_difference.reshape(flat),
+                difference.reshape(flat),
                 (at_limit[0:even:2] | at_limit[1:even:2]).reshape(flat),
                 np.repeat(np.arange(even // 2), parts),
             )

@@ -1,7 +1,7 @@
 """What was found in measurements, in sentences: first what is wrong, then what is so."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from diffem.corruption import LinearChannel
 from diffem.data.scale import Scale
 from diffem.inspection.coverage import Coverage
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, fit_curve
+from diffem.inspection.curve import fit_curve
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
 
 NAMED = 5  # pixels that a sentence names
@@ -110,7 +111,7 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         if noise.law is NoiseLaw.FALLING:
             model = "the values may have been compressed (a gamma curve, a square root): undo it"
         found.warnings.append(
-            f"the noise {noise.law.value.removeprefix('it ')}: its standard deviation is "
+            f"the noise {noise.law.value}: its standard deviation is "
             f"{low:.3g} in the dark and {high:.3g} in the bright, so that one level does not fit; "
             f"{model}"
         )
@@ -293,8 +294,3 @@ def _places(places: np.ndarray) -> tuple[str, int]:
 def percent(fraction: float) -> str:
     """Returns a fraction as text, in per cent."""
     return f"{100 * fraction:.3g} %"
-
-
-def joined(findings: Sequence[Findings]) -> list[str]:
-    """Returns the warnings of all findings."""
-    return [warning for each in findings for warning in each.warnings]

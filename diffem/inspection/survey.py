@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffem.data.held import Held
+from diffem.data.survey import row_chunks
 from diffem.runtime.progress import progress_bar
 
-READ = 2**22  # values that are read at once
+READ = 2**22  # values of the sample that are read at once
 SAMPLE = 2**21  # values that noise and histogram are taken from
 LONG = 2**26  # values of which reading takes seconds
 PILED = 5.0  # times as many values as at the levels beside it
@@ -126,20 +127,10 @@ def _limit(value: float, fraction: float, sample: np.ndarray, beside: np.ndarray
 
 def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
     """Yields the values of the first measurements, (n, D), with a bar where it takes seconds."""
-    size = max(1, math.prod(held.y.shape[1:]))
-    step = max(1, READ // size)
-    starts = range(0, count, step)
-
-    def read(start: int) -> np.ndarray:
-        rows = np.arange(start, min(count, start + step))
-        return _measured(held, rows).reshape(len(rows), -1)
-
-    if count * size < LONG:
-        yield from map(read, starts)
-        return
-    with progress_bar("measurements  survey", len(starts), "chunks") as advance:
-        for start in starts:
-            yield read(start)
+    chunks, long = list(row_chunks(held.y, count)), count * math.prod(held.y.shape[1:]) >= LONG
+    with progress_bar("measurements  survey", len(chunks), "chunks", shown=long) as advance:
+        for rows in chunks:
+            yield _measured(held, rows).reshape(len(rows), -1)
             advance()
 
 

@@ -41,7 +41,7 @@ Advance = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
+def progress_bar(name: str, total: int, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """Shows the progress of a stage; silent on every process but the first.
 
     The bar is replaced by one line with the time that the stage took; a stage that an exception
@@ -52,11 +52,12 @@ def progress_bar(name: str, total: int, unit: str) -> Iterator[Advance]:
         name: The stage, as in "round 3  E-step".
         total: The number of units of work.
         unit: The name of a unit, as in "chunks".
+        shown: Whether there is anything to show: a stage may be too short for a bar.
 
     Yields:
         A function that counts one unit; see `Advance`.
     """
-    if global_rank():
+    if global_rank() or not shown:
         yield lambda note="": None
         return
     columns = (

@@ -16,6 +16,10 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
 from diffem.cli.inspect import command, inspect, main
+from diffem.data import files
+from diffem.data.held import Held
+from diffem.data.scale import Scale
+from diffem.data.survey import Survey, take_survey
 from diffem.runtime.errors import UserError
 
 SMALL = (  # of the timed network
@@ -144,6 +148,26 @@ def test_the_printed_command_trains(tmp_path: Path) -> None:
     assert text.startswith("# @package _global_\n# diffem train")
     assert {"override /corruption": "denoising"} in settings["defaults"]
     assert abs(settings["corruption"]["noise"]["std"] / 500 - 1) < 0.2
+
+
+def test_the_measurements_are_read_once_and_values_are_no_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+
+    def count(held: Held, number: int, scale: Scale | None) -> Survey:
+        read.append(number)
+        return take_survey(held, number, scale)
+
+    monkeypatch.setattr(files, "take_survey", count)
+    path, look = save(tmp_path, y=noisy(digits(8))), tmp_path / "look"
+    code, _, err = run(path, *SMALL, "prior=null", "seed=3", "--out", look)
+    assert code == 0, err
+    assert read == [200]
+    settings = yaml.safe_load((look / "inspect.yaml").read_text())
+    assert settings["prior"] is None and settings["seed"] == 3
+    chosen = {key.removeprefix("override /") for choice in settings["defaults"] for key in choice}
+    assert chosen == {"dataset", "corruption"}
 
 
 def test_a_camera_s_counts_train_as_photon_noise(tmp_path: Path) -> None:

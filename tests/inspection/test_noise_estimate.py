@@ -8,7 +8,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_image
 
-from diffem.inspection.noise import Estimate, NoiseEstimate, NoiseLaw, estimate_noise
+from diffem.inspection.estimate import Estimate
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise
 
 
 def flat(rng: np.random.Generator) -> np.ndarray:

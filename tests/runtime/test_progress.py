@@ -13,6 +13,12 @@ def test_a_finished_stage_has_a_line(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("prior                    2 steps in ")
 
 
+def test_a_stage_that_is_too_short_to_show_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("prior", 2, "steps", shown=False) as advance:
+        advance("loss 1")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_stage_that_was_stopped_has_none(capsys: pytest.CaptureFixture[str]) -> None:
     """It said "5000 steps in 3.9 s" when Ctrl-C ended the first of them."""
     with pytest.raises(KeyboardInterrupt), progress_bar("prior", 5000, "steps") as advance:
