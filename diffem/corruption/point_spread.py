@@ -54,7 +54,7 @@ class PointSpread(Convolution):
         return self._kernel.to(operator.device)
 
 
-def kernel_files(node: Mapping[str, Any]) -> Iterator[Any]:
+def kernel_files(node: Mapping[Any, Any]) -> Iterator[Any]:
     """Yields those parts of a corruption whose kernel is the path of a file.
 
     Arguments:

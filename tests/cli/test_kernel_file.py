@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run_here
 
 import diffem
 from diffem.cli.compose import check_arguments
 from diffem.cli.evaluate import evaluate_run
 from diffem.runtime.errors import UserError
-from in_process import run_here
 
 
 @pytest.fixture
