@@ -40,8 +40,8 @@ from diffem.runtime.rank import external_processes
 
 MEASUREMENTS = "diffem.data.MeasurementFiles"
 OPERATOR = (  # parameters of operators and distortions that a user's own data come with
-    *("angle", "factor", "fraction", "gamma", "high", "kernel", "length", "levels", "low"),
-    *("quality", "rows", "sigma"),
+    *("angle", "angles", "coils", "factor", "fraction", "gamma", "high", "kernel", "length"),
+    *("levels", "low", "quality", "rows", "sigma"),
 )
 LEVELS = ("std", "photons", "speckle")  # of the noise
 FOREIGN = ("m_step.optimizer", "prior", "sampler", "schedule")  # do not check numbers themselves

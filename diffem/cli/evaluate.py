@@ -22,6 +22,7 @@ from diffem.cli.launch import quiet
 from diffem.cli.train import build_data, sampling_config
 from diffem.config.build import build
 from diffem.corruption import Measurement
+from diffem.corruption.array_file import KEYS
 from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.metric import Evaluation
@@ -95,7 +96,7 @@ def evaluate_run(
             f"{min(moved)} changes which measurements are held out: the run may have been trained "
             "on some of those that are evaluated"
         )
-    keep_kernels(cfg, weights.about.config["corruption"])
+    keep_files(cfg, weights.about.config["corruption"])
     check_config(cfg)
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
@@ -131,14 +132,16 @@ def evaluate_run(
         )
 
 
-def keep_kernels(cfg: DictConfig, carried: Mapping[str, Any]) -> None:
-    """Puts the kernels that a run's weights carry in the place of their files, which may be gone.
+def keep_files(cfg: DictConfig, carried: Mapping[str, Any]) -> None:
+    """Puts what a run's weights carry of a corruption's files in place of their paths.
+
+    The files may be gone.
 
     Arguments:
         cfg: The run's configuration, which is changed.
         carried: The corruption, as it was assumed, that the weights carry.
     """
-    if "kernel" in cfg.assumed or "parts" in cfg.assumed:
+    if any(key in cfg.assumed for key in (*KEYS, "parts")):
         return  # what the weights carry is not what simulates the measurements
     plain = OmegaConf.to_container(cfg.corruption, resolve=False)
     assert isinstance(plain, dict)
@@ -146,8 +149,9 @@ def keep_kernels(cfg: DictConfig, carried: Mapping[str, Any]) -> None:
         (plain, *(plain.get("parts") or ())), (carried, *(carried.get("parts") or ())), strict=True
     )
     for part, own in pairs:
-        if isinstance(part.get("kernel"), str):
-            part["kernel"] = own["kernel"]
+        for key in KEYS:
+            if isinstance(part.get(key), str):
+                part[key] = own[key]
     cfg.corruption = plain
 
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         held = open_measurements(
             chosen.input, key="--input", alike=False, reading=reading_of(chosen, result.format)
         )
-        if are_larger(held.shapes, posterior.channel.shape):
+        if are_larger(held.shapes, posterior.measured_shape):
             sample_tiled(chosen, posterior.tiled(held, overlap=chosen.overlap))
         else:
             sample_chunks(chosen, posterior, held)

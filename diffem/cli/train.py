@@ -23,7 +23,7 @@ from diffem.cli.compose import assumed_corruption, describe_run, is_given, publi
 from diffem.cli.processes import expect_processes
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
-from diffem.corruption.point_spread import kernel_files, read_kernel
+from diffem.corruption.array_file import array_files, carried, read_array
 from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet, simulate_measurements
@@ -295,8 +295,8 @@ def other_files(cfg: DictConfig, m_step: MStep) -> Iterator[Tensor]:
     for node in (cfg.corruption, assumed_corruption(cfg)):
         plain = OmegaConf.to_container(node, resolve=True)
         assert isinstance(plain, dict)
-        for part in kernel_files(plain):
-            yield torch.from_numpy(read_kernel(part["kernel"]))
+        for part, key in array_files(plain):
+            yield torch.from_numpy(read_array(key, part[key]))
 
 
 def check_noise(channel: Channel) -> None:
@@ -478,8 +478,8 @@ def sampling_config(cfg: DictConfig) -> dict[str, Any]:
     assumed = OmegaConf.merge(cfg, {"corruption": assumed_corruption(cfg)})
     assert isinstance(assumed, DictConfig)
     plain = public_config(assumed)
-    for part in kernel_files(plain["corruption"]):  # which may not be where the weights go
-        part["kernel"] = read_kernel(part["kernel"]).tolist()
+    for part, key in array_files(plain["corruption"]):  # files may not be where the weights go
+        part[key] = carried(read_array(key, part[key]))
     return {
         "dataset": {"shape": plain["dataset"]["shape"]},
         "em": {"chunk_size": plain["em"]["chunk_size"]},

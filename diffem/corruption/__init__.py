@@ -11,6 +11,7 @@ from diffem.corruption.channel import (
     require,
     require_pixelwise,
 )
+from diffem.corruption.coils import estimate_coils
 from diffem.corruption.composition import Composition
 from diffem.corruption.deepinv import DeepInverse
 from diffem.corruption.denoising import Denoising
@@ -25,6 +26,7 @@ from diffem.corruption.magnitude import Magnitude
 from diffem.corruption.mask import Mask
 from diffem.corruption.mosaic import Mosaic
 from diffem.corruption.motion_blur import MotionBlur
+from diffem.corruption.multicoil import MultiCoil
 from diffem.corruption.noise import (
     GaussianNoise,
     Noise,
@@ -37,6 +39,7 @@ from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.point_spread import PointSpread
 from diffem.corruption.projection import Projection
 from diffem.corruption.quantisation import Quantisation
+from diffem.corruption.radon import Radon
 from diffem.corruption.rician import Rician
 from diffem.corruption.saturation import Saturation
 from diffem.corruption.spectrum import Spectrum
@@ -68,18 +71,21 @@ __all__ = [
     "Measurement",
     "Mosaic",
     "MotionBlur",
+    "MultiCoil",
     "Noise",
     "PointSpread",
     "PoissonGaussianNoise",
     "PoissonNoise",
     "Projection",
     "Quantisation",
+    "Radon",
     "Rician",
     "Saturation",
     "SpeckleNoise",
     "Spectrum",
     "Weighting",
     "Windows",
+    "estimate_coils",
     "make_channel",
     "require",
     "require_pixelwise",

@@ -40,8 +40,8 @@ class Fourier(LinearOperator):
         super().__init__(shape)
         if len(self.shape) != 3 or self.shape[0] not in (1, 2):
             raise UserError(
-                "corruption=fourier needs real images of shape (1, H, W), or complex ones as (2, "
-                f"H, W), got {self.shape}; give other images"
+                f"corruption={type(self).__name__.lower()} needs real images of shape (1, H, W), "
+                f"or complex ones as (2, H, W), got {self.shape}; give other images"
             )
         self.acceleration = float(check("corruption.acceleration", acceleration))
         width = self.shape[-1]
@@ -64,10 +64,10 @@ class Fourier(LinearOperator):
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         image = as_complex(x) if self.shape[0] == 2 else x[:, 0]
-        return operator * as_channels(_centred(image, fftn))
+        return operator * as_channels(centred(image, fftn))
 
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
-        image = _centred(as_complex(operator * y), ifftn)
+        image = centred(as_complex(operator * y), ifftn)
         return as_channels(image) if self.shape[0] == 2 else image.real[:, None]
 
     def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Fourier(LinearOperator):
     def leave_out(self, operator: Tensor, fraction: float, generator: Generator) -> Tensor:
         return thinned(operator, fraction, generator)
 
-    def spectrum(self, operator: Tensor) -> Spectrum:
+    def spectrum(self, operator: Tensor) -> Spectrum | None:
         # Without the shift to the middle, which moves x on its periodic grid and AᵀA with it.
         square = ifftshift(operator, dim=(2, 3)).expand(-1, 1, *self.shape[1:])
         if self.shape[0] == 2:
@@ -89,7 +89,7 @@ class Fourier(LinearOperator):
         return [operator.expand(-1, 1, *self.shape[1:])]
 
 
-def _centred(image: Tensor, transform: Callable[..., Tensor]) -> Tensor:
+def centred(image: Tensor, transform: Callable[..., Tensor]) -> Tensor:
     """Returns an orthonormal transform with the origin of both sides in the middle."""
     dim = (-2, -1)
     return fftshift(transform(ifftshift(image, dim=dim), dim=dim, norm="ortho"), dim=dim)

@@ -1,19 +1,15 @@
 """Point spread: A x = k * x with an instrument's own point spread function k."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from diffem.corruption.array_file import Nested, read_array
 from diffem.corruption.convolution import Convolution
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
-
-Kernel = str | Sequence[float | Sequence[float | Sequence[float]]]
 
 
 class PointSpread(Convolution):
@@ -30,9 +26,9 @@ class PointSpread(Convolution):
             negative or non-finite value, or a sum of 0.
     """
 
-    def __init__(self, shape: Sequence[int], *, kernel: Kernel) -> None:
+    def __init__(self, shape: Sequence[int], *, kernel: str | Nested) -> None:
         super().__init__(tuple(shape))
-        values = read_kernel(kernel)
+        values = read_array("kernel", kernel)
         sides = self.shape[1:]
         fits = values.ndim == len(sides) and all(
             k % 2 and k <= side for k, side in zip(values.shape, sides, strict=True)
@@ -52,40 +48,3 @@ class PointSpread(Convolution):
 
     def kernel(self, operator: Tensor) -> Tensor:
         return self._kernel.to(operator.device)
-
-
-def kernel_files(node: Mapping[Any, Any]) -> Iterator[Any]:
-    """Yields those parts of a corruption whose kernel is the path of a file.
-
-    Arguments:
-        node: A node of conf/corruption, in plain types.
-    """
-    for part in (node, *(node.get("parts") or ())):
-        if isinstance(part, Mapping) and isinstance(part.get("kernel"), str):
-            yield part
-
-
-def read_kernel(kernel: Kernel) -> np.ndarray:
-    """Returns a point spread function's values, float64.
-
-    Arguments:
-        kernel: Nested lists of numbers, or the path of a .npy file or a grey PNG or TIFF image.
-
-    Raises:
-        UserError: If it is neither, or the file cannot be read.
-    """
-    name = f"corruption.kernel={kernel if isinstance(kernel, str) else '[…]'}"
-    try:
-        if not isinstance(kernel, str):
-            return np.array(kernel, dtype=np.float64)
-        if Path(kernel).suffix.lower() == ".npy":
-            values = np.load(kernel, allow_pickle=False)
-        else:
-            with Image.open(kernel, formats=("PNG", "TIFF")) as image:
-                values = np.asarray(image)
-        return values.astype(np.float64)
-    except Exception as error:  # decoders raise many types
-        raise UserError(
-            f"{name} cannot be read as numbers ({' '.join(str(error).split())}); give the path "
-            "of a .npy, PNG or TIFF file, or nested lists of numbers"
-        ) from error

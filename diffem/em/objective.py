@@ -22,6 +22,7 @@ from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.denoiser.condition import embedding_only, measured_coefficients
+from diffem.posterior.posterior import has_spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, generator
@@ -136,12 +137,16 @@ class Recorrupted(Objective):
             UserError: If the channel is none that the objective works with.
         """
         if self.imputed is not None and self.imputed < 1:
-            linear = isinstance(channel, LinearChannel)
-            if not linear or channel.forward_operator.covers is False:
+            if not isinstance(channel, LinearChannel) or channel.forward_operator.covers is False:
                 raise UserError(
                     f"method.objective.imputed={self.imputed} needs a corruption whose operator "
                     f"is drawn anew for each image, as mask or projection, got {channel}: what it "
                     "never measures would not be learned; set it to null"
+                )
+            if not has_spectrum(channel):
+                raise UserError(
+                    f"method.objective.imputed={self.imputed} needs the spectrum of the operator, "
+                    f"and {channel} has none; set it to null"
                 )
         return self.condition.channels(channel)
 

@@ -1,11 +1,13 @@
 """The model card of an exported run: a README.md in the form of the Hugging Face Hub."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import yaml
 
 from diffem import __version__
+from diffem.corruption.array_file import array_files
 from diffem.result.result import Result
 from diffem.result.weights import Description
 
@@ -100,7 +102,10 @@ def _data(result: Result, about: Description, summary: Mapping[str, Any]) -> str
 
 
 def _channel(result: Result, about: Description) -> str:
-    text = yaml.safe_dump(dict(about.config["corruption"]), sort_keys=False, allow_unicode=True)
+    corruption = deepcopy(dict(about.config["corruption"]))
+    for part, key in array_files(corruption):
+        part[key] = "(in the weights)"
+    text = yaml.safe_dump(corruption, sort_keys=False, allow_unicode=True)
     lines = [
         "## Channel\n",
         f"{result.channel}; numbers of the noise are in the data's units:\n",

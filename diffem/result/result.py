@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from diffem.config.allow_list import check_targets
 from diffem.config.trust import package_folders
@@ -56,6 +56,12 @@ class PosteriorSampler:
         self.scale = scale
         self.sampling = sampling
 
+    @property
+    def measured_shape(self) -> tuple[int, ...]:
+        """The shape M of a measurement of an image of the run's shape."""
+        x = torch.zeros(1, *self.channel.shape)
+        return tuple(self.channel.draw(x, Generator().manual_seed(0)).y.shape[1:])
+
     def sample(
         self,
         y: np.ndarray | Tensor,
@@ -94,7 +100,7 @@ class PosteriorSampler:
         """
         check("n", n)
         y = plain_array(y, "y: y")
-        if len(y) and are_larger([y.shape[1:]], self.channel.shape):
+        if len(y) and are_larger([y.shape[1:]], self.measured_shape):
             phi = None if operator is None else plain_array(operator, "y: operator")
             std = None if noise is None else plain_array(noise, "y: std")
             held = Held("y", BENCHMARK, y, operator=phi, std=std)

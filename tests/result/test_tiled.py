@@ -10,11 +10,22 @@ from exact import Zero
 
 from diffem import Scale, UserError
 from diffem.corruption import (
+    Blur,
     Channel,
+    Composition,
+    DeepInverse,
     Denoising,
+    DistortedChannel,
+    Fourier,
     GaussianNoise,
+    Impulse,
+    LinearChannel,
     LinearOperator,
+    Magnitude,
     Mask,
+    Mosaic,
+    MultiCoil,
+    Radon,
     Weighting,
     make_channel,
 )
@@ -94,6 +105,52 @@ def test_a_sample_depends_on_seed_image_and_number_and_not_on_the_tiles() -> Non
     torch.testing.assert_close(first[0, 0], x[0, 0], rtol=0, atol=2e-3)
     seeded = posterior.sample(given["y"][:1], n=1, seed=1)
     assert (seeded - first).abs().mean() > 1
+
+
+COUPLING = {  # a pixel of y depends on pixels of x that are far apart
+    "Fourier": Fourier((1, 16, 16), acceleration=2.0),
+    "Fourier of complex images": Fourier((2, 16, 16), acceleration=2.0),
+    "multi-coil": MultiCoil((2, 16, 16), coils=3, acceleration=2.0),
+    "radon": Radon(TILE, angles=20),  # whose measurements are larger than the images
+    "deepinv's MRI": DeepInverse((2, 16, 16), physics="MRI"),
+    "deepinv's Tomography": DeepInverse(TILE, physics="Tomography", arguments={"angles": 20}),
+    "blur, mask": Composition([Blur(TILE, sigma=1.0, kernel_size=3), Mask(TILE, rho=0.5)]),
+    "mosaic": Mosaic((3, 16, 16)),  # whose pattern would begin anew in each tile
+}
+
+
+@pytest.mark.parametrize("name", COUPLING)
+def test_what_couples_pixels_is_not_tiled(name: str) -> None:
+    operator = COUPLING[name]
+    for distorted in (False, True):
+        posterior = sampler(operator, steps=4)
+        if distorted:
+            linear = make_channel(operator, GaussianNoise(STD))
+            posterior.channel = DistortedChannel(linear, [Impulse(fraction=0.1)])
+        shape = posterior.measured_shape
+        large = np.zeros((2, *shape[:-2], shape[-2] + 4, shape[-1] + 4))
+        with pytest.raises(UserError, match=r"needs a corruption of each pixel by itself"):
+            posterior.sample(large)
+
+
+def test_phase_retrieval_is_not_tiled() -> None:
+    posterior = sampler(Fourier((1, 16, 16), acceleration=1.0), steps=4)
+    linear = posterior.channel
+    assert isinstance(linear, LinearChannel)
+    posterior.channel = DistortedChannel(linear, [Magnitude()])
+    with pytest.raises(UserError, match=r"needs a corruption of each pixel by itself"):
+        posterior.sample(np.zeros((2, 2, 20, 20)))
+
+
+@pytest.mark.parametrize("name", ["radon", "deepinv's Tomography"])
+def test_a_measurement_may_be_larger_than_its_image(name: str) -> None:
+    operator = COUPLING[name]
+    posterior = sampler(operator, steps=4)
+    assert all(a > b for a, b in zip(posterior.measured_shape[1:], TILE[1:], strict=True))
+    phi = operator.draw(2, torch.Generator().manual_seed(0))
+    given = {"operator": phi.numpy()} if phi.numel() else {}
+    x = posterior.sample(np.zeros((2, *posterior.measured_shape)), **given)  # type: ignore[arg-type]
+    assert x.shape == (1, 2, *TILE)
 
 
 def test_channels_stay_where_they_were() -> None:

@@ -1,0 +1,109 @@
+"""A point spread function, coils or clean images in a file: runs are bound to what it holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import run_here
+
+import diffem
+from diffem.cli.compose import check_arguments
+from diffem.cli.evaluate import evaluate_run
+from diffem.corruption.array_file import array_files, carried, read_array
+from diffem.corruption.coils import simulated_maps
+from diffem.result.export import export_run
+from diffem.runtime.errors import UserError
+
+Choices = Callable[[Path], list[str]]
+HOLDS = r"a file of m_step\.clean or corruption\.coils or corruption\.kernel holds"
+
+
+def kernel(path: Path) -> list[str]:
+    np.save(path, np.ones((3, 3)))
+    return ["corruption=point_spread", f"corruption.kernel='{path}'"]
+
+
+def coils(path: Path) -> list[str]:
+    np.save(path, simulated_maps(3, (8, 8)).numpy())
+    return ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils='{path}'"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "of ours é.npy"
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (kernel, r"corruption\.kernel must be a list, got True"),
+        (coils, r"corruption\.coils must be a finite number, got True"),
+    ],
+)
+def test_a_value_may_be_the_path_of_a_file(choices: Choices, sentence: str, file: Path) -> None:
+    given = choices(file)
+    check_arguments(given)
+    key = given[-1].partition("=")[0]
+    with pytest.raises(UserError, match=sentence):
+        check_arguments([*given[:-1], f"{key}=true"])
+
+
+@pytest.mark.parametrize(
+    ("choices", "measured"),
+    [
+        (kernel, {"y": np.zeros((1, 8, 8))}),
+        (coils, {"y": np.zeros((1, 6, 8, 8)), "operator": np.ones((1, 8))}),
+    ],
+)
+def test_a_finished_run_does_not_need_its_file(
+    choices: Choices, measured: dict[str, np.ndarray], file: Path, tmp_path: Path
+) -> None:
+    run = run_here(tmp_path / "run", *choices(file))
+    file.unlink()
+    evaluate_run(run, [])
+    final, again = (
+        json.loads((run / name).read_text())["final"]
+        for name in ("summary.json", "evaluation_001.json")
+    )
+    assert again["psnr"] == final["psnr"]
+    result = diffem.load(run, device="cpu")
+    assert result.posterior.sample(**measured, n=1).isfinite().all()  # type: ignore[arg-type]
+    export_run(run, tmp_path / "exported", reconstructions=None)
+    assert "(in the weights)" in (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("choices", "other"), [(kernel, np.eye(3)), (coils, simulated_maps(3, (8, 8)).numpy().conj())]
+)
+def test_a_run_is_not_resumed_with_another_file_under_the_same_name(
+    choices: Choices, other: np.ndarray, file: Path, tmp_path: Path
+) -> None:
+    given = choices(file)
+    run = run_here(tmp_path / "run", *given)
+    np.save(file, other)
+    with pytest.raises(UserError, match=HOLDS):
+        run_here(run, *given, "em.rounds=2", "resume=auto")
+
+
+def test_a_run_is_not_resumed_with_other_clean_images_under_the_same_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "clean.npy", np.zeros((4, 8, 8)))
+    clean = f"{{_target_: diffem.em.CleanShare, share: 0.5, path: '{tmp_path / 'clean.npy'}'}}"
+    given = ["corruption=blur", f"m_step.clean={clean}"]
+    run = run_here(tmp_path / "run", *given)
+    np.save(tmp_path / "clean.npy", np.ones((4, 8, 8)))
+    with pytest.raises(UserError, match=HOLDS):
+        run_here(run, *given, "em.rounds=2", "resume=auto")
+
+
+def test_what_a_file_holds_is_carried_bit_for_bit(file: Path) -> None:
+    for values in (np.array([[0.1, 1 / 3]]), simulated_maps(2, (3, 4)).numpy() / 3):
+        np.save(file, values)
+        node = {"parts": [{"kernel": str(file)}, {"noise": 1}], "coils": 4}
+        ((part, key),) = array_files(node)
+        part[key] = carried(read_array(key, part[key]))
+        file.unlink()
+        assert np.array_equal(read_array(key, part[key]), values)
+    with pytest.raises(UserError, match=r"corruption\.kernel=\[…\] cannot be read as numbers"):
+        read_array("kernel", part[key][:-8])
