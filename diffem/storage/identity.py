@@ -70,9 +70,9 @@ def bind(run_dir: Path, identity: RunIdentity, *, threads: int) -> None:
         )
     if record.get("data_sha256") != identity.data_sha256:
         raise UserError(
-            "dataset: the measurements (or what a file of m_step.clean or corruption.coils or "
+            "dataset: the measurements (or what a file of m_step.clean, corruption.coils or "
             f"corruption.kernel holds) are not those that the run in {run_dir} began with; put "
-            "those back, or choose another run_dir"
+            "those back, or start in a new run_dir"
         )
     if record.get("threads") != threads:
         warn(

@@ -17,7 +17,7 @@ from diffem.result.export import export_run
 from diffem.runtime.errors import UserError
 
 Choices = Callable[[Path], list[str]]
-HOLDS = r"a file of m_step\.clean or corruption\.coils or corruption\.kernel holds"
+HOLDS = r"a file of m_step\.clean, corruption\.coils or corruption\.kernel holds"
 
 
 def kernel(path: Path) -> list[str]:
