@@ -455,7 +455,7 @@ def export(
         (data.given.scale.low, data.given.scale.high),
         format=files,
         estimates={name: channel.known(name) for name in channel.learn}
-        if isinstance(channel, LinearGaussianChannel)
+        if isinstance(channel, LinearChannel)
         else {},
         round=data.state.round,
         size=len(data.given),

@@ -2,7 +2,7 @@
 
     Channel                 draw y ~ q(y | x), embed y for a network: any simulator can be one
     LinearChannel           y = A_φ x + noise: the operator and its adjoint, the noise's variance
-    LinearGaussianChannel   y = A_φ x + σ_y ε: the likelihood
+    LinearGaussianChannel   y = A_φ x + σ_y ε: the noise's variance without x
 
 The operator's parameters φ (a mask, a blur width, a matrix) and the noise's are drawn afresh for
 every sample and kept with the measurement.
@@ -22,6 +22,8 @@ from diffem.corruption.operator import LinearOperator, constant_map, expand
 from diffem.corruption.parameter import ChannelParameter
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
+
+_LEARNED_AS = {"std": "noise"}  # what `learn` calls a noise's parameter, where it has another name
 
 
 class Measurement(NamedTuple):
@@ -120,11 +122,12 @@ class LinearChannel(Channel):
     Arguments:
         forward_operator: A.
         noise: The noise model.
-        learn: Parameters to learn; a linear channel learns none if its noise is not Gaussian.
+        learn: The parameters that are unknown and learned from the measurements (`parameters`
+            names them); the channel's own values are where the search starts.
 
     Raises:
         UserError: If the noise depends on the intensity and A does not keep intensities, or a
-            parameter cannot be learned.
+            parameter to learn is not one of the channel's, or is a range.
     """
 
     def __init__(
@@ -142,17 +145,51 @@ class LinearChannel(Channel):
             )
         self.check_learn()
 
+    @property
+    def parameters(self) -> dict[str, ChannelParameter]:
+        """The channel's parameters by the names that `learn` uses; `noise` is the noise's std."""
+        named = {_LEARNED_AS.get(n, n): p for n, p in self.noise.parameters.items()}
+        return {**self.forward_operator.parameters, **named}
+
     def check_learn(self) -> None:
-        """Refuses parameters that cannot be learned.
+        """Refuses parameters that the channel does not have, or that are ranges or named twice.
 
         Raises:
-            UserError: If there are any: the maximum of the likelihood is known for Gaussian noise.
+            UserError: If there are any.
         """
-        if self.learn:
-            raise UserError(
-                f"corruption.learn={list(self.learn)} needs Gaussian noise, and {self} has none; "
-                "choose corruption/noise=gaussian, or corruption.learn=[]"
-            )
+        for name in self.learn:
+            if self.learn.count(name) > 1:
+                raise UserError(f"corruption.learn names {name} twice; name it once")
+            if name not in self.parameters:
+                raise UserError(
+                    f"corruption.learn can name {', '.join(self.parameters)} of this corruption, "
+                    f"got {name!r}"
+                )
+            if self.parameters[name].known is None:
+                raise UserError(
+                    f"{self.parameters[name].name} must be one number, the start, where "
+                    f"corruption.learn names it; got {list(self.parameters[name].bounds)}"
+                )
+
+    def known(self, name: str) -> float:
+        """Returns the value of a parameter that is known or learned."""
+        value = self.parameters[name].known
+        assert value is not None
+        return value
+
+    def with_estimates(self, estimates: Mapping[str, float], *, widen: float = 1.0) -> Self:
+        """Returns the channel with estimates for parameters; this channel stays as it is.
+
+        Arguments:
+            estimates: Values by the names that `learn` uses.
+            widen: New measurements draw these parameters within this factor of their estimates.
+        """
+        new = copy.copy(self)
+        changed = {n: self.parameters[n].estimated(v, widen) for n, v in estimates.items()}
+        own = {n: changed.pop(_LEARNED_AS.get(n, n), p) for n, p in self.noise.parameters.items()}
+        new.noise = self.noise.with_parameters(own)
+        new.forward_operator = self.forward_operator.with_parameters(changed)
+        return new
 
     def __str__(self) -> str:
         return f"{self.forward_operator} with {self.noise}"
@@ -232,6 +269,15 @@ class LinearChannel(Channel):
         total, count = self._chi2(measurement, x)
         return total / count
 
+    def log_likelihood(self, measurement: Measurement, x: Tensor) -> Tensor:
+        """Returns log q(y | x) of the measured entries, given the parameters, (B,).
+
+        Of noise that is not Gaussian it is an approximation (`Noise.log_likelihood`).
+        """
+        y, operator, noise = measurement
+        each = self.noise.log_likelihood(y, self.apply(x, operator), noise)
+        return (self.measured_mask(y, operator) * each).flatten(1).sum(dim=1)
+
     def _chi2(self, measurement: Measurement, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the sum of (y - A x)² / V[y | x] over the measured entries, and their number."""
         y, operator, noise = measurement
@@ -246,59 +292,13 @@ class LinearGaussianChannel(LinearChannel):
     Arguments:
         forward_operator: A.
         noise: The noise, which draws σ_y.
-        learn: The parameters that are unknown and learned from the measurements (`parameters`
-            names them); the channel's own values are where the search starts.
+        learn: As for `LinearChannel`.
 
     Raises:
-        UserError: If a parameter to learn is not one of the channel's, or is a range.
+        UserError: As `LinearChannel` does.
     """
 
     noise: GaussianNoise
-
-    @property
-    def parameters(self) -> dict[str, ChannelParameter]:
-        """The channel's parameters by the names that `learn` uses."""
-        return {**self.forward_operator.parameters, "noise": self.noise.std}
-
-    def check_learn(self) -> None:
-        """Refuses parameters that the channel does not have, or that are ranges or named twice.
-
-        Raises:
-            UserError: If there are any.
-        """
-        for name in self.learn:
-            if self.learn.count(name) > 1:
-                raise UserError(f"corruption.learn names {name} twice; name it once")
-            if name not in self.parameters:
-                raise UserError(
-                    f"corruption.learn can name {', '.join(self.parameters)} of this corruption, "
-                    f"got {name!r}"
-                )
-            if self.parameters[name].known is None:
-                raise UserError(
-                    f"{self.parameters[name].name} must be one number, the start, where "
-                    f"corruption.learn names it; got {list(self.parameters[name].bounds)}"
-                )
-
-    def known(self, name: str) -> float:
-        """Returns the value of a parameter that is known or learned."""
-        value = self.parameters[name].known
-        assert value is not None
-        return value
-
-    def with_estimates(self, estimates: Mapping[str, float], *, widen: float = 1.0) -> Self:
-        """Returns the channel with estimates for parameters; this channel stays as it is.
-
-        Arguments:
-            estimates: Values by the names that `learn` uses.
-            widen: New measurements draw these parameters within this factor of their estimates.
-        """
-        new = copy.copy(self)
-        changed = {n: self.parameters[n].estimated(v, widen) for n, v in estimates.items()}
-        if std := changed.pop("noise", None):
-            new.noise = self.noise.with_parameters({"std": std})
-        new.forward_operator = self.forward_operator.with_parameters(changed)
-        return new
 
     def variance(self, measurement: Measurement) -> Tensor:
         """Returns the noise's variance σ_y², which broadcasts against y, (B, 1, …)."""

@@ -4,6 +4,7 @@ Each noise model has independent entries, the mean A x and a variance that depen
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -71,6 +72,21 @@ class Noise(ABC):
     @abstractmethod
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         """Returns V[y | A x], which broadcasts against the mean A x, (B, *M)."""
+
+    def log_likelihood(self, y: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+        """Returns log N(y; A x, V[y | A x]) of each entry, (B, *M).
+
+        Of noise that is not Gaussian it stands for log q(y | A x). It has the noise's mean and
+        variance, so that its derivative by any parameter is 0 in expectation at the truth, as
+        that of log q(y | A x) is (Wedderburn 1974, quasi-likelihood functions).
+
+        Arguments:
+            y: The measurements, (B, *M).
+            mean: A x, (B, *M).
+            noise: The parameters, (B, K).
+        """
+        variance = self.variance(mean, noise)
+        return -((y - mean) ** 2 / variance + (2 * math.pi * variance).log()) / 2
 
 
 class GaussianNoise(Noise):

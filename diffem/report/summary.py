@@ -570,7 +570,7 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
     if (floor := final.get("init_psnr_mean")) is not None:
         console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
     if estimate := rounds[-1].get("estimate"):
-        learned = ", ".join(f"{name} {level:.4f}" for name, level in estimate.items())
+        learned = ", ".join(f"{name} {level:.4g}" for name, level in estimate.items())
         console.print(f"channel, learned: {learned}")
     if final["prior"] is not None and "frechet_pixels" in final["prior"]:
         console.print(

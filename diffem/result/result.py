@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from diffem.config.allow_list import check_targets
 from diffem.config.trust import package_folders
-from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
+from diffem.corruption import Channel, LinearChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.arrays import measurement_of, plain_array
 from diffem.data.format import Format
@@ -339,12 +339,12 @@ def restore_channel(weights: Weights, config: Mapping[str, Any]) -> Channel:
     if isinstance(channel, LinearChannel) and weights.recorded is not None:
         channel = channel.with_operator(Recorded(channel.forward_operator, weights.recorded))
     if about.estimates:
-        known = channel.parameters if isinstance(channel, LinearGaussianChannel) else {}
+        known = channel.parameters if isinstance(channel, LinearChannel) else {}
         if unknown := about.estimates.keys() - known.keys():
             raise UserError(
                 f"the channel has no {min(unknown)} that was learned; give another run"
             )
-        assert isinstance(channel, LinearGaussianChannel)
+        assert isinstance(channel, LinearChannel)
         channel = channel.with_estimates(about.estimates)
     return channel
 

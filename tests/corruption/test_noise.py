@@ -170,7 +170,19 @@ def poisson() -> LinearChannel:
         ),
         (
             lambda: make_channel(Mask((1, 8, 8), rho=0.5), PoissonNoise(9.0), learn=["noise"]),
-            "corruption.learn=['noise'] needs Gaussian noise, and Mask with PoissonNoise has none",
+            "corruption.learn can name photons of this corruption, got 'noise'",
+        ),
+        (
+            lambda: make_channel(
+                Mask((1, 8, 8), rho=0.5), PoissonGaussianNoise(9.0, 0.1), learn=["background"]
+            ),
+            "corruption.learn can name photons, noise of this corruption, got 'background'",
+        ),
+        (
+            lambda: make_channel(
+                Mask((1, 8, 8), rho=0.5), PoissonNoise((2.0, 9.0)), learn=["photons"]
+            ),
+            "corruption.noise.photons must be one number, the start, where corruption.learn names",
         ),
         (lambda: PoissonNoise(0.0), "corruption.noise.photons must be a positive number"),
         (lambda: PoissonNoise((9.0, 2.0)), "0 < low <= high"),
@@ -186,9 +198,9 @@ def test_what_does_not_fit(build: object, sentence: str) -> None:
 
 @pytest.mark.parametrize("noise", [NOISES["poisson"], NOISES["poisson_gaussian"]])
 def test_chi2_based_parts_refuse_other_noise(noise: Noise) -> None:
-    """Likelihood, square error and the guidance of the rivals are those of Gaussian noise."""
+    """The square error and the guidance of the rivals are those of Gaussian noise."""
     channel = make_channel(OPERATORS["mask"], noise)
-    assert not hasattr(channel, "log_likelihood") and not hasattr(channel, "square_error")
+    assert not hasattr(channel, "square_error")
     sampler = partial(DDPMSampler, steps=4)
     denoiser = Denoiser(Zero(), SCHEDULE)
     for posterior in (

@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, make_channel
+from diffem.corruption import GaussianNoise, LinearChannel, Mask, Noise, make_channel
 from diffem.data import Digits
 from diffem.data.measurements import simulate_measurements
 from diffem.denoiser import BetaMixture, Conditioning, Denoiser
@@ -63,10 +63,11 @@ class SmallRun:
         rounds: int = ROUNDS,
         rival: PosteriorFactory | None = None,
         objective: Objective | None = None,
-        assumed: LinearGaussianChannel | None = None,
+        noise: Noise | None = None,
+        assumed: LinearChannel | None = None,
         rollbacks: int = 0,
     ) -> None:
-        channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.05))
+        channel = make_channel(Mask((1, 8, 8), rho=0.5), noise or GaussianNoise(0.05))
         x = Digits([1, 8, 8], train=SIZE).load().train
         self.measurements = simulate_measurements(
             x, channel, seed=seed, split="train", assumed=assumed
