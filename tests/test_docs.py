@@ -25,6 +25,7 @@ import diffem
 from diffem.cli.compose import CONF, compose_config
 from diffem.cli.main import COMMANDS, MODULES
 from diffem.cli.study import read_study
+from diffem.data.held import open_measurements
 from diffem.runtime.ranges import RANGES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -114,6 +115,8 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
         return
     given = vars(parse(words, monkeypatch))
     common: tuple[str, ...] = ()
+    if words[0] == "inspect":  # what it adds to the settings that it is given
+        common = ("dataset=measurements", f"dataset.path={words[1]}")
     if given.get("study"):
         common = read_study(given["study"]).common
     for method in given.get("methods") or ["diffem"]:
@@ -282,6 +285,29 @@ def test_the_tutorial_s_commands_run(tmp_path: Path) -> None:
             assert re.match(r"error of the mean \d+, where the noise is 3000; cov", done.stdout)
     assert len(list((tmp_path / "reconstructions" / "samples").iterdir())) == 8 * FEW
     assert diffem.load(tmp_path / "exported", device="cpu").channel.shape == (1, 16, 16)
+
+
+def test_the_exposures_of_astronomy_are_read_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script writes them; a twentieth is not measured, the truth is the mean of the rest."""
+    pytest.importorskip("astropy")
+    pytest.importorskip("skimage")
+    (make,) = python_blocks(ROOT / "docs" / "astronomy.md")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(make, "astronomy.md", "exec"), {})
+    held = open_measurements("frames")
+    rows = np.arange(len(held.y))
+    assert held.truth is not None and held.y.shape == (20, 1, 109, 100)
+    y, truth = held.y[rows].astype(float), held.truth[rows].astype(float)
+    missing = np.isnan(y)
+    assert f"{100 * missing.mean():.0f} %" in (ROOT / "docs" / "astronomy.md").read_text()
+    # The variance of photons and of the read-out, in units; pixels are independent.
+    gain, offset, read = 1.9, 300, 5
+    z = (y - truth) / np.sqrt((truth - offset) / gain + (read / gain) ** 2)
+    n = (~missing).sum()
+    assert abs(np.nanmean(z)) < 4.5 / n**0.5
+    assert abs(np.nanmean(z**2) - 1) < 4.5 * (2.1 / n) ** 0.5  # Poisson's kurtosis is above 3
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ class MeasurementFiles:
         axes: A letter for each axis of the files' arrays in place of what they say: X, Y and Z
             space, C channels, any other letter measurements.
         dims: The number of spatial axes of a measurement, 1 to 3: of a volume, 2 gives its slices
-            along Z. None for all axes of space that the files name.
+            along Z; of slices of DICOM, 3 gives the volume of each series. None for all axes of
+            space that the files name.
 
     Raises:
         UserError: If a file is missing, damaged or of another shape than the first, holds infinity

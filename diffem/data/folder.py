@@ -72,6 +72,11 @@ def open_folder(
     found = {name: folder / name for name in BESIDE if (folder / name).is_dir()}
     beside = {name: _matched(stems, path, key) for name, path in found.items()}
     y = FileStack(files, reading, key=key, limit=limit, alike=alike)
+    if y.sliced and found:
+        raise UserError(
+            f"{key}: {folder} has {min(found)} beside slices of volumes, which have no files of "
+            "their own; give the volumes as NIfTI files"
+        )
     if {"masks", "operator"} <= beside.keys():
         raise UserError(
             f"{key}: {folder} has masks and operator, and a mask is an operator too; keep one"

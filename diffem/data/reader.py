@@ -6,7 +6,7 @@ imported when a file of the format is used.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -119,6 +119,20 @@ class Reader(ABC):
             UserError: If what it holds cannot be read without loss.
             Exception: Of any type, if it is damaged.
         """
+
+    def volumes(self, files: Iterable[Path], key: str) -> list[Path]:
+        """Returns the files that volumes begin with, in the order of the files.
+
+        Each file is a volume, unless the format has slices of volumes in files of their own.
+
+        Arguments:
+            files: The files of a folder.
+            key: The setting that names them, as the sentences begin.
+
+        Raises:
+            UserError: If slices cannot be put together.
+        """
+        return list(files)
 
     @abstractmethod
     def write(

@@ -46,6 +46,10 @@ class FileStack:
             one entry has it for all measurements of the other's file. None for measurements.
         alike: Whether they must be of one size; rows of several sizes are asked for one by one.
 
+    Attributes:
+        sliced: Whether there are volumes whose slices are files of their own; such a volume goes
+            by the file of its first slice.
+
     Raises:
         UserError: If a file cannot be read without loss, holds another type or shape than the
             first, or another number of entries than the file that it belongs to, or a package is
@@ -69,6 +73,8 @@ class FileStack:
         self.holds_std = True
         self._opened = OpenFiles()
         self._readers: dict[str, Reader] = {}
+        every, files = files, self._volumes(files) if reading.dims == 3 else files
+        self.sliced = len(files) < len(every)
         long = len(files) >= LONG
         with progress_bar("measurements  open", len(files), "files", shown=long) as advance:
             for file in files:
@@ -77,17 +83,50 @@ class FileStack:
                 if limit is not None and self.starts[-1] >= limit:
                     break
 
+    def _volumes(self, files: Sequence[Path]) -> Sequence[Path]:
+        """Returns the files that volumes begin with; all of them, but for slices of series.
+
+        Raises:
+            UserError: As the class.
+        """
+        long = len(files) >= LONG
+        with progress_bar("measurements  sort", len(files), "files", shown=long) as advance:
+
+            def checked() -> Iterator[Path]:
+                for file in files:
+                    self._check_file(file, reader)
+                    yield file
+                    advance()
+
+            _, reader = self._reader(files[0])
+            return reader.volumes(checked(), self.key)
+
+    def _reader(self, file: Path) -> tuple[str, Reader]:
+        """Returns the suffix of a file, in one spelling, and what reads it."""
+        suffix = suffix_of(file) or ""
+        suffix, name = CANONICAL.get(suffix, suffix), f"{self.key}: {file}"
+        if suffix not in self._readers:
+            self._readers[suffix] = reader_of(suffix, name, key=self.reading.key)
+        return suffix, self._readers[suffix]
+
+    def _check_file(self, file: Path, reader: Reader) -> None:
+        """Refuses what is no file: a pipe would wait."""
+        try:
+            mode = file.stat().st_mode
+        except OSError as error:
+            raise unreadable(f"{self.key}: {file}", error) from error
+        if not (S_ISREG(mode) or (S_ISDIR(mode) and reader.folders)):
+            raise UserError(f"{self.key}: {file} is no file; move it elsewhere")
+
     def _add(self, file: Path) -> None:
         """Adds the measurements of a file.
 
         Raises:
             UserError: As the class.
         """
-        suffix = suffix_of(file) or ""
-        suffix, name = CANONICAL.get(suffix, suffix), f"{self.key}: {file}"
-        if suffix not in self._readers:
-            self._readers[suffix] = reader_of(suffix, name, key=self.reading.key)
-        with self._content(file, self._readers[suffix]) as content:
+        name = f"{self.key}: {file}"
+        suffix, reader = self._reader(file)
+        with self._content(file, reader) as content:
             layout = self._layout(content, name)
             dtype = _dtype(content)
             stored = np.dtype(content.array.dtype)
@@ -97,7 +136,7 @@ class FileStack:
         if not self.parts:
             self._shape, self.dtype, self.stored = layout.shape, dtype, stored
         self._check(file, layout.shape, dtype)
-        self.parts.append(Part(file, self._readers[suffix], layout, stem_of(file), suffix))
+        self.parts.append(Part(file, reader, layout, stem_of(file), suffix))
         count = layout.count
         if self.beside is not None:
             of = self.beside.parts[len(self.parts) - 1]
@@ -191,9 +230,7 @@ class FileStack:
         """Opens a file, and may keep it open; every error in the scope is one sentence."""
         name = f"{self.key}: {file}"
         try:
-            mode = file.stat().st_mode
-            if not (S_ISREG(mode) or (S_ISDIR(mode) and reader.folders)):  # a pipe would wait
-                raise UserError(f"{name} is no file; move it elsewhere")
+            self._check_file(file, reader)
             if keep:
                 yield self._opened.content(file, reader.open(file, name))
                 return

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,8 +11,6 @@ from diffem.inspection.coverage import HARDLY, Coverage
 from diffem.inspection.curve import fit_curve
 from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
-
-matplotlib.use("Agg", force=False)
 
 SHOWN = 4  # measurements
 BINS = 100

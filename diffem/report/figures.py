@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -15,8 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffem.metric import Score
-
-matplotlib.use("Agg", force=False)
 
 P = ParamSpec("P")
 

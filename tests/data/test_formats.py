@@ -689,6 +689,121 @@ def test_dicom(name: str, tmp_path: Path) -> None:
     generated(held, tmp_path / "new", read, step=step)
 
 
+def series_of(folder: Path, count: int, *, step: float = 2.5, name: str = "") -> list[np.ndarray]:
+    """Writes a series of slices whose names are not in the order of their positions.
+
+    Each has a rescale slope of its own, as those of PET have, and an oblique plane.
+    """
+    pydicom = pytest.importorskip("pydicom")
+    data = pytest.importorskip("pydicom.data")
+    folder.mkdir(exist_ok=True)
+    held = pydicom.dcmread(data.get_testdata_file("CT_small.dcm"))
+    held.SeriesInstanceUID = pydicom.uid.generate_uid()
+    held.ImageOrientationPatient = [0.6, 0.8, 0, 0, 0, 1]  # whose normal is (0.8, -0.6, 0)
+    expected = []
+    for k in range(count):
+        raw = RNG.integers(0, 999, (6, 5)).astype(np.int16)
+        held.set_pixel_data(raw, "MONOCHROME2", 16)
+        held.RescaleSlope, held.RescaleIntercept = 0.5 * (k + 1), -8
+        held.ImagePositionPatient = [0.8 * step * k + 3, -0.6 * step * k, -7]
+        held.InstanceNumber = 100 - k  # not the order of the positions
+        held.save_as(folder / f"{name}{(7 * k) % 31:02d}.dcm")
+        expected.append(raw * (0.5 * (k + 1)) - 8)
+    return expected
+
+
+def test_a_series_of_dicom_is_a_volume(tmp_path: Path) -> None:
+    """By position, whatever the names say; written as slices, each with its own header."""
+    expected = [series_of(tmp_path / "y", 4, name=name) for name in "ab"]
+    flat = open_measurements(tmp_path / "y")
+    assert flat.y.shape == (8, 1, 6, 5)
+    held = open_measurements(tmp_path / "y", reading=Reading(dims=3))
+    assert held.y.shape == (2, 1, 4, 6, 5) and held.names == ("a00", "b00")
+    assert held.groups is None  # each volume is a series
+    for volume, slices in zip(values(held), expected, strict=True):
+        np.testing.assert_array_equal(volume[0], np.stack(slices))
+    limited = open_measurements(tmp_path / "y", reading=Reading(dims=3), limit=1)
+    assert limited.y.shape == (1, 1, 4, 6, 5)
+
+    pydicom = pytest.importorskip("pydicom")
+    write(held, tmp_path / "out", add=8)
+    ids = set()
+    for k in range(4):
+        file = f"b{7 * k:02d}.dcm"
+        old = pydicom.dcmread(tmp_path / "y" / file)
+        new = pydicom.dcmread(tmp_path / "out" / "samples" / "b00_01" / file)
+        again = new.pixel_array * float(new.RescaleSlope) + float(new.RescaleIntercept)
+        assert np.abs(again - (expected[1][k] + 8)).max() <= old.RescaleSlope / 2
+        assert new.RescaleSlope == old.RescaleSlope and new.PixelSpacing == old.PixelSpacing
+        assert new.ImagePositionPatient == old.ImagePositionPatient
+        assert new.InstanceNumber == old.InstanceNumber
+        assert new.SourceImageSequence[0].ReferencedSOPInstanceUID == old.SOPInstanceUID
+        ids.add(new.SeriesInstanceUID)
+    assert len(ids) == 1  # a volume is a series
+    scalings = set()
+    for file in (tmp_path / "out" / "mean" / "a00").iterdir():
+        mean = pydicom.dcmread(file)
+        scalings.add((mean.RescaleSlope, mean.RescaleIntercept))
+    assert len(scalings) == 1 and len(list((tmp_path / "out" / "std").iterdir())) == 2
+
+    again = open_measurements(tmp_path / "out" / "samples" / "a00_00", reading=Reading(dims=3))
+    np.testing.assert_array_equal(values(again), values(held)[:1])
+
+
+def test_generated_volumes_are_series_of_dicom(tmp_path: Path) -> None:
+    series_of(tmp_path / "y", 3)
+    held = open_measurements(tmp_path / "y", reading=Reading(dims=3))
+    x = torch.from_numpy(values(held).astype(np.float64))
+    write_generated(tmp_path / "new", held.format, x.shape[1:], [x], count=1)
+    new = open_measurements(tmp_path / "new" / "generated_00000", reading=Reading(dims=3))
+    step = float(np.ptp(x.numpy())) / 65535
+    np.testing.assert_allclose(values(new), x.numpy(), rtol=0, atol=0.51 * step + 1e-3)
+
+
+def test_slices_that_are_no_volume_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+
+    def opened(name: str) -> Held:
+        return open_measurements(tmp_path / name, reading=Reading(dims=3))
+
+    def changed(name: str, number: int, **tags: object) -> None:
+        series_of(tmp_path / name, 4)
+        file = tmp_path / name / f"{7 * number:02d}.dcm"
+        held = pydicom.dcmread(file)
+        for tag, value in tags.items():
+            setattr(held, tag, value)
+        held.save_as(file)
+
+    series_of(tmp_path / "uneven", 4)
+    (tmp_path / "uneven" / "07.dcm").unlink()
+    opened("uneven")
+    assert "2.5 to 5 mm apart (is one missing?)" in " ".join(capsys.readouterr().err.split())
+    changed("twice", 1, ImagePositionPatient=[3, 0, -7])
+    with pytest.raises(UserError, match=r"have the same place; give each volume"):
+        opened("twice")
+    changed("turned", 1, ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    with pytest.raises(UserError, match="lie in other directions"):
+        opened("turned")
+    changed("nameless", 2, SeriesInstanceUID="")
+    with pytest.raises(UserError, match="no grey slice of a series"):
+        opened("nameless")
+    changed("other size", 1, Rows=5, Columns=6)
+    with pytest.raises(UserError, match=r"is of \[6, 5\] pixels, and 07.dcm of the same series"):
+        opened("other size")
+    changed("numbers", 1, ImagePositionPatient=None)
+    assert values(opened("numbers")).shape == (1, 1, 4, 6, 5)  # by the number of each
+    changed("unordered", 1, ImagePositionPatient=None, InstanceNumber=None)
+    with pytest.raises(UserError, match="neither positions nor numbers"):
+        opened("unordered")
+    (tmp_path / "beside").mkdir()
+    series_of(tmp_path / "beside" / "measurements", 3)
+    series_of(tmp_path / "beside" / "truth", 3)
+    with pytest.raises(UserError, match="has truth beside slices of volumes"):
+        opened("beside")
+
+
 def test_frames_and_colours_of_dicom(tmp_path: Path) -> None:
     """Frames are measurements, and a file is decoded once for all of them."""
     pydicom = pytest.importorskip("pydicom")
