@@ -57,17 +57,10 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Reconstructs measurements with a finished run: samples of p(x | y).",
     )
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a folder or a file of measurements, as dataset.path takes; of the run's shape, or "
-        "larger",
+    _add_input(
+        parser,
+        "a folder or a file of measurements, as dataset.path takes; of the run's shape, or larger",
     )
-    parser.add_argument("--key", help="as dataset.key; default: that of the run")
-    parser.add_argument("--axes", help="as dataset.axes; default: those of the run")
-    parser.add_argument("--dims", type=int, help="as dataset.dims; default: that of the run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--n", type=int, default=8, help="samples of each measurement, default %(default)s"
@@ -93,6 +86,31 @@ def parse_generate(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--count", type=int, default=64, help="the number of images, default %(default)s"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_sampling(parser)
+    return parser.parse_args(arguments)
+
+
+def parse_score(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem score`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem score",
+        description="Says how probable measurements are under what runs learned: which channel or "
+        "run made them, and which are unlike those of the training.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run directories")
+    _add_input(parser, "a folder or a file of measurements of the runs' shape")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="SETTINGS",
+        help="settings of the corruption in place of the run's, as in corruption.sigma=1.5, or "
+        "several in quotes; once for each candidate",
+    )
+    parser.add_argument(
+        "--n", type=int, default=4, help="estimates of each measurement, default %(default)s"
+    )
     _add_sampling(parser)
     return parser.parse_args(arguments)
 
@@ -134,8 +152,16 @@ def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _add_input(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds the arguments that say which measurements are read, and how."""
+    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=text)
+    parser.add_argument("--key", help="as dataset.key; default: that of the run")
+    parser.add_argument("--axes", help="as dataset.axes; default: those of the run")
+    parser.add_argument("--dims", type=int, help="as dataset.dims; default: that of the run")
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `sample` and `generate` share."""
+    """Adds the arguments that `sample`, `score` and `generate` share."""
     parser.add_argument("--seed", type=int, help="default: the run's")
     parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
     _add_trust(parser)
@@ -156,6 +182,7 @@ PARSE = {
     "inspect": parse_inspect,
     "evaluate": parse_evaluate,
     "sample": parse_sample,
+    "score": parse_score,
     "generate": parse_generate,
     "export": parse_export,
     "classify": parse_classify,

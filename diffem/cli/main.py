@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "learn a posterior sampler and a prior from corrupted images",
     "evaluate": "score a finished run under another sampler, other metrics or other data",
     "sample": "reconstruct measurements with a finished run",
+    "score": "say how probable measurements are under what runs learned",
     "generate": "draw images from the prior of a finished run",
     "export": "write a finished run into a folder to give away: weights, model card, ONNX",
     "compare": "compare methods, or the rows of a study, under equal conditions",

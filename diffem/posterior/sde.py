@@ -28,9 +28,8 @@ from azula.sample import Sampler
 from torch import Tensor
 
 from diffem.denoiser import Denoiser, TiledDenoiser
+from diffem.denoiser.levels import level, times_at
 from diffem.runtime.ranges import check
-
-BISECTIONS = 50
 
 
 class SDESampler(Sampler):
@@ -60,28 +59,19 @@ class SDESampler(Sampler):
     def timesteps(self) -> Tensor:
         """The times of the evaluations, (steps,), at even distances in λ, found by bisection."""
         ends = torch.tensor([self.start, self.stop], dtype=torch.float64)
-        first, last = self._level(ends).unbind()
+        schedule = self.denoiser.schedule
+        first, last = level(schedule, ends).unbind()
         wanted = first + (last - first) * torch.linspace(0, 1, self.steps, dtype=torch.float64)
-        low, high = ends.min().expand(self.steps), ends.max().expand(self.steps)
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            noisier = self._level(middle) < wanted
-            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-        times = (low + high) / 2
+        times = times_at(schedule, wanted, ends)
         times[0], times[-1] = ends
         return times.float()
-
-    def _level(self, t: Tensor) -> Tensor:
-        """Returns λ = log(α / σ) at times."""
-        alpha, sigma = self.denoiser.schedule(t)
-        return (alpha / sigma).log()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401 - the denoiser's
         """Returns samples, (B, *), from noise x of the first time."""
         times = self.timesteps.to(x.device)
         alpha, sigma = self.denoiser.schedule(times)
-        step = self._level(times).diff()
+        step = level(self.denoiser.schedule, times).diff()
         before = d = x
         for i, t in enumerate(self.progress_bar(times[:-1])):
             d = self.denoiser(x, t, **kwargs).mean

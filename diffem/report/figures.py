@@ -126,6 +126,35 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     figure.savefig(path, dpi=150)
 
 
+@_freed
+def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[float]) -> None:
+    """Saves measurements, and below each where it is surprising.
+
+    Arguments:
+        path: The PNG file.
+        y: Measurements on the grid of x, (n, *shape).
+        surprise: The surprise of each entry, (n, *shape).
+        scores: A number for each, its title.
+    """
+    if y.ndim == 2:  # vectors, as lines
+        y, surprise = y[:, None], surprise[:, None]
+    figure = Figure(figsize=(1.4 * len(y) + 0.4, 3.2), layout="constrained")
+    largest = max(float(surprise.max()), 1e-6)
+    for column, image, found, score in zip(
+        figure.subplots(2, len(y), squeeze=False).T, y, surprise, scores, strict=True
+    ):
+        found = found.mean(dim=0, keepdim=True)
+        if image.ndim == 3:
+            _show(column[0], image, (-1.0, 1.0))
+            _show(column[1], found, (0.0, largest))
+        else:
+            column[0].plot(image.T.numpy(), linewidth=0.8)
+            column[1].plot(found.T.numpy(), linewidth=0.8)
+        column[0].set_title(f"{score:.3f}", fontsize=7)
+    figure.suptitle("the most surprising measurements: -log p(y) per entry, and where", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
     low, high = limits
     image = ((x - low) / (high - low)).clamp(0, 1)

@@ -1,0 +1,155 @@
+"""Says how probable measurements are under what a run learned: `diffem score RUN … --input PATH`.
+
+    diffem score runs/mine --input new --out scores
+    diffem score runs/mine --input new --channel corruption.sigma=2 --out scores
+    diffem score runs/zeros runs/ones --input new --out scores
+
+Writes scores.csv (log p(y) of each measurement and candidate, with its standard error),
+surprise.npy (what the first candidate's prior would not have guessed, of each pixel), and
+score.png, the most surprising measurements.
+"""
+
+import csv
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffem.cli.arguments import parse_score
+from diffem.cli.errors import report_user_errors
+from diffem.cli.sample import check_measurements, reading_of
+from diffem.data.files import FileRows
+from diffem.data.format import new_folder, writing
+from diffem.data.held import Held, open_measurements
+from diffem.result import load
+from diffem.result.evidence import Candidate, Evidences, compare_evidence
+from diffem.runtime.errors import UserError
+from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.ranges import check
+
+TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
+SHOWN = 8  # measurements in the figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores measurements and writes the scores.
+
+    Arguments:
+        arguments: The command's arguments; None for this process's.
+
+    Raises:
+        SystemExit: With code 1 and one sentence if the user made an error.
+    """
+    chosen = parse_score(arguments)
+    with report_user_errors():
+        check("--n", chosen.n)
+        results = [load(run, device=chosen.device, trust=chosen.trust) for run in chosen.runs]
+        candidates = [
+            Candidate.of(result, shlex.split(channel), name=candidate_name(run, channel, chosen))
+            for run, result in zip(chosen.runs, results, strict=True)
+            for channel in chosen.channel or [""]
+        ]
+        check_alike(candidates)
+        first = results[0]
+        held = open_measurements(
+            chosen.input, key="--input", reading=reading_of(chosen, first.format)
+        )
+        every = torch.arange(len(held.y))
+        rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
+        for of_candidate in rows:
+            check_measurements(of_candidate)
+        sampling = first.posterior.sampling
+        total = len(candidates) * math.ceil(len(every) / sampling.chunk_size)
+        with new_folder(chosen.out) as folder:
+            with progress_bar("evidence", total, "chunks") as advance:
+                found = compare_evidence(
+                    candidates,
+                    rows,
+                    n=chosen.n,
+                    seed=sampling.chosen(chosen.seed),
+                    advance=advance,
+                )
+            with writing(chosen.out):
+                write(folder, held, [c.name for c in candidates], found)
+                save_figure(folder / FIGURE, rows[0], found)
+        report(held, [c.name for c in candidates], found)
+        console.print(f"wrote {chosen.out}: {TABLE}, {MAPS}, {FIGURE}", soft_wrap=True)
+
+
+def candidate_name(run: Path, channel: str, chosen: object) -> str:
+    """Returns what the table calls a candidate: its channel, its run, or both."""
+    several = len(getattr(chosen, "runs", ())) > 1
+    parts = [*([run.name] if several or not channel else []), *([channel] if channel else [])]
+    return " ".join(parts)
+
+
+def check_alike(candidates: Sequence[Candidate]) -> None:
+    """Refuses candidates that cannot be compared on the same measurements.
+
+    Raises:
+        UserError: If their images have different shapes or units, or two have one name.
+    """
+    first = candidates[0]
+    names = [candidate.name for candidate in candidates]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} is given twice; give each run and --channel once")
+    for other in candidates[1:]:
+        if other.channel.shape != first.channel.shape:
+            raise UserError(
+                f"{other.result.path} is of images {list(other.channel.shape)}, and "
+                f"{first.result.path} of {list(first.channel.shape)}; compare runs of one shape"
+            )
+        if other.result.scale != first.result.scale:
+            raise UserError(
+                f"{other.result.path} works in another range of values than "
+                f"{first.result.path}; train both with one dataset.range"
+            )
+
+
+def write(folder: Path, held: Held, names: Sequence[str], found: Evidences) -> None:
+    """Writes the table and the maps of surprise."""
+    heads = ["measurement", "entries", *(f"log p(y) {name}" for name in names)]
+    heads += [f"error {name}" for name in names]
+    several = len(names) > 1
+    heads += [f"probability {name}" for name in names] if several else ["surprise per entry"]
+    last = found.probability if several else found.per_entry[None]
+    with (folder / TABLE).open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(heads)
+        for row, count in enumerate(found.entries.tolist()):
+            numbers = torch.cat([found.log_evidence[:, row], found.error[:, row], last[:, row]])
+            cells = [f"{number:.6g}" for number in numbers.tolist()]
+            table.writerow([held.label(row), f"{count:.0f}", *cells])
+    np.save(folder / MAPS, found.surprise.numpy())
+
+
+def save_figure(path: Path, rows: FileRows, found: Evidences) -> None:
+    """Draws the most surprising measurements, and where they are surprising."""
+    from diffem.report.figures import save_surprise  # imports matplotlib
+
+    most = found.per_entry.argsort(descending=True)[:SHOWN]
+    lifted = rows.channel.lift(rows.select(most))
+    save_surprise(path, lifted, found.surprise[most], found.per_entry[most].tolist())
+
+
+def report(held: Held, names: Sequence[str], found: Evidences) -> None:
+    """Prints how often each candidate is the most probable one, or what is most surprising."""
+    if len(names) > 1:
+        best = found.log_evidence.argmax(dim=0)
+        total = found.log_evidence.mean(dim=1)
+        for k, name in enumerate(names):
+            console.print(
+                f"{name}: the most probable one for {int((best == k).sum())} of "
+                f"{len(best)} measurements, log p(y) {total[k]:.2f} in the mean",
+                soft_wrap=True,
+            )
+        return
+    per_entry = found.per_entry
+    console.print(
+        f"-log p(y) per measured entry: mean {per_entry.mean():.3f}, from {per_entry.min():.3f} "
+        f"to {per_entry.max():.3f} ({held.label(int(per_entry.argmax()))})",
+        soft_wrap=True,
+    )

@@ -1,0 +1,109 @@
+"""`diffem score`: how probable measurements are under what a run learned."""
+
+import csv
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import run_here
+from sklearn.datasets import load_digits
+
+from diffem.cli.score import main
+
+WIDTHS = ("corruption=blur", "corruption.noise.std=0.3", "em.guard=null")
+
+
+@pytest.fixture(scope="module")
+def blurred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on blurs of several widths, with a prior."""
+    folder = tmp_path_factory.mktemp("blurred") / "run"
+    choices = (*WIDTHS, "corruption.sigma=[0.5,1.5]", "prior={steps:2}")
+    return run_here(folder, *choices)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "y.npy"
+    np.save(path, load_digits().images[:30] / 8 - 1)
+    return path
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def score(*arguments: object) -> str:
+    """Returns what the command says, which ends with an error or not."""
+    said = StringIO()
+    with redirect_stderr(said):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            assert exit.code == 1
+    return said.getvalue().replace("\n", " ")
+
+
+def test_candidates_are_compared(blurred: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    channels = [f"--channel=corruption.sigma={width}" for width in (0.5, 1, 1.5)]
+    said = score(blurred, "--input", digits, *channels, "--n", 2, "--out", out)
+    found = rows(out)
+    assert len(found) == 30
+    assert {row["entries"] for row in found} == {"64"}
+    for row in found:
+        logs = [float(row[f"log p(y) corruption.sigma={w}"]) for w in (0.5, 1, 1.5)]
+        shares = [float(row[f"probability corruption.sigma={w}"]) for w in (0.5, 1, 1.5)]
+        assert abs(sum(shares) - 1) < 1e-3
+        assert np.argmax(logs) == np.argmax(shares)
+    assert "corruption.sigma=0.5: the most probable one for" in said
+    assert f"wrote {out}: scores.csv, surprise.npy, score.png" in said
+    assert np.load(out / "surprise.npy").shape == (30, 1, 8, 8)
+
+
+def test_the_same_command_gives_the_same_numbers(
+    blurred: Path, digits: Path, tmp_path: Path
+) -> None:
+    for name in "ab":
+        said = score(blurred, "--input", digits, "--channel=corruption.sigma=1",
+                     "--n", 1, "--out", tmp_path / name)  # fmt: skip
+        assert "-log p(y) per measured entry" in said
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert {row["error corruption.sigma=1"] for row in rows(tmp_path / "a")} == {"nan"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--channel=corruption.width=1"], "there is no corruption.width"),
+        (["--channel=em.rounds=1"], "--channel em.rounds=1 must be a setting of the run's"),
+        (["--channel=corruption.sigma=-1"], "corruption.sigma"),
+        (["--channel=corruption.sigma=1", "--channel=corruption.sigma=1"], "is given twice"),
+        (["--n", "0", "--channel=corruption.sigma=1"], "--n must be"),
+        ([], "operator"),  # of each measurement its own width is needed
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], sentence: str, blurred: Path, digits: Path, tmp_path: Path
+) -> None:
+    said = score(blurred, "--input", digits, *arguments, "--out", tmp_path / "out")
+    assert said.startswith("error: ")
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (["prior=null"], "has no prior"),
+        (["prior={steps:2}", "method=em_mmps", "sampler=ddpm"], "without a denoiser of x given y"),
+        (["prior={steps:2}", "corruption=quantisation"], "a linear channel with Gaussian noise"),
+    ],
+)
+def test_runs_that_cannot_tell_are_refused(
+    choices: list[str], sentence: str, digits: Path, tmp_path: Path
+) -> None:
+    run = run_here(tmp_path / "run", *choices)
+    assert sentence in score(run, "--input", digits, "--out", tmp_path / "out")
