@@ -26,7 +26,7 @@ def blurred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("digits") / "y.npy"
-    np.save(path, load_digits().images[:30] / 8 - 1)
+    np.save(path, load_digits(return_X_y=True)[0][:30].reshape(30, 8, 8) / 8 - 1)
     return path
 
 
