@@ -50,8 +50,9 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     Arguments:
         path: The PNG file.
         title: The figure's title.
-        columns: The columns, each (n, *shape); without the truth, the first four. Images and
-            signals are shown one in a row, vectors as a scatter plot of two entries.
+        columns: The columns, each (n, *shape); without the truth, the first four. Images,
+            signals, and the middle slices of volumes are shown one in a row, vectors as a scatter
+            plot of two entries. Three channels are colours; of others the first is shown.
     """
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)
@@ -110,7 +111,7 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     Arguments:
         path: The PNG file.
         title: The figure's title.
-        x: Samples, (n, *shape).
+        x: Samples, (n, *shape); of volumes the middle slice is shown.
     """
     figure = Figure(figsize=(5, 5.3), layout="constrained")
     if x.ndim == 2:
@@ -156,7 +157,12 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
 
 
 def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
+    """Shows an image (C, H, W), or a signal: three channels as colours, of others the first."""
     low, high = limits
+    if x.ndim == 4:
+        x = x[:, x.shape[1] // 2]
+    if x.ndim == 3 and len(x) != 3:
+        x = x[:1]
     image = ((x - low) / (high - low)).clamp(0, 1)
     image = image if image.ndim == 2 else image.movedim(0, -1).squeeze(-1)
     axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
