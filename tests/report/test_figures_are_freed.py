@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 from diffem.report.figures import save_panel, save_samples
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (3, 2, 8, 8), (3, 5, 4, 8, 8), (3, 2, 9), (10, 5)])
+SHAPES = [(3, 1, 8, 8), (3, 2, 8, 8), (3, 5, 4, 8, 8), (3, 2, 9), (10, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_figures_are_freed(
     shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
