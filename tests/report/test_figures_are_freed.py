@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from diffem.report.figures import save_panel, save_samples
 
-
 SHAPES = [(3, 1, 8, 8), (3, 2, 8, 8), (3, 5, 4, 8, 8), (3, 2, 9), (10, 5)]
 
 
