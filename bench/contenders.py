@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from azula.denoise import KarrasDenoiser
 from azula.nn.unet import UNet as AzulaUNet
 from azula.noise import VESchedule
@@ -101,6 +102,57 @@ class Passes(Contender):
         with torch.no_grad(), self.precision():
             for _ in range(chunks * self.evaluations):
                 self.network(*self.inputs(self.chunk))
+
+
+class Convolutions(Contender):
+    """The two-dimensional convolutions of a network alone: what is left if all else took no time.
+
+    Each is computed from what the network gives it, in the same precision and memory format; in
+    training also its gradients, that of its input where the network needs it.
+
+    Arguments:
+        passes: Bare passes of the network.
+    """
+
+    def __init__(self, passes: Passes) -> None:
+        super().__init__(passes.loop)
+        self.in_training = self._record(passes, self.batch)
+        self.in_sampling = self._record(passes, self.chunk)
+
+    def _record(self, passes: Passes, size: int) -> list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]]:
+        """Returns each convolution, its input and weight, and a gradient of its output."""
+        found: list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]] = []
+
+        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            assert isinstance(layer, nn.Conv2d)
+            (x,), gradient = inputs, torch.randn_like(output)
+            copies = (v.detach().to(output.dtype) for v in (x, layer.weight))
+            x, weight = (
+                copy.requires_grad_(v.requires_grad)
+                for copy, v in zip(copies, (x, layer.weight), strict=True)
+            )
+            found.append((layer, x, weight, gradient))
+
+        layers = [m for m in passes.network.modules() if isinstance(m, nn.Conv2d)]
+        handles = [layer.register_forward_hook(note) for layer in layers]  # type: ignore[reportArgumentType]
+        with torch.enable_grad(), passes.precision():
+            passes.network(*passes.inputs(size))
+        for handle in handles:
+            handle.remove()
+        return found
+
+    def step(self) -> None:
+        """Computes each convolution and its gradients on a batch."""
+        for layer, x, weight, gradient in self.in_training:
+            y = F.conv2d(x, weight, None, layer.stride, layer.padding)
+            torch.autograd.grad(y, [v for v in (x, weight) if v.requires_grad], gradient)
+
+    def sample(self, chunks: int) -> None:
+        """Computes each convolution as often as sampling does."""
+        with torch.no_grad():
+            for _ in range(chunks * self.evaluations):
+                for layer, x, weight, _ in self.in_sampling:
+                    F.conv2d(x, weight, None, layer.stride, layer.padding)
 
 
 class AzulaNetwork(nn.Module):

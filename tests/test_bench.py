@@ -1,7 +1,9 @@
 """The benchmark: its arithmetic by known numbers, its tables, and its cheapest figures."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,17 @@ from command import ROOT
 from torch import nn
 
 import bench.__main__ as benchmark
-from bench.cost import SHARES, NetworkCost, Plan, network_cost, plan_table, plans, unet_cost
+from bench.contenders import Convolutions
+from bench.cost import (
+    SHARES,
+    NetworkCost,
+    Plan,
+    count_flops,
+    network_cost,
+    plan_table,
+    plans,
+    unet_cost,
+)
 from bench.em import DIGITS, Case, em_figures
 from bench.figure import Figure, LeftOut, alternate
 from bench.report import (
@@ -150,6 +162,31 @@ def test_flops_of_attention_are_counted() -> None:
     assert network_cost(network, inputs) == with_it
 
 
+def test_the_convolutions_of_a_network_are_its_own() -> None:
+    """As many operations as the network's, less those of what is no convolution.
+
+    The gradient of the first one's input is not needed, and is not computed.
+    """
+    convolutions = [nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 2, 3, stride=2, padding=1)]
+    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(2 * 4 * 4, 5))
+    loop = SimpleNamespace(
+        cfg=SimpleNamespace(
+            dataset=SimpleNamespace(shape=[2, 8, 8]), sampler=SimpleNamespace(steps=3)
+        ),
+        settings=SimpleNamespace(batch_size=4, chunk_size=6),
+    )
+    passes = SimpleNamespace(
+        loop=loop,
+        network=network,
+        precision=nullcontext,
+        inputs=lambda size: [torch.randn(size, 2, 8, 8)],
+    )
+    alone = Convolutions(passes)  # type: ignore[arg-type]
+    first, second = (2 * 2 * 9 * 16 * pixels for pixels in (64, 16))
+    assert count_flops(alone.step) == 4 * (2 * first + 3 * second)
+    assert count_flops(lambda: alone.sample(2)) == 2 * 3 * 6 * (first + second)
+
+
 def test_the_cost_of_a_plan() -> None:
     """10 measurements of 5 numbers, 3 rounds, 4 evaluations; F = 2, F' = 6, P = 100."""
     network = NetworkCost(2, 6, 100)
@@ -198,6 +235,8 @@ def test_the_loop_is_measured_against_bare_passes(tmp_path: Path) -> None:
     assert [figure.name for figure in figures] == [
         "m_step_over_bare_digits",
         "e_step_over_bare_digits",
+        "m_step_over_convolutions_digits",
+        "e_step_over_convolutions_digits",
     ]
     assert all(len(f.pairs) == 2 and min(f.ratios) > 0 for f in figures) and not left_out
     (m_small, e_small, m_step, e_step) = (each.flops for each in predictions)

@@ -6,6 +6,7 @@ over      x̂ ~ D_k,  ỹ ~ q(· | x̂),  t ~ p(t),  x_t = x̂ + σ_t z
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import seeded
 from diffem.storage.reconstructions import Batch
+
+CLIP_EPSILON = 1e-6  # torch's: gradients are multiplied by min(1, clip / (norm + ε))
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,13 @@ class DenoiserModule(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves it to the step of a fused optimiser
-        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
+        total = get_total_norm([p.grad for p in weights if p.grad is not None])
+        norm = float(total)
         # 16-mixed: the scaler skips what overflows, and halves its scale.
-        self._check(bool(norm.isfinite()) if scaler is None else scaler.get_scale() >= 1)
-        if gradient_clip_val is not None:
-            clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        self._check(math.isfinite(norm) if scaler is None else scaler.get_scale() >= 1)
+        # At most steps nothing is clipped: all gradients would be multiplied by 1.
+        if gradient_clip_val is not None and not norm + CLIP_EPSILON <= gradient_clip_val:
+            clip_grads_with_norm_(weights, gradient_clip_val, total)
 
     def _check(self, finite: bool) -> None:
         if not finite:

@@ -1,9 +1,11 @@
 """Numbers gone bad end a run, or roll it back at half the rate; law 4 holds of both."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from small_run import ROUNDS, STEPS, SmallRun
 from test_resume import Killed, dying
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffem.runtime.errors import UserError
 from diffem.storage.checkpoint import load_checkpoint
@@ -180,6 +182,26 @@ def test_gradients_are_clipped_at_their_own_scale(tmp_path: Path) -> None:
         weights.append(torch.cat([p.detach().flatten() for p in run.fit().module.parameters()]))
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(weights[2], weights[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [0.5, 1 - 2e-6, 1 - 1e-6, 1 - 5e-7, 1.0, 1.0 + 1e-6, 3.0])
+def test_gradients_are_clipped_as_torch_clips_them(norm: float, tmp_path: Path) -> None:
+    """Bit for bit: where they are left alone, torch multiplies them by 1."""
+    module = SmallRun(tmp_path).module
+    module._trainer = SimpleNamespace(precision_plugin=None)  # type: ignore[assignment]
+    weights = [nn.Parameter(torch.zeros(n)) for n in (3, 40)]
+    drawn = torch.randn(43, generator=torch.Generator().manual_seed(0))
+    for weight, part in zip(weights, (norm * drawn / drawn.norm()).split([3, 40]), strict=True):
+        weight.grad = part.clone()
+    expected = copy.deepcopy(weights)
+    for weight, copied in zip(weights, expected, strict=True):
+        assert weight.grad is not None
+        copied.grad = weight.grad.clone()
+    nn.utils.clip_grad_norm_(expected, 1.0)
+    module.configure_gradient_clipping(torch.optim.SGD(weights), gradient_clip_val=1.0)
+    for weight, copied in zip(weights, expected, strict=True):
+        assert weight.grad is not None and copied.grad is not None
+        assert torch.equal(weight.grad, copied.grad)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
