@@ -65,7 +65,9 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
     (Walsh, Gmitro, Marcellin 2000, who sum over neighbours what is here summed over
     measurements): the coil images over their root sum of squares, whatever the phase of x_i. Its
     phase is set to that of the one combination of coils that has the most energy, as ESPIRiT's is
-    (Uecker et al. 2014). One set of maps is estimated: all measurements must be of one set-up.
+    (Uecker et al. 2014), so that images have their phase relative to it. One set of maps is
+    estimated: all measurements must be of one set-up. The more lines there are, the closer it is:
+    of few, the edges of images show in the maps.
 
     Arguments:
         kspace: Complex k-space, (N, C, H, W), its lowest frequency in the middle.
@@ -76,8 +78,8 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
         numpy.save writes of them.
 
     Raises:
-        UserError: If an array has another form, or the line in the middle or one beside it is
-            not measured by all.
+        UserError: If an array has another form, or fewer than 3 lines in the middle are
+            measured by all.
     """
     kspace, operator = np.asarray(kspace), np.asarray(operator)
     if kspace.ndim != 4 or kspace.dtype.kind != "c" or not np.isfinite(kspace).all():
@@ -85,36 +87,33 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
             "kspace must be finite complex numbers of shape (N, C, H, W), got "
             f"{kspace.dtype} of shape {list(kspace.shape)}; convert it"
         )
-    n, _, height, width = kspace.shape
+    n, _, _, width = kspace.shape
     if operator.size != n * width:
         raise UserError(
             f"operator must have the shape {[n, width]}, got {list(operator.shape)}; give 0 or 1 "
             "for each line"
         )
     always = (operator.reshape(n, width) != 0).all(axis=0)
-    middle, half = width // 2, 0
-    while middle + half + 1 < width and always[middle - half - 1 : middle + half + 2].all():
-        half += 1
-    if not half:
+    first = last = width // 2
+    while first > 0 and always[first - 1]:
+        first -= 1
+    while last < width - 1 and always[last + 1]:
+        last += 1
+    if not always[width // 2] or last - first < 2:
         raise UserError(
-            "the line in the middle of k-space and both beside it must be measured by all "
-            "measurements, from which coils are estimated; give maps, or other measurements"
+            "at least 3 lines in the middle of k-space must be measured by all measurements, "
+            f"from which coils are estimated, got {always[first : last + 1].sum()}; give maps, or "
+            "other measurements"
         )
-    y = torch.from_numpy(kspace).to(torch.complex128)
-    window = _window(height, min(half, (height - 1) // 2))[:, None] * _window(width, half)
-    image = torch.fft.ifft2(torch.fft.ifftshift(y * window, dim=(-2, -1)), norm="ortho")
+    y = torch.zeros(kspace.shape, dtype=torch.complex128)
+    y[..., first : last + 1] = torch.from_numpy(kspace[..., first : last + 1])
+    image = torch.fft.ifft2(torch.fft.ifftshift(y, dim=(-2, -1)), norm="ortho")
     image = torch.fft.fftshift(image, dim=(-2, -1))
     correlation = torch.einsum("nchw,ndhw->hwcd", image, image.conj())
     maps = torch.linalg.eigh(correlation).eigenvectors[..., -1]  # (H, W, C), of norm 1
     reference = torch.linalg.eigh(correlation.sum(dim=(0, 1))).eigenvectors[:, -1]
     maps = maps * torch.sgn(maps @ reference.conj()).conj()[..., None]
     return maps.permute(2, 0, 1).to(torch.complex64).contiguous().numpy()
-
-
-def _window(side: int, half: int) -> Tensor:
-    """Returns a window of Hann on the 2 · half + 1 lines in the middle of a side, (side,)."""
-    offset = (torch.arange(side, dtype=torch.float64) - side // 2) / (half + 1)
-    return torch.where(offset.abs() < 1, (math.pi * offset / 2).cos() ** 2, 0)
 
 
 def _unit(maps: Tensor) -> Tensor:

@@ -157,12 +157,17 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
 
 
 def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
-    """Shows an image (C, H, W), or a signal: three channels as colours, of others the first."""
+    """Shows an image, a signal or the middle slice of a volume, (C, *S).
+
+    Two channels are the parts of a complex image, whose modulus is shown; of other numbers of them
+    than 1 and 3 the mean is.
+    """
     low, high = limits
-    if x.ndim == 4:
-        x = x[:, x.shape[1] // 2]
-    if x.ndim == 3 and len(x) != 3:
-        x = x[:1]
+    x = x[:, x.shape[1] // 2] if x.ndim == 4 else x
+    if x.ndim == 3 and len(x) == 2:
+        x, low = x.norm(dim=0, keepdim=True), 0.0
+    elif x.ndim == 3 and len(x) not in (1, 3):
+        x = x.mean(dim=0, keepdim=True)
     image = ((x - low) / (high - low)).clamp(0, 1)
     image = image if image.ndim == 2 else image.movedim(0, -1).squeeze(-1)
     axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)

@@ -97,6 +97,21 @@ def test_a_run_is_not_resumed_with_other_clean_images_under_the_same_name(tmp_pa
         run_here(run, *given, "em.rounds=2", "resume=auto")
 
 
+def test_a_run_with_a_large_file_is_read_again(file: Path, tmp_path: Path) -> None:
+    """Whose text is longer than any other in a configuration may be."""
+    np.save(file, simulated_maps(20, (16, 16)).numpy())
+    given = ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils='{file}'"]
+    y = np.random.default_rng(0).standard_normal((8, 40, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "y.npz", y=y, operator=np.ones((8, 16)))
+    run = run_here(
+        tmp_path / "run",
+        *("dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}", *given),
+        *("dataset.shape=[2,16,16]", "dataset.range=[-3,3]"),
+    )
+    x = diffem.load(run, device="cpu").posterior.sample(y[:1], operator=np.ones((1, 16)))
+    assert x.shape == (1, 1, 2, 16, 16)
+
+
 def test_what_a_file_holds_is_carried_bit_for_bit(file: Path) -> None:
     for values in (np.array([[0.1, 1 / 3]]), simulated_maps(2, (3, 4)).numpy() / 3):
         np.save(file, values)
