@@ -32,7 +32,7 @@ from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
 from diffem.inspection.camera import Camera
 from diffem.inspection.coverage import Coverage, take_coverage
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise
+from diffem.inspection.noise import NoiseEstimate, estimate_noise
 from diffem.inspection.report import (
     Findings,
     coverage_findings,
@@ -40,6 +40,7 @@ from diffem.inspection.report import (
     noise_findings,
     stated_findings,
 )
+from diffem.inspection.speckle import Speckle
 from diffem.inspection.survey import DataSurvey, survey_data
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import free_bytes
@@ -172,10 +173,12 @@ def chosen_noise(
             "VALUE, in the units of the data"
         )
     preserves = getattr(_operator_class(cfg), "preserves_intensity", False)
-    if noise.law is not NoiseLaw.LINEAR or noise.camera is None or not preserves:
-        return [f"corruption.noise.std={noise.std.value:.4g}"]
     low, high = (cfg.dataset.range if ranged else (None, None)) or (None, None)
-    return _camera_settings(noise.camera, survey, low, high)
+    if noise.speckle is not None and preserves:
+        return _speckle_settings(noise.speckle, survey, low, high)
+    if noise.camera is not None and preserves:
+        return _camera_settings(noise.camera, survey, low, high)
+    return [f"corruption.noise.std={noise.std.value:.4g}"]
 
 
 def _operator_class(cfg: DictConfig) -> type:
@@ -195,11 +198,7 @@ def _camera_settings(
     dark, std = camera.darkest
     if camera.offset is not None and camera.read is not None:
         dark, std = camera.offset.value, camera.read.value
-    settings = []
-    if low is None or high is None:
-        values = survey.sample[np.isfinite(survey.sample)]
-        low, high = float(f"{dark:.6g}"), float(f"{np.quantile(values, QUANTILE):.6g}")
-        settings.append(f"dataset.range=[{low:.6g},{high:.6g}]")
+    low, high, settings = _range_above(dark, survey, low, high)
     variance = max(0.0, std**2 + gain * (low - dark))  # at the low end
     counts = variance / gain**2
     settings.append(f"corruption.noise.photons={(high - low) / gain:.4g}")
@@ -217,6 +216,33 @@ def _camera_settings(
         f"corruption.noise.background={background:.3g}",
         f"corruption.noise.std={read:.4g}",
     ]
+
+
+def _speckle_settings(
+    speckle: Speckle, survey: DataSurvey, low: float | None, high: float | None
+) -> list[str]:
+    """Returns the settings of speckle, with its variance at the low end of the range."""
+    dark, level = speckle.offset.value, speckle.level.value
+    low, high, settings = _range_above(dark, survey, low, high)
+    # Some white noise keeps the variance of a dark pixel above 0.
+    std = max(math.hypot(speckle.std, level * (low - dark)), 1e-3 * level * (high - low))
+    return [
+        "corruption/noise=speckle",
+        *settings,
+        f"corruption.noise.speckle={level:.4g}",
+        f"corruption.noise.std={std:.4g}",
+    ]
+
+
+def _range_above(
+    dark: float, survey: DataSurvey, low: float | None, high: float | None
+) -> tuple[float, float, list[str]]:
+    """Returns the range of the values of a clean image, and its setting if none was given."""
+    if low is not None and high is not None:
+        return low, high, []
+    values = survey.sample[np.isfinite(survey.sample)]
+    low, high = float(f"{dark:.6g}"), float(f"{np.quantile(values, QUANTILE):.6g}")
+    return low, high, [f"dataset.range=[{low:.6g},{high:.6g}]"]
 
 
 def cost_findings(cost: RunCost, run_dir: Path) -> Findings:

@@ -6,6 +6,7 @@ The variance of the noise is compared with the brightness, patch by patch:
     flat.py       the noise's variance in the flattest patches: its level
     curve.py      the variance by brightness: the law that it follows
     camera.py     gain, offset and read-out noise, where the law is that of counted photons
+    speckle.py    the level, where the law is that of speckle
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from diffem.inspection.curve import Curve, bins, fit_curve, noise_curve
 from diffem.inspection.estimate import CERTAIN, Estimate
 from diffem.inspection.flat import FEWEST_BLOCKS, flattest, pooled, without_outliers
 from diffem.inspection.patches import Frames, Patches, frames, take_patches
+from diffem.inspection.speckle import Speckle, estimate_speckle
 
 ENOUGH_BLOCKS = 400  # complete ones; of fewer, pairs of neighbours are taken in place of blocks
 CLIPPED = 5e-3  # of a patch's values, by which a Gaussian's variance falls by less than 3 %
@@ -52,6 +54,8 @@ class NoiseEstimate:
     """How it depends on the brightness."""
     camera: Camera | None
     """The camera's numbers, where the variance grows with the brightness."""
+    speckle: Speckle | None
+    """Speckle's numbers, where the variance grows with the square of the brightness."""
     curve: Curve | None
     """The variance by brightness."""
     repeated: bool
@@ -100,18 +104,20 @@ def estimate_noise(
     camera = None
     if law is NoiseLaw.LINEAR:
         camera = estimate_camera(curve, patches, offset=offset)
+    speckle = estimate_speckle(curve) if law is NoiseLaw.QUADRATIC else None
     return NoiseEstimate(
         Estimate(std, flat.uncertainty / (2 * std)),
         flat.rises or varies,
         law,
         camera,
+        speckle,
         curve,
         given.repeated,
     )
 
 
 def _unknown(reason: str) -> NoiseEstimate:
-    return NoiseEstimate(None, False, NoiseLaw.UNKNOWN, None, None, False, reason)
+    return NoiseEstimate(None, False, NoiseLaw.UNKNOWN, None, None, None, False, reason)
 
 
 def _choose_patches(given: Frames) -> tuple[Patches, Curve] | str:

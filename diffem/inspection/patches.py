@@ -100,6 +100,8 @@ class Patches:
     """The fraction of the patch's values that the detector clipped."""
     mean: np.ndarray
     """The mean of Σ w² y over the blocks of the other half."""
+    square: np.ndarray
+    """The mean of Σ w² y² over these blocks, less what the noise adds: that of Σ w² μ²."""
     variance: np.ndarray
     """The mean of d² over these blocks."""
     peak: np.ndarray
@@ -171,6 +173,8 @@ def _cut(
     weigh = "mpaiqbj,i,j->mpqab"
     square = np.einsum(weigh, cut(given.differences), vertical, horizontal) ** 2
     local = np.einsum(weigh, cut(given.values), vertical**2, horizontal**2)
+    second = np.einsum(weigh, cut(given.values) ** 2, vertical**2, horizontal**2)
+    second -= square / 2 if given.repeated else square
     pixels = cut(given.values).transpose(0, 1, 4, 2, 5, 3, 6)  # (M, p, q, a, b, i, j)
     place = np.indices(patch).reshape(2, size[0], block[0], size[1], block[1])
     place = place.transpose(0, 1, 3, 2, 4)  # (2, a, b, i, j)
@@ -182,6 +186,7 @@ def _cut(
         smooth = _polynomials(place[:, chooses].reshape(2, -1), min(2, max(orders)))
         level, spread, third, values = _moments(chosen, smooth)
         noise, mean = square[:, :, :, ~chooses], local[:, :, :, ~chooses]
+        bright = second[:, :, :, ~chooses]
         complete = np.isfinite(noise) & np.isfinite(mean)
         blocks = complete.sum(axis=-1)
         kept = (blocks > 0) & (values > 2)
@@ -192,6 +197,7 @@ def _cut(
             third[kept] * (4 if given.repeated else 1),  # of one exposure, not of a mean of two
             clipped[kept],
             (np.where(complete, mean, 0.0).sum(axis=-1) / n)[kept],
+            (np.where(complete, bright, 0.0).sum(axis=-1) / n)[kept],
             (np.where(complete, noise, 0.0).sum(axis=-1) / n)[kept],
             np.where(complete, noise, 0.0).max(axis=-1)[kept],
             blocks[kept],

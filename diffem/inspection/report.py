@@ -105,15 +105,21 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         )
     elif noise.law is NoiseLaw.LINEAR:
         found.lines.extend(_camera_lines(noise))
+    elif noise.speckle is not None:
+        low, high = _ends(noise)
+        found.lines.append(
+            f"it {noise.law.value}, from {low:.3g} in the dark to {high:.3g} in the bright: one "
+            "level does not fit (corruption/noise=speckle)"
+        )
+        found.lines.append(f"level relative to the intensity: {noise.speckle.level}")
+        found.lines.append(f"offset, the mean value without light: {noise.speckle.offset}")
+        found.lines.append(f"white noise besides: {noise.speckle.std:.3g} units")
     else:
         low, high = _ends(noise)
-        model = "speckle fits (corruption/noise=speckle)"
-        if noise.law is NoiseLaw.FALLING:
-            model = "the values may have been compressed (a gamma curve, a square root): undo it"
         found.warnings.append(
             f"the noise {noise.law.value}: its standard deviation is "
             f"{low:.3g} in the dark and {high:.3g} in the bright, so that one level does not fit; "
-            f"{model}"
+            "the values may have been compressed (a gamma curve, a square root): undo it"
         )
     return found
 

@@ -185,6 +185,20 @@ def test_a_camera_s_counts_train_as_photon_noise(tmp_path: Path) -> None:
     train_with(out, tmp_path / "run")
 
 
+def test_speckle_is_inspected_and_trains(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    light = gaussian_filter(rng.random((64, 32, 32)), (0, 8, 8), mode="wrap")
+    light = 1000 * (light - light.min()) / np.ptp(light)
+    y = 100 + light * (1 + 0.2 * rng.standard_normal(light.shape))
+    y += 5 * rng.standard_normal(light.shape)
+    code, out, err = run(save(tmp_path, y=y), *SMALL)
+    assert code == 0, err
+    assert "level relative to the intensity" in out and "corruption/noise=speckle" in out
+    level = re.search(r"corruption.noise.speckle=([\d.]+)", out)
+    assert level and abs(float(level[1]) / 0.2 - 1) < 0.1
+    train_with(out, tmp_path / "run")
+
+
 def test_vectors_under_given_matrices(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a = rng.standard_normal((200, 2, 5))

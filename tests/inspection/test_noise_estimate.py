@@ -1,5 +1,6 @@
 """The noise is estimated from measurements alone, with an error that is to be believed."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -245,6 +246,44 @@ def test_structures_are_not_taken_for_photons(scene: str, std: float) -> None:
     rng = np.random.default_rng(1)
     x = SCENES[scene](rng)
     assert law(x + std * rng.standard_normal(x.shape)) is NoiseLaw.CONSTANT
+
+
+def blobs(rng: np.random.Generator) -> np.ndarray:
+    """A smooth scene of all brightnesses from 0 to 1."""
+    light = gaussian_filter(rng.random((64, 64, 64)), (0, 12, 12), mode="wrap")
+    return (light - light.min()) / np.ptp(light)
+
+
+@pytest.mark.parametrize(("scene", "error"), [(blobs, 0.05), (cells, 0.15)])
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("std", [1.0, 10.0])
+def test_speckle_s_level(
+    scene: Callable[[np.random.Generator], np.ndarray], error: float, level: float, std: float
+) -> None:
+    """Within four of its standard errors, which are small.
+
+    Spots rise within the pixels of a patch, so that its mean of μ² is more than the square of its
+    mean: from the latter alone the level of 0.3 came out as 0.34 ± 0.01.
+    """
+    rng = np.random.default_rng(0)
+    light = 1000 * scene(rng)
+    y = 100 + light * (1 + level * rng.standard_normal(light.shape))
+    y += std * rng.standard_normal(light.shape)
+    found = estimate_noise(y, axes=2)
+    assert found.law is NoiseLaw.QUADRATIC and found.speckle is not None
+    speckle = found.speckle
+    assert errors(speckle.level, level) < 4 and speckle.level.error < error * level
+    assert errors(speckle.offset, 100) < 4 and speckle.std < 2 * std
+
+
+def test_speckle_of_repeated_exposures() -> None:
+    """Of which the brightness is the mean of two, with half of the noise's variance."""
+    rng = np.random.default_rng(0)
+    light = np.repeat(1000 * blobs(rng)[:3], 20, axis=0)
+    y = 100 + light * (1 + 0.1 * rng.standard_normal(light.shape))
+    found = estimate_noise(y + rng.standard_normal(light.shape), axes=2)
+    assert found.repeated and found.speckle is not None
+    assert errors(found.speckle.level, 0.1) < 4
 
 
 def unknown(y: np.ndarray, axes: int = 2, **given: object) -> NoiseEstimate:
