@@ -73,6 +73,7 @@ def test_it_holds_the_package_and_its_configuration(wheel: Path) -> None:
         held = {name for name in file.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(ROOT)) for path in ROOT.glob("diffem/**/*.py")}
     files = {f"diffem/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
+    files |= {str(path.relative_to(ROOT)) for path in ROOT.glob("diffem/report/templates/*")}
     assert held == sources | files | {"diffem/py.typed"}
 
 

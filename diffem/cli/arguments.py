@@ -138,6 +138,25 @@ def parse_export(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_report(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem report`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem report",
+        description="Writes the page of a run, or one page that compares several.",
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, or several; or the folder of a comparison or a sweep",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page; default: report.html in the folder"
+    )
+    return parser.parse_args(arguments)
+
+
 def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem classify`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -185,6 +204,7 @@ PARSE = {
     "score": parse_score,
     "generate": parse_generate,
     "export": parse_export,
+    "report": parse_report,
     "classify": parse_classify,
 }
 """What reads the arguments of a command."""

@@ -15,7 +15,7 @@ from diffem.storage.run_dir import check_clearable, clear_run
 
 RECORD = "overrides.json"
 WRITTEN = (
-    "index.html",
+    "report.html",
     "table.md",
     "table.csv",
     "table.tex",
@@ -105,6 +105,31 @@ def _record(study: Study, out: Path) -> dict[str, Any]:
     return record
 
 
+def read_comparison(out: Path) -> tuple[list[str], dict[str, dict[int, Path]]]:
+    """Returns what a comparison's folder holds.
+
+    Arguments:
+        out: The folder.
+
+    Returns:
+        The overrides that all rows share; and the run directories of each row, by their seeds,
+        without those that were never started.
+
+    Raises:
+        UserError: If its record is damaged, or of an older version of diffem.
+    """
+    record = _read_record(out / RECORD)
+    runs = {
+        row: {seed: job.run_dir for seed in held["seeds"] if _began(job := job_of(out, row, seed))}
+        for row, held in record["rows"].items()
+    }
+    return record["overrides"], runs
+
+
+def _began(job: Job) -> bool:
+    return job.summary() is not None or job.log.is_file()
+
+
 def _read_record(file: Path) -> dict[str, Any]:
     """Returns the record of a folder's comparison.
 
@@ -147,6 +172,6 @@ def _summaries(record: dict[str, Any], out: Path) -> dict[str, dict[int, dict[st
         found[row] = {
             seed: summary
             for seed, summary in summaries.items()
-            if summary is not None or jobs[seed].log.is_file()
+            if summary is not None or _began(jobs[seed])
         }
     return found

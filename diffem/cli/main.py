@@ -24,6 +24,7 @@ COMMANDS = {
     "score": "say how probable measurements are under what runs learned",
     "generate": "draw images from the prior of a finished run",
     "export": "write a finished run into a folder to give away: weights, model card, ONNX",
+    "report": "write the page of a run, or one page that compares several",
     "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
 }

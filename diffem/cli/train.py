@@ -47,6 +47,8 @@ from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
 from diffem.em.init import FromCheckpoint, FromClean, Mixture
 from diffem.em.rollback import fit
+from diffem.inspection.coverage import take_coverage
+from diffem.inspection.report import coverage_findings
 from diffem.logging.rounds import close
 from diffem.metric import Evaluation
 from diffem.posterior.posterior import chunk_count
@@ -69,6 +71,9 @@ from diffem.runtime.rng import seeded
 from diffem.storage.identity import RunIdentity, bind
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
+
+LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
+FEWEST = 64  # measurements that are looked at
 
 
 def run(cfg: DictConfig) -> None:
@@ -133,7 +138,7 @@ def run(cfg: DictConfig) -> None:
     )
     if supervised:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
-    about = {**describe_run(cfg), "run": identity._asdict()}
+    about = {**describe_run(cfg), "run": identity._asdict(), "unmeasured": unmeasured(train)}
     report = RunReport(run_dir, about, evaluation, train, heldout, store=store)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMLoop(
@@ -150,16 +155,35 @@ def run(cfg: DictConfig) -> None:
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
     expect_processes()
     prior = None
-    with compile_errors(cfg.compile):
-        trainer = fit(make_trainer, module, data, checkpoint)
-        if cfg.prior is not None:
-            prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
-    if trainer.is_global_zero:
-        files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
-        export(cfg, module, prior, data, files=files)
-        result = load(run_dir, device=module.trainer.strategy.root_device, trust=list(cfg.trust))
-        evaluate(result, data.measurements.channel, report)
-        close(module.trainer.loggers)
+    with report.following():
+        with compile_errors(cfg.compile):
+            trainer = fit(make_trainer, module, data, checkpoint)
+            if cfg.prior is not None:
+                prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
+        if trainer.is_global_zero:
+            files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
+            export(cfg, module, prior, data, files=files)
+            device = module.trainer.strategy.root_device
+            evaluate(
+                load(run_dir, device=device, trust=list(cfg.trust)),
+                data.measurements.channel,
+                report,
+            )
+            close(module.trainer.loggers)
+
+
+def unmeasured(train: MeasurementSet) -> list[str] | None:
+    """Returns a sentence for each part of the images that no training measurement has.
+
+    Arguments:
+        train: The training measurements; of many the first ones are looked at.
+
+    Returns:
+        None for a channel that is not linear, of which it is not known.
+    """
+    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), FEWEST))
+    coverage = take_coverage(MeasurementSet(train.select(few), train.channel))
+    return None if coverage is None else coverage_findings(coverage).warnings
 
 
 def unused_settings(

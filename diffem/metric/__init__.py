@@ -15,6 +15,7 @@ from diffem.metric.features import Extractor, PixelFeatures
 from diffem.metric.inception import Inception
 from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
+from diffem.metric.nearest import nearest
 from diffem.metric.psnr import PSNR, psnr
 from diffem.metric.residual import ResidualChi2
 from diffem.metric.score import Score, describe_scores, read_scores
@@ -42,6 +43,7 @@ __all__ = [
     "energy_distance",
     "frechet",
     "frechet_pixels",
+    "nearest",
     "posterior_std",
     "psnr",
     "read_scores",

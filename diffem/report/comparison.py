@@ -1,7 +1,6 @@
 """The report of a comparison of runs: a table in three formats, curves, and a page."""
 
 import csv
-import html
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffem.metric import Score, read_scores
+from diffem.report.comparison_page import mean_points, write_comparison_page
+from diffem.report.page import AXES, positions
+from diffem.report.record import read_record
 from diffem.runtime.errors import UserError
+from diffem.storage.run_dir import PAGE
 
 Summary = dict[str, Any]
 """The content of a run's `summary.json`."""
@@ -26,16 +29,10 @@ Rounds = Sequence[Mapping[str, Any]]
 """The rows of `rounds` in `summary.json`."""
 
 CLEAN = "†"  # marks rows that learn from clean images; they are not compared with the others
-PICTURES = {"heldout.png": "Held-out measurements", "prior.png": "Samples of the prior"}
-STYLE = (
-    "body{font-family:sans-serif;margin:2em}td{padding:.2em .8em;text-align:right}"
-    "td:first-child{text-align:left}tr:first-child{font-weight:bold}"
-    "div{display:flex;flex-wrap:wrap;align-items:flex-start}"
-)
 
 
 def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
-    """Writes table.md, table.csv, table.tex, the curves and index.html.
+    """Writes table.md, table.csv, table.tex, the curves and report.html.
 
     Arguments:
         out: The folder, which holds the runs as ROW/seed_SEED.
@@ -54,9 +51,18 @@ def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
         csv.writer(file).writerows(rows)
     (out / "table.tex").write_text(latex(rows))
     curves = save_comparison_curves(out, runs)
-    (out / "index.html").write_text(_page(rows, title, _sections(out, runs, curves)))
+    write_comparison_page(
+        out / PAGE,
+        {
+            row: {seed: read_record(out / row / f"seed_{seed}") for seed in seeds}
+            for row, seeds in runs.items()
+        },
+        title=title or "default run",
+        table=rows,
+        clean=clean_mark(rows),
+    )
     tables = [out / name for name in ("table.md", "table.csv", "table.tex")]
-    return [*tables, *curves, out / "index.html"]
+    return [*tables, *curves, out / PAGE]
 
 
 # The table: a row for each set of overrides, mean ± standard deviation over seeds.
@@ -151,8 +157,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns a table in Markdown."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in ruled)
-    marked = any(row[0].endswith(CLEAN) for row in rows)
-    return lines + (f"\n{CLEAN} learns from clean images.\n" if marked else "")
+    return lines + (f"\n{CLEAN} learns from clean images.\n" if clean_mark(rows) else "")
+
+
+def clean_mark(rows: Sequence[Sequence[str]]) -> str:
+    """Returns the mark of rows that learn from clean images; nothing if a table has none."""
+    return CLEAN if any(row[0].endswith(CLEAN) for row in rows) else ""
 
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
@@ -250,10 +260,8 @@ def _latex(cell: str) -> str:
 
 # The curves: the scores of each round over rounds, seconds and network function evaluations.
 
-Axis = Callable[[Rounds], list[float] | None]
-"""Returns the position of each round on an axis; None if a run does not have it."""
-
 WIDE = 3  # panels in a row of a figure
+CURVES = {"round": "rounds.png", "time": "compute.png", "nfe": "nfe.png"}
 
 
 def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
@@ -269,16 +277,11 @@ def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
     done = {row: [s for s in seeds.values() if s is not None] for row, seeds in runs.items()}
     scores = described_scores([s for summaries in done.values() for s in summaries])
     rounds = {row: [s["rounds"] for s in summaries] for row, summaries in done.items()}
-    axes: dict[str, tuple[str, Axis]] = {
-        "rounds.png": ("round", lambda rounds: _values(rounds, "round")),
-        "compute.png": ("seconds of E- and M-steps", _seconds),
-        "nfe.png": ("NFE (images through the network)", lambda rounds: _values(rounds, "nfe")),
-    }
     files = []
-    for name, (label, axis) in axes.items():
+    for axis, name in CURVES.items():
         (out / name).unlink(missing_ok=True)  # of a smaller comparison in the same folder
-        if all(axis(run) is not None for row in rounds.values() for run in row):
-            _save_curves(out / name, rounds, scores, (label, axis))
+        if all(positions(run, axis) is not None for row in rounds.values() for run in row):
+            _save_curves(out / name, rounds, scores, axis)
             files.append(out / name)
     return files
 
@@ -287,7 +290,7 @@ def _save_curves(
     path: Path,
     runs: Mapping[str, Sequence[Rounds]],
     scores: Sequence[Score],
-    axis: tuple[str, Axis],
+    axis: str,
 ) -> None:
     """Saves one figure: a panel for each score that the rounds of a run have, a line for a row."""
     rounds = [round for row in runs.values() for run in row for round in run]
@@ -298,8 +301,8 @@ def _save_curves(
     grid = figure.subplots(lines, columns, squeeze=False).flat
     for plot, score in zip(grid, shown, strict=False):
         for i, (row, of_row) in enumerate(runs.items()):
-            _draw(plot, of_row, score.name, axis[1], (row, i))
-        plot.set(ylabel=score.title, xlabel=axis[0])
+            _draw(plot, of_row, score.name, axis, (row, i))
+        plot.set(ylabel=score.title, xlabel=AXES[axis])
         if score.expected is not None:
             # χ² is in the hundreds after an init that ignores the measurements.
             plot.set_yscale("log")
@@ -311,69 +314,12 @@ def _save_curves(
     figure.savefig(path, dpi=150)
 
 
-def _draw(plot: Axes, runs: Sequence[Rounds], name: str, axis: Axis, row: tuple[str, int]) -> None:
+def _draw(plot: Axes, runs: Sequence[Rounds], name: str, axis: str, row: tuple[str, int]) -> None:
     """Draws a row's mean over its seeds, up to the last round that all of them have."""
-    lines = []
-    for rounds in runs:
-        points = zip(axis(rounds) or [], rounds, strict=True)
-        lines.append([(x, round[name]) for x, round in points if round.get(name) is not None])
-    means = [np.mean(points, axis=0) for points in zip(*filter(None, lines), strict=False)]
+    means = mean_points(runs, name, axis)
     if not means:
         return
     x, y = np.transpose(means)
     label, i = row
     line = ("-", "--", ":")[i // 10 % 3]
     plot.plot(x, y, line, color=f"C{i % 10}", marker="o", markersize=3, label=label)
-
-
-def _values(rounds: Rounds, name: str) -> list[float] | None:
-    values = [row[name] for row in rounds if row.get(name) is not None]
-    return values if len(values) == len(rounds) else None
-
-
-def _seconds(rounds: Rounds) -> list[float]:
-    total, seconds = 0.0, []
-    for row in rounds:
-        total += row["e_step_seconds"] + row["m_step_seconds"]
-        seconds.append(total)
-    return seconds
-
-
-# The page: the table, the curves, and the pictures of the runs side by side.
-
-
-def _page(rows: Sequence[Sequence[str]], title: str, sections: Sequence[str]) -> str:
-    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title) or 'default run'}</h1>"
-        f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-        f"{''.join(sections)}</html>\n"
-    )
-
-
-def _sections(out: Path, runs: Runs, curves: Sequence[Path]) -> list[str]:
-    """Returns what is below the table: failed runs, curves, pictures side by side."""
-    sections = []
-    failed = [(row, seed) for row, seeds in runs.items() for seed, s in seeds.items() if s is None]
-    if failed:
-        logs = (f'<a href="{r}/seed_{s}.log">{html.escape(r)}, seed {s}</a>' for r, s in failed)
-        sections.append(f"<p>Failed: {'; '.join(logs)}.</p>")
-    images = (f'<img src="{p.name}" width="700" alt="{p.stem}, a line a row">' for p in curves)
-    sections.append(f"<div>{''.join(images)}</div>")
-    for name, heading in PICTURES.items():
-        if panels := [p for row in runs if (p := _panel(out, row, runs, name))]:
-            sections.append(f"<h2>{heading}</h2><div>{''.join(panels)}</div>")
-    return sections
-
-
-def _panel(out: Path, row: str, runs: Runs, name: str) -> str:
-    """Returns a picture of a row's first finished seed, or nothing if there is none."""
-    for seed, summary in runs[row].items():
-        source, text = f"{row}/seed_{seed}/figures/{name}", html.escape(row)
-        if summary is not None and (out / source).is_file():
-            return (
-                f"<figure><figcaption>{text}, seed {seed}</figcaption>"
-                f'<img src="{source}" alt="{name} of {text}" width="320"></figure>'
-            )
-    return ""

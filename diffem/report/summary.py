@@ -3,13 +3,15 @@
 import json
 import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -26,6 +28,7 @@ from diffem.metric import (
     Score,
     describe_scores,
     diversity_metrics,
+    nearest,
     posterior_std,
     psnr,
     sinkhorn_divergence,
@@ -37,15 +40,24 @@ from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.mixture import MixturePosterior
 from diffem.posterior.posterior import chunk_count
 from diffem.report.figures import save_curves, save_panel, save_samples
+from diffem.report.page import write_run_page
+from diffem.report.pictures import save_pictures, save_prior_pictures
+from diffem.report.record import are_rows, logged_rounds
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
+from diffem.report.verdict import kept_line
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, progress_bar, warn
 from diffem.runtime.rank import global_rank
+from diffem.runtime.signals import at_exit
 from diffem.storage.atomic import read_json, write_file
 from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.run_dir import PAGE
+from diffem.storage.status import RunStatus, State, of_error, write_ended
 from diffem.storage.strict_json import to_json
 
 SHOWN = 6  # images in a panel
+PAIRS = 12  # samples of the prior that are shown beside what is nearest to them
+COMPARED = 64  # samples of the prior that are compared with the training reconstructions
 SCORED = 4096  # reconstructions of a round, the first ones, that metrics are computed of
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
 TIMES = (
@@ -53,7 +65,7 @@ TIMES = (
     Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
 )
 HELDOUT = "held-out"  # the row of the final scores
-FILES = ("summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
+FILES = (PAGE, "summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
 
 
 @dataclass
@@ -77,13 +89,15 @@ class RunReport:
     store: ReconstructionStore
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _page_failed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Reads the rounds that an earlier process of the run reported."""
         held = read_json(self.journal) or {}
         rounds, seconds = held.get("rounds"), held.get("wall_seconds")
         own = "run" not in self.about or held.get("run") == self.about["run"]
-        if own and _are_rows(rounds) and isinstance(seconds, int | float):
+        if own and are_rows(rounds) and isinstance(seconds, int | float):
             self.rounds, self.start = rounds, self.start - seconds
             return
         # A new run has no log; without its journal is also a run that was killed after the lines
@@ -114,6 +128,72 @@ class RunReport:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @cached_property
+    def truth_scores(self) -> dict[str, float]:
+        """What true training images score as a set; empty where they are not known."""
+        return {} if self.train.truth is None else diversity_metrics(self.train.truth)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What `summary.json` and `rounds.json` say besides the scores."""
+        versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+        return {
+            **self.about,
+            "versions": versions,
+            "wall_seconds": self.wall_seconds,
+            "samples": self.evaluation.samples,
+            "metrics": describe_scores(self.evaluation.scores),
+            "truth": self.truth_scores,
+        }
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Opens the scope of a run, whose page says how it ended however it ends.
+
+        A process that is killed can say nothing: its page stays as it was after the last round.
+        """
+        if global_rank():
+            yield
+            return
+        at_exit.append(self._on_exit)
+        try:
+            self.write_page(RunStatus(State.RUNNING))
+            yield
+        except BaseException as error:
+            if not isinstance(error, SystemExit) or error.code not in (0, None):
+                self._end(of_error(error))
+            raise
+        finally:
+            at_exit.remove(self._on_exit)
+
+    def write_page(self, status: RunStatus) -> None:
+        """Writes the run's page. A failure is a warning, once: no run ends for its page.
+
+        Arguments:
+            status: Where the run is.
+        """
+        # A signal's handler interrupts this process anywhere, and must not wait for it.
+        if self._page_failed or not self._writing.acquire(blocking=False):
+            return
+        try:
+            write_run_page(self.run_dir, status)
+        except Exception as error:
+            self._page_failed = True
+            warn(f"{self.run_dir / PAGE} is not written: {type(error).__name__}: {error}")
+        finally:
+            self._writing.release()
+
+    def _on_exit(self, line: str) -> None:
+        """Says in the run directory with which last line the process ends."""
+        state = State.STOPPED if line.startswith("stopped") else State.FAILED
+        self._end(RunStatus(state, line))
+
+    def _end(self, status: RunStatus) -> None:
+        """Says in the run directory how the process ends."""
+        with suppress(OSError, UserError):  # as on a full disk
+            write_ended(self.run_dir, status)
+        self.write_page(status)
+
     def on_round(self, module: DenoiserModule, round: Round) -> None:
         """Scores a committed round, draws its panel and logs both.
 
@@ -141,9 +221,11 @@ class RunReport:
         }
         panel = self.figures / f"round_{k:03d}.png"
         self._panel(panel, self._title(k, scores), samples, measurements)
+        self._pictures(panel, samples, measurements)
         log_round(
             module.trainer.loggers, {"round": k, **scores}, panel, step=module.trainer.global_step
         )
+        self.write_page(RunStatus(State.RUNNING))
 
     def finish(
         self,
@@ -172,9 +254,10 @@ class RunReport:
             self.figures / "curves.png",
             self.rounds,
             self.evaluation.scores,
-            {} if self.train.truth is None else diversity_metrics(self.train.truth),
+            self.truth_scores,
         )
         self._write("summary", {"rounds": self.rounds, "final": final})
+        self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
         print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
         print_closing(self.rounds, final)
@@ -231,6 +314,8 @@ class RunReport:
         samples = self._samples(posterior, part, ("heldout",), count, device)
         figure = self.figures / f"{prefix}heldout.png"
         self._panel(figure, "held-out measurements", samples, heldout)
+        if not prefix:
+            self._pictures(figure, samples, heldout)
         final = self._score_heldout(samples, heldout, device)
         path = self.figures / f"{prefix}prior.png"
         return final, self._score_sets(final, samples[0], prior, device, path)
@@ -345,6 +430,8 @@ class RunReport:
             sets["prior"] = prior(self.evaluation.prior)
             save_samples(figure, "samples of the prior", sets["prior"][:64])
             final["prior"] = prior_scores(sets["prior"], train, heldout)
+            if figure.name == "prior.png":  # not that of an evaluation
+                final["prior"] |= self._compare_prior(sets["prior"], x, figure)
         if train is None or heldout is None:
             return {}
         features = feature_scores(self.evaluation.features, sets, train, heldout, device=device)
@@ -352,6 +439,29 @@ class RunReport:
         if prior is not None:
             final["prior"] |= features["prior"]
         return features
+
+    def _compare_prior(self, prior: Tensor, x: Tensor, figure: Path) -> dict[str, float]:
+        """Compares samples of the prior with the training reconstructions nearest to them.
+
+        Arguments:
+            prior: Samples of the prior, (N, *shape).
+            x: Held-out reconstructions, (M, *shape), which nothing was trained on.
+            figure: The figure of the prior's samples, beside which the pairs are saved.
+
+        Returns:
+            The median distance to the nearest training reconstruction, `nearest`, and that of
+            held-out reconstructions, `nearest_heldout`.
+        """
+        prior, x = prior[:COMPARED], x[:COMPARED]
+        data = self.store.open(self.rounds[-1]["round"])
+        parts = (range(*self.store.rows(chunk).indices(len(data))) for chunk in self.store.chunks)
+        both = torch.cat([prior, x])
+        distance, found = nearest(both, (data.__getitems__(part).x for part in parts))
+        own, other = distance.split([len(prior), len(x)])
+        closest = own.argsort()[:PAIRS]
+        pairs = (prior[closest], found[closest], own[closest])
+        save_prior_pictures(figure.with_suffix(".npz"), prior, pairs)
+        return {"nearest": float(own.median()), "nearest_heldout": float(other.median())}
 
     def _keep(self, row: dict[str, Any], round: Round) -> None:
         """Writes a round's row, in place of one that a killed process may have left."""
@@ -362,9 +472,7 @@ class RunReport:
             score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_init_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
-        held = {"rounds": self.rounds, "wall_seconds": self.wall_seconds}
-        held |= {key: self.about[key] for key in ("run",) if key in self.about}
-        content = to_json(held, indent=1)
+        content = to_json({**self.head, "rounds": self.rounds}, indent=1)
         write_file(self.journal, lambda file: file.write(content.encode()))
 
     def _title(self, k: int, scores: Mapping[str, float]) -> str:
@@ -383,47 +491,16 @@ class RunReport:
         truth = [] if measurements.truth is None else [measurements.truth[:n]]
         save_panel(path, title, (*columns, *truth))
 
+    def _pictures(self, panel: Path, samples: Tensor, measurements: MeasurementSet) -> None:
+        """Saves what the page shows of measurements, beside their panel."""
+        n = samples.shape[1]
+        lifted = measurements.channel.lift(measurements.select(slice(n)))
+        truth = None if measurements.truth is None else measurements.truth[:n]
+        save_pictures(panel.with_suffix(".npz"), samples, lifted, truth)
+
     def _write(self, name: str, results: Mapping[str, Any]) -> None:
-        versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
-        content = {
-            **self.about,
-            "versions": versions,
-            "wall_seconds": self.wall_seconds,
-            "metrics": describe_scores(self.evaluation.scores),
-            **results,
-        }
-        text = to_json(content, indent=1) + "\n"
+        text = to_json({**self.head, **results}, indent=1) + "\n"
         write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
-
-
-def logged_rounds(log: Path) -> list[dict[str, Any]]:
-    """Returns the rows of the rounds that a metrics.jsonl holds, as rounds.json has them.
-
-    What is no number of a round, and lines that are damaged, are left out.
-
-    Arguments:
-        log: The file, which may be missing.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
-        try:
-            held = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(held, dict) and isinstance(k := held.pop("round", None), int | float):
-            scores = {name.removeprefix("round/"): value for name, value in held.items()}
-            rows[int(k)] = {"round": int(k), **scores}
-    found = [rows[k] for k in sorted(rows)]
-    return found if _are_rows(found) else []
-
-
-def _are_rows(rounds: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Returns whether a value is rows of rounds, with the number and the costs of each."""
-    keys = ("round", "e_step_seconds", "m_step_seconds")
-    return isinstance(rounds, list) and all(
-        isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in keys)
-        for row in rounds
-    )
 
 
 @contextmanager
@@ -577,24 +654,6 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
             "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
             "{frechet_pixels_truth:.3f})".format_map(final["prior"])
         )
-
-
-def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
-    """Returns what the guard of E-steps found at the end, if it kept reconstructions there.
-
-    Arguments:
-        rounds: The rows of the rounds.
-    """
-    drawn = [row for row in rounds if row.get("redrawn")]
-    if not drawn or drawn[-1] is rounds[-1]:
-        return None
-    return (
-        f"the reconstructions of round {drawn[-1]['round']} were kept to the end: the network "
-        "predicts hidden entries of held-out measurements worse than what drew them "
-        f"({rounds[-1]['hidden_entries']:.4g} against {drawn[-1]['hidden_entries']:.4g}); train "
-        "longer, by em.rounds or em.steps_per_round, or, if this score does not fall from "
-        "round to round, with a lower m_step.optimizer.lr"
-    )
 
 
 def print_features(features: Mapping[str, Mapping[str, float]]) -> None:

@@ -24,8 +24,8 @@ INTERRUPTED = 128 + signal.SIGINT  # as of any command on Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
 WATCH_SECONDS = 0.2
-at_exit: list[Callable[[], object]] = []
-"""What `exit_now` calls, since it skips Python's own `atexit`."""
+at_exit: list[Callable[[str], object]] = []
+"""What `exit_now` calls with its last line, since it skips Python's own `atexit`."""
 
 
 def install_signal_handlers() -> None:
@@ -156,7 +156,7 @@ def exit_now(line: str, code: int) -> NoReturn:
     os.write(2, f"{line}\n".encode())  # a signal may arrive in the middle of a print
     for function in at_exit:
         with suppress(OSError):
-            function()
+            function(line)
     os._exit(code)
 
 

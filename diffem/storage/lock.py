@@ -61,6 +61,33 @@ def unlock_folder(folder: Path) -> None:
         os.close(_held.pop(folder))
 
 
+def is_locked(folder: Path) -> bool:
+    """Returns whether a process is writing a folder; nothing is created, and nobody waits.
+
+    Arguments:
+        folder: A folder, which may be absent.
+    """
+    if folder in _held:
+        return True
+    if (folder / OWNER).exists():
+        owner = _owner(folder / OWNER)
+        return owner is None or not _is_gone(owner)
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, and for an instant: two that look do not see one another.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no flock, and there is no owner
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 def _open(path: Path, key: str) -> int:
     """Opens a file of a lock, without following a link or waiting for a FIFO's other end."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -138,7 +165,7 @@ def _create(path: Path) -> bool:
 def _remove_at_exit(path: Path) -> None:
     """Removes the file that names this process when it ends, unless it is killed."""
 
-    def remove() -> None:
+    def remove(_: str = "") -> None:
         if _owner(path) == _this_process():
             path.unlink(missing_ok=True)
 

@@ -38,6 +38,7 @@ from diffem.storage.entries import check_entries
 from diffem.storage.identity import is_of_run
 from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
+from diffem.storage.status import ENDED
 
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
@@ -64,6 +65,7 @@ OWN = (*LOCK_NAMES, ".hydra", "measurements.npz")  # what a new run's directory 
 SAVED = ("overrides.yaml", "hydra.yaml", "config.yaml")
 FOLDERS = (".hydra", "checkpoints", "figures")  # of files alone
 RECONSTRUCTIONS = "reconstructions"
+PAGE = "report.html"
 FILES = (
     *LOCK_NAMES,
     "metrics.jsonl",
@@ -73,6 +75,8 @@ FILES = (
     "summary.previous.json",
     "measurements.npz",
     "run.json",
+    ENDED,
+    PAGE,
 )
 LOGGERS = ("csv", "tensorboard", "wandb")  # the folders of loggers
 NOT_A_DIRECTORY = ("resume=auto", "resume=null")
@@ -142,6 +146,7 @@ def _resume(
     folder = run_dir / ".hydra"
     if (summary := run_dir / "summary.json").is_file():
         summary.replace(run_dir / "summary.previous.json")  # of fewer rounds, or damaged
+    (run_dir / ENDED).unlink(missing_ok=True)
     if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
         remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
     line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
@@ -372,7 +377,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
 
 def config_hash(cfg: DictConfig) -> str:
     """Returns the sha256 of the settings that determine a run's results."""
-    fixed = {k: v for k, v in _flatten(_plain(cfg)).items() if not _is_mutable(k)}
+    fixed = {k: v for k, v in flatten(_plain(cfg)).items() if not _is_mutable(k)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -396,7 +401,7 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
         UserError: If a setting differs that may not, or the run is finished.
         SystemExit: If the run is finished and resume=auto.
     """
-    a, b = _flatten(_plain(saved)), _flatten(_plain(cfg))
+    a, b = flatten(_plain(saved)), flatten(_plain(cfg))
     changed = {
         k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
     }
@@ -442,6 +447,32 @@ def _load(file: Path, config_type: type) -> Any:  # noqa: ANN401 - a DictConfig 
     return saved
 
 
+def read_settings(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns the configuration and the overrides that a run directory holds, in plain types.
+
+    Arguments:
+        run_dir: A run directory; without the files there is nothing in either.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    config, overrides = (run_dir / ".hydra" / name for name in ("config.yaml", "overrides.yaml"))
+    held = _load(config, DictConfig) if config.is_file() else OmegaConf.create()
+    given = _load(overrides, ListConfig) if overrides.is_file() else OmegaConf.create([])
+    plain = OmegaConf.to_container(held, resolve=False)
+    assert isinstance(plain, dict)
+    settings = {str(key): value for key, value in plain.items()}
+    return settings, [str(o) for o in OmegaConf.to_container(given, resolve=False) or ()]
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401
+    """Returns {full key: value} of nested dictionaries."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    items = [flatten(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()]
+    return {k: v for item in items for k, v in item.items()}
+
+
 def is_round(path: Path) -> bool:
     """Returns whether a path is named like the folder of a round."""
     return re.fullmatch(r"round_\d{3,}", path.name) is not None
@@ -477,11 +508,3 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     plain = redact_config(OmegaConf.to_container(cfg, resolve=False))
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401
-    """Returns {full key: value} of nested dictionaries."""
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    items = [_flatten(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()]
-    return {k: v for item in items for k, v in item.items()}

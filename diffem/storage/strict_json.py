@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,15 @@ def to_json(value: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - 
         indent: The number of spaces a level is indented by; None for one line.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def read_list(path: Path) -> list[Any]:
+    """Returns the JSON list in a file; an empty one if it is absent, or holds no list."""
+    try:
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return held if isinstance(held, list) else []
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

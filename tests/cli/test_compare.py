@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import NASTY, SHORT, wait_until
+from html_page import check_page
 
 from diffem.cli import study
 from diffem.cli.compare import main
@@ -90,8 +91,8 @@ def test_a_comparison_is_resumed(tmp_path: Path) -> None:
     assert (out / "diffem" / "seed_0" / "summary.json").stat().st_mtime_ns == first
     with (out / "table.csv").open() as file:
         assert [row[0] for row in csv.reader(file)][1:3] == ["diffem", "pnp"]
-    page = (out / "index.html").read_text()
-    assert 'src="pnp/seed_0/figures/heldout.png"' in page
+    page = check_page(out / "report.html")
+    assert [a["alt"] for a in page.all("img")] == ["heldout of diffem", "heldout of pnp"]
 
 
 def test_a_failed_job_is_marked_and_the_others_run(
@@ -181,10 +182,10 @@ def test_a_file_beside_an_unfinished_run_and_a_link_are_not_removed(fake: Path) 
 
 def test_a_foreign_page_is_not_overwritten(fake: Path) -> None:
     fake.mkdir()
-    (fake / "index.html").write_text("mine")
-    with pytest.raises(UserError, match=r"index\.html is not of a comparison"):
+    (fake / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"report\.html is not of a comparison"):
         compare(ONE, fake)
-    assert (fake / "index.html").read_text() == "mine"
+    assert (fake / "report.html").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,8 @@ def test_a_study_is_a_file(
     assert (fake / "order").read_text() == "own4 given4 own5 given5 "
     assert "| own | **13.00 ± 0.00** |" in (fake / "table.md").read_text()
     assert "| given | 12.00 ± 0.00 |" in (fake / "table.md").read_text()
-    assert "<h1>small +together=1 +psnr=11 +psnr=12</h1>" in (fake / "index.html").read_text()
+    title = "small +together=1 +psnr=11 +psnr=12"
+    assert f"<h1>{title}</h1>" in (fake / "report.html").read_text()
     for text, sentence in (
         ("rows: {a: method=b}", "rows.a must be a list of KEY=VALUE, got 'method=b'"),
         ("rows: {8: []}", "its rows must be named, numbers in quotes"),

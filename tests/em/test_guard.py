@@ -17,7 +17,7 @@ from diffem.em import Guard
 from diffem.em.guard import hide
 from diffem.em.loop import EMLoop
 from diffem.posterior import Posterior
-from diffem.report.summary import kept_line
+from diffem.report.verdict import kept_line
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 

@@ -1,10 +1,13 @@
 """The report of a comparison: its table, its curves and its page."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from html_page import check_page
 
 from diffem.metric import (
     PSNR,
@@ -17,6 +20,7 @@ from diffem.metric import (
     describe_scores,
 )
 from diffem.report.comparison import mean_and_deviation, table, write_comparison
+from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.runtime.errors import UserError
 
 
@@ -151,6 +155,8 @@ def test_gaussian_means_of_different_channels_are_a_column() -> None:
 
 def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
     runs = {"a_b": {0: summary(0, 20.0), 1: summary(1, 22.0)}, "c": {0: None, 1: None}}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "seed_0.log").write_text("error: it failed")
     files = write_comparison(tmp_path, runs, "em.rounds=1 <b>")
     assert all(path.stat().st_size > 0 for path in files)
     assert not (tmp_path / "nfe.png").exists()
@@ -158,27 +164,44 @@ def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
         assert list(csv.reader(file)) == table(runs)
     assert r"a\_b & 21.00 $\pm$ 1.41 &" in (tmp_path / "table.tex").read_text()
     assert "| a_b | 21.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
-    page = (tmp_path / "index.html").read_text()
-    assert "<h1>em.rounds=1 &lt;b&gt;</h1>" in page
-    assert '<a href="c/seed_0.log">c, seed 0</a>; <a href="c/seed_1.log">c, seed 1</a>' in page
+    page = check_page(tmp_path / "report.html")
+    assert "<h1>em.rounds=1 &lt;b&gt;</h1>" in page.source
+    assert "c, seed 0: Ended without a word before the first round was done" in page.text
+    assert {"href": "c/seed_0.log"} in page.all("a")
+
+
+def written(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes a run's summary and pictures, and returns the summary."""
+    (folder / "figures").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    x = torch.full((2, 3, 1, 8, 8), summary["seed"] / 10)
+    save_pictures(folder / "figures" / "heldout.npz", x, x[0], None)
+    save_prior_pictures(folder / "figures" / "prior.npz", x[0], None)
+    return summary
 
 
 def test_the_page_shows_each_rows_first_finished_seed(tmp_path: Path) -> None:
-    for seed in (0, 10, 2):
-        folder = tmp_path / f"a/seed_{seed}/figures"
-        folder.mkdir(parents=True)
-        for name in ("heldout.png", "prior.png"):
-            (folder / name).touch()
-    write_comparison(tmp_path, {"a": {0: None, 10: summary(10, 20.0), 2: summary(2, 20.0)}}, "")
-    page = (tmp_path / "index.html").read_text()
-    assert "<h1>default run</h1>" in page
-    assert page.count("heldout.png") == 2 and 'src="a/seed_10/figures/heldout.png"' in page
-    assert 'src="a/seed_10/figures/prior.png"' in page
+    runs = {seed: written(tmp_path / f"a/seed_{seed}", summary(seed, 20.0)) for seed in (5, 2)}
+    write_comparison(tmp_path, {"a": {0: None, **runs}}, "")
+    page = check_page(tmp_path / "report.html")
+    assert "default run" in page.text and "a, seed 0: " in page.text
+    heldout, prior = page.images()
+    assert heldout.getpixel((0, 0))[0] == prior.getpixel((0, 0))[0] == round(127.5 * 1.5)  # type: ignore[index]
+
+
+def test_the_page_s_curves_are_means_over_seeds(tmp_path: Path) -> None:
+    runs = {s: written(tmp_path / f"a/seed_{s}", counted(s, 20.0 + 2 * s)) for s in (0, 1)}
+    short = summary(0, 22.0)
+    short["rounds"] = short["rounds"][:1]
+    rows = {"a": runs, "b": {0: written(tmp_path / "b/seed_0", short)}}
+    write_comparison(tmp_path, rows, "")
+    labels = [a.get("aria-label") for a in check_page(tmp_path / "report.html").all("svg")]
+    assert "PSNR of mean (dB) over round: a: 20.000 to 21.000; b: 21.000 to 21.000" in labels
+    assert not any("over NFE" in label for label in labels if label)  # b has not counted them
 
 
 def test_curves_over_network_evaluations_need_all_runs_to_count_them(tmp_path: Path) -> None:
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: counted(0, 21.0)}}, "")
     assert (tmp_path / "nfe.png").stat().st_size > 0
-    assert 'src="nfe.png"' in (tmp_path / "index.html").read_text()
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: summary(0, 21.0)}}, "")
     assert not (tmp_path / "nfe.png").exists()

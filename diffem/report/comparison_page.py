@@ -1,0 +1,232 @@
+"""The page of a comparison, `report.html`: the table, curves, and pictures side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffem.metric import Score
+from diffem.report.chart import COLOURS, DASHES, Chart, Series, scatter, svg
+from diffem.report.page import (
+    AXES,
+    direction,
+    positions,
+    shown_scores,
+    shown_statements,
+    status_text,
+    write_page,
+)
+from diffem.report.pictures import (
+    Arrays,
+    beside,
+    coloured,
+    data_uri,
+    grid,
+    load_pictures,
+    strip,
+)
+from diffem.report.record import RunRecord
+from diffem.report.verdict import Judgement, verdict
+from diffem.storage.run_dir import flatten
+
+Records = Mapping[str, Mapping[int, RunRecord]]
+"""What the runs of each row hold, by their seeds."""
+
+OWN = ("run_dir", "resume", "seed", "logger")  # settings that differ between any two runs
+SHOWN = 4  # held-out measurements of a row
+PRIOR = 24  # samples of a row's prior
+PICTURES = {
+    "heldout": (
+        "Held-out measurements",
+        "In a row: the measurement, one sample, the mean of samples, their std (the same scale "
+        "for all) and, where it is known, the clean image.",
+    ),
+    "prior": ("Samples of the prior", "The first samples, not chosen."),
+}
+
+
+def write_comparison_page(
+    path: Path,
+    records: Records,
+    *,
+    title: str,
+    table: Sequence[Sequence[str]],
+    clean: str = "",
+) -> None:
+    """Writes the page.
+
+    Arguments:
+        path: The file.
+        records: What the runs hold, finished or not.
+        title: The title of the page.
+        table: The table of scores, its header first.
+        clean: The mark of rows that learn from clean images, if there are any.
+    """
+    best = {row: _best_known(list(seeds.values())) for row, seeds in records.items()}
+    shown = {row: found for row, found in best.items() if found}
+    charts, axes = _charts(shown)
+    pictures = _pictures({row: found[0].run_dir / "figures" for row, found in shown.items()})
+    verdicts = {row: _attention(found[0]) for row, found in shown.items() if found[0].final}
+    differing = _differing({row: found[0] for row, found in shown.items()})
+    parts = {
+        "table": "Scores",
+        **({"verdict": "What stands out"} if verdicts else {}),
+        **({"curves": "Scores over the rounds"} if charts else {}),
+        **({"settings": "Settings that differ"} if len(differing) > 1 else {}),
+        **{anchor: PICTURES[anchor][0] for anchor in pictures},
+    }
+    context = {
+        "title": title,
+        "parts": parts,
+        "table": table,
+        "clean": clean,
+        "unfinished": _unfinished(path, records),
+        "verdicts": verdicts,
+        "legend": _legend(shown),
+        "axes": axes,
+        "charts": charts,
+        "differing": differing,
+        "pictures": pictures,
+    }
+    write_page(path, "comparison.html", context)
+
+
+def _best_known(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Returns the finished runs of a row; where there are none, the first with a round."""
+    finished = [record for record in records if record.final]
+    return finished or [record for record in records if record.rounds][:1]
+
+
+def _unfinished(path: Path, records: Records) -> list[dict[str, str]]:
+    """Returns a line for each run that has not finished, and where its log is."""
+    lines = []
+    for row, seeds in records.items():
+        for seed, record in seeds.items():
+            if record.final:
+                continue
+            log = record.run_dir.with_name(f"{record.run_dir.name}.log")
+            near = log.is_file() and log.is_relative_to(path.parent)
+            lines.append(
+                {
+                    "text": f"{row}, seed {seed}: {status_text(record)}",
+                    "log": log.relative_to(path.parent).as_posix() if near else "",
+                }
+            )
+    return lines
+
+
+def _attention(record: RunRecord) -> list[dict[str, str]]:
+    """Returns the statements on a run that ask for attention."""
+    found = [
+        s
+        for s in verdict(record.summary, record.calibration)
+        if s.judgement is Judgement.ATTENTION
+    ]
+    return shown_statements(found)
+
+
+# Curves.
+
+
+def _legend(shown: Mapping[str, Sequence[RunRecord]]) -> list[dict[str, Any]]:
+    return [
+        {"name": row, "colour": i % COLOURS, "dash": DASHES[i // COLOURS % len(DASHES)]}
+        for i, row in enumerate(shown)
+    ]
+
+
+def _charts(
+    shown: Mapping[str, Sequence[RunRecord]],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Returns a chart for each score, with a line for each row, and the axes."""
+    runs = [record.rounds for records in shown.values() for record in records]
+    axes = {
+        axis: label
+        for axis, label in AXES.items()
+        if runs and all(positions(rounds, axis) for rounds in runs)
+    }
+    scores: dict[str, Score] = {}
+    for records in shown.values():
+        for score in (score for record in records for score in shown_scores(record)):
+            scores.setdefault(score.name, score)
+    charts = []
+    for score in scores.values():
+        drawings = {}
+        for axis, label in axes.items():
+            series = [
+                Series(row, mean_points([r.rounds for r in records], score.name, axis), i)
+                for i, (row, records) in enumerate(shown.items())
+            ]
+            lines = [] if score.expected is None else [("expected", score.expected)]
+            if drawing := svg(Chart(score.title, label, series, lines, score.digits)):
+                drawings[axis] = drawing
+        if drawings:
+            charts.append({"title": score.title, "note": direction(score), "drawings": drawings})
+    return charts, axes
+
+
+def mean_points(
+    runs: Sequence[Sequence[Mapping[str, Any]]], name: str, axis: str
+) -> list[tuple[float, float]]:
+    """Returns the mean of several runs' points, up to the last round that all of them have.
+
+    Arguments:
+        runs: The rows of the rounds of each run.
+        name: The score.
+        axis: The axis of its points, a key of `AXES`.
+    """
+    lines = []
+    for rounds in runs:
+        points = zip(positions(rounds, axis) or [], rounds, strict=True)
+        lines.append([(x, row[name]) for x, row in points if row.get(name) is not None])
+    means = [np.mean(points, axis=0) for points in zip(*filter(None, lines), strict=False)]
+    return [(float(x), float(y)) for x, y in means]
+
+
+# Settings and pictures.
+
+
+def _differing(records: Mapping[str, RunRecord]) -> list[list[str]]:
+    """Returns the table of the settings that are not the same in all rows."""
+    settings = {row: flatten(dict(record.config)) for row, record in records.items()}
+    keys = dict.fromkeys(key for held in settings.values() for key in held)
+    rows = [["setting", *settings]]
+    for key in keys:
+        values = [str(held.get(key, "–")) for held in settings.values()]
+        if key and key.split(".")[0] not in OWN and len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows
+
+
+def _pictures(figures: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Returns the pictures of each row's first run, by the anchor of their part."""
+    found = {}
+    for name, (_, text) in PICTURES.items():
+        held = {row: load_pictures(path / f"{name}.npz") for row, path in figures.items()}
+        largest = max((float(np.nanmax(a["std"])) for a in held.values() if "std" in a), default=1)
+        images = [
+            {"caption": row, "alt": f"{name} of {row}", **picture}
+            for row, arrays in held.items()
+            if (picture := _picture(arrays, largest, name))
+        ]
+        if images:
+            found[name] = {"text": text, "images": images}
+    return found
+
+
+def _picture(held: Arrays, largest: float, name: str) -> dict[str, str]:
+    """Returns one row's picture: an image or, of vectors, a drawing."""
+    if "points" in held:
+        half = float(np.nanmax(np.abs(held["points"]), initial=1e-6))
+        return {"image": "", "drawing": scatter(held["points"], None, name, half)}
+    if name == "prior":
+        if "samples" not in held:
+            return {}
+        return {"image": data_uri(grid(held["samples"][:PRIOR])), "drawing": ""}
+    if not {"measurement", "samples", "mean", "std"} <= held.keys():
+        return {}
+    lines = [held["measurement"], held["samples"][0], held["mean"], coloured(held["std"], largest)]
+    lines += [held["truth"]] if "truth" in held else []
+    columns = [strip(list(images[:SHOWN])) for images in lines]
+    return {"image": data_uri(beside(columns)), "drawing": ""}

@@ -1,0 +1,147 @@
+"""What a run directory holds of a run, finished or not: all that its page is made of."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from diffem.metric import Score, read_scores
+from diffem.storage.atomic import read_json
+from diffem.storage.run_dir import read_settings
+from diffem.storage.status import RunStatus, read_status
+
+TAIL = 4096  # bytes of a log that hold its last line
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory holds of a run.
+
+    Attributes:
+        run_dir: The run directory.
+        status: Where the run is.
+        summary: The content of `summary.json`; while there is none that of `rounds.json`, which
+            has no `final`.
+        config: The composed configuration, in plain types, without secrets.
+        overrides: The overrides that it was started with.
+        calibration_file: The file of its newest calibration; None if there is none.
+        calibration: The content of that file; empty if there is none.
+        last_step: What the last line of its log is of, as in "step 119 of the prior".
+    """
+
+    run_dir: Path
+    status: RunStatus
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    overrides: list[str]
+    calibration_file: Path | None
+    calibration: Mapping[str, Any]
+    last_step: str | None
+
+    @property
+    def rounds(self) -> list[Mapping[str, Any]]:
+        """The rows of the rounds."""
+        return self.summary.get("rounds") or []
+
+    @property
+    def final(self) -> Mapping[str, Any]:
+        """The held-out scores; empty while there are none."""
+        return self.summary.get("final") or {}
+
+    @property
+    def planned(self) -> int | None:
+        """The number of rounds that the run was given; a budget may end it before."""
+        em = self.config.get("em")
+        rounds = em.get("rounds") if isinstance(em, Mapping) else None
+        return rounds if isinstance(rounds, int) else None
+
+    @property
+    def scores(self) -> list[Score]:
+        """The scores that the run describes."""
+        return read_scores([self.summary])
+
+
+def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
+    """Returns what a run directory holds.
+
+    Arguments:
+        run_dir: A run directory; what is missing or damaged in it is left out.
+        status: Where the run is, if its own process asks.
+    """
+    summary = read_json(run_dir / "summary.json") or {}
+    if not (isinstance(summary.get("final"), dict) and are_rows(summary.get("rounds"))):
+        summary = read_json(run_dir / "rounds.json") or {}
+    if not are_rows(summary.get("rounds")):
+        summary = {**summary, "rounds": logged_rounds(run_dir / "metrics.jsonl")}
+    calibration = max(run_dir.glob("calibration_*.json"), default=None)
+    config, overrides = _settings(run_dir, _modified(run_dir / ".hydra" / "config.yaml"))
+    return RunRecord(
+        run_dir,
+        read_status(run_dir) if status is None else status,
+        summary,
+        config,
+        overrides,
+        calibration,
+        (read_json(calibration) if calibration else None) or {},
+        _last_step(run_dir / "metrics.jsonl"),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _settings(run_dir: Path, modified: int) -> tuple[dict[str, Any], list[str]]:
+    """Returns the settings; a run does not change them, and its page is written after a round."""
+    return read_settings(run_dir)
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def _last_step(log: Path) -> str | None:
+    """Returns what the last line of metrics.jsonl is of; None if it is of a round, or damaged."""
+    if not log.is_file():
+        return None
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    try:
+        line = json.loads(lines[-1]) if lines else {}
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
+        return None
+    stages = {"m_step": "the M-steps", "prior": "the prior's fit"}
+    stage = next((stages[s] for key in line if (s := key.partition("/")[0]) in stages), None)
+    return None if stage is None else f"optimiser step {step + 1} of {stage}"
+
+
+def logged_rounds(log: Path) -> list[dict[str, Any]]:
+    """Returns the rows of the rounds that a metrics.jsonl holds, as rounds.json has them.
+
+    What is no number of a round, and lines that are damaged, are left out.
+
+    Arguments:
+        log: The file, which may be missing.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
+        try:
+            held = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(held, dict) and isinstance(k := held.pop("round", None), int | float):
+            scores = {name.removeprefix("round/"): value for name, value in held.items()}
+            rows[int(k)] = {"round": int(k), **scores}
+    found = [rows[k] for k in sorted(rows)]
+    return found if are_rows(found) else []
+
+
+def are_rows(rounds: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Returns whether a value is rows of rounds, with the number and the costs of each."""
+    keys = ("round", "e_step_seconds", "m_step_seconds")
+    return isinstance(rounds, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in keys)
+        for row in rounds
+    )

@@ -1,0 +1,84 @@
+"""What the page shows of measurements, as it is kept in a run directory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffem.report.pictures import (
+    GAP,
+    SIDE,
+    data_uri,
+    grid,
+    load_pictures,
+    save_pictures,
+    save_prior_pictures,
+    strip,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((1, 8, 8), (8, 8, 1)),
+        ((3, 32, 20), (32, 20, 3)),
+        ((2, 8, 8), (8, 8, 1)),  # real and imaginary parts are not colours
+        ((1, 300, 200), (75, 50, 1)),
+        ((4, 40), (4, 40, 1)),  # a signal
+        ((1, 500), (1, 83, 1)),
+    ],
+)
+def test_shapes(shape: tuple[int, ...], kept: tuple[int, ...], tmp_path: Path) -> None:
+    samples = torch.rand(10, 7, *shape) * 2 - 1
+    save_pictures(tmp_path / "a.npz", samples, samples[0], samples[1])
+    held = load_pictures(tmp_path / "a.npz")
+    for name in ("measurement", "mean", "truth"):
+        assert held[name].shape == (6, *kept) and held[name].dtype == np.uint8
+    assert held["samples"].shape == (8, 6, *kept)
+    assert held["std"].shape[1:] == (*kept[:2],) or len(shape) == 2
+    assert max(held["mean"].shape[1:3]) <= SIDE
+    for images in (held["mean"], held["samples"][0]):
+        assert data_uri(strip(list(images))).startswith("data:image/png;base64,")
+
+
+def test_values(tmp_path: Path) -> None:
+    """-1 is black and 1 white; what is beyond is clipped, and a std is kept as it is."""
+    x = torch.tensor([-1.0, 1.0, 3.0, torch.nan]).view(1, 1, 1, 2, 2).expand(4, 1, 1, 2, 2).clone()
+    x[:, 0, 0, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    save_pictures(tmp_path / "a.npz", x, x[0], None)
+    held = load_pictures(tmp_path / "a.npz")
+    assert held["measurement"].ravel().tolist() == [0, 255, 255, 127]
+    assert held["mean"].ravel()[0] == 128
+    assert held["std"].ravel()[0] == pytest.approx(2 / 3**0.5) and held["std"].ravel()[1] == 0
+    assert "truth" not in held
+
+
+def test_vectors_are_points(tmp_path: Path) -> None:
+    samples = torch.randn(4, 30, 5)
+    save_pictures(tmp_path / "a.npz", samples, samples[0], samples[1])
+    held = load_pictures(tmp_path / "a.npz")
+    assert held["points"].shape == (120, 2) and held["true_points"].shape == (30, 2)
+    np.testing.assert_array_equal(held["points"][:30], samples[0, :, :2])
+    save_prior_pictures(tmp_path / "b.npz", torch.randn(9, 1), None)
+    assert load_pictures(tmp_path / "b.npz")["points"].shape == (9, 2)
+
+
+def test_strips_have_gaps_that_let_the_page_through() -> None:
+    images = np.full((3, 8, 8, 1), 255, np.uint8)
+    for across in (False, True):
+        whole = strip(list(images), across=across)
+        whole = whole.swapaxes(0, 1) if across else whole
+        assert whole.shape == (3 * 64 + 2 * GAP, 64, 4)
+        assert not whole[64 : 64 + GAP].any() and whole[:64].min() == 255
+    assert grid(np.zeros((11, 8, 8, 1), np.uint8)).shape == (128 + GAP, 8 * 64 + 7 * GAP, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a file of arrays", None])
+def test_a_damaged_file_shows_nothing(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    if content is not None:
+        path.write_bytes(content)
+    assert load_pictures(path) == {}
+    (tmp_path / "link.npz").symlink_to(path)
+    assert load_pictures(tmp_path / "link.npz") == {}
