@@ -196,7 +196,7 @@ def test_the_page_s_curves_are_means_over_seeds(tmp_path: Path) -> None:
     rows = {"a": runs, "b": {0: written(tmp_path / "b/seed_0", short)}}
     write_comparison(tmp_path, rows, "")
     labels = [a.get("aria-label") for a in check_page(tmp_path / "report.html").all("svg")]
-    assert "PSNR of mean (dB) over round: a: 20.000 to 21.000; b: 21.000 to 21.000" in labels
+    assert "PSNR of mean (dB) over round: a: 20.00 to 21.00; b: 21.00 to 21.00" in labels
     assert not any("over NFE" in label for label in labels if label)  # b has not counted them
 
 
