@@ -134,7 +134,9 @@ def test_measurements_that_were_changed_are_refused(
     run_dir = Path(shutil.copytree(runs.own, tmp_path / "run"))
     np.savez(file, y=change(np.load(file)["y"]))
     try:
-        with pytest.raises(UserError, match=r"dataset: the measurements .* are not those") as error:
+        with pytest.raises(
+            UserError, match=r"dataset: the measurements .* are not those"
+        ) as error:
             run_here(run_dir, *runs.settings, runs.data, "em.rounds=2")
         assert "\n" not in str(error.value)
     finally:

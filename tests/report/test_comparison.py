@@ -166,7 +166,7 @@ def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
     assert "| a_b | 21.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
     page = check_page(tmp_path / "report.html")
     assert "<h1>em.rounds=1 &lt;b&gt;</h1>" in page.source
-    assert "c, seed 0: Ended without a word before the first round was done" in page.text
+    assert "c, seed 0: Ended without a message before the first round was done" in page.text
     assert {"href": "c/seed_0.log"} in page.all("a")
 
 
@@ -196,7 +196,7 @@ def test_the_page_s_curves_are_means_over_seeds(tmp_path: Path) -> None:
     rows = {"a": runs, "b": {0: written(tmp_path / "b/seed_0", short)}}
     write_comparison(tmp_path, rows, "")
     labels = [a.get("aria-label") for a in check_page(tmp_path / "report.html").all("svg")]
-    assert "PSNR of mean (dB) over round: a: 20.000 to 21.000; b: 21.000 to 21.000" in labels
+    assert "PSNR of mean (dB) over round: a: 20.00 to 21.00; b: 21.00 to 21.00" in labels
     assert not any("over NFE" in label for label in labels if label)  # b has not counted them
 
 
