@@ -11,7 +11,7 @@ COUNT ?= 100
 SIGNAL ?= KILL
 FILES ?= 0
 
-.PHONY: train test lint clean reference docs features bench test-experiments test-kills test-slurm soak
+.PHONY: train test lint clean reference docs features bench test-experiments test-kills test-slurm test-browser soak
 
 train: $(READY)
 	$(BIN)/python train.py
@@ -45,6 +45,10 @@ test-kills: $(DEV)  # runs that are killed and resumed; minutes
 
 test-slurm: $(DEV)  # jobs of a SLURM of two nodes, as `tests/helpers/slurm.sh start` starts; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
+
+test-browser: $(DEV)  # the pages in headless Chromium (Debian: apt-get install chromium); a minute
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 soak: $(DEV)  # COUNT kills at random moments in every stage, or stops with SIGNAL=TERM; half an hour
 	$(BIN)/python tests/helpers/soak.py --seed $(SEED) --count $(COUNT) --signal $(SIGNAL) --files $(FILES)

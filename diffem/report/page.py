@@ -207,11 +207,12 @@ def status_text(record: RunRecord) -> str:
     resume = f"It can be resumed: {again}"
     if status.state is State.LOST:
         return (
-            f"Ended without a word {where}: its process was killed, or its machine went down. "
+            f"Ended without a message {where}: its process was killed, or its machine went down. "
             f"{resume}"
         )
-    how = "Stopped" if status.state is State.STOPPED else "Failed"
-    return f"{how} {where}. Its last words: {status.reason}. {resume}"
+    stopped = status.state is State.STOPPED
+    reason = status.reason.partition(";")[0] if stopped else status.reason.rstrip(".")
+    return f"{'Stopped' if stopped else 'Failed'} {where} ({reason}). {resume}"
 
 
 def duration(seconds: float) -> str:

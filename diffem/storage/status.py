@@ -30,7 +30,7 @@ class State(StrEnum):
     FAILED = "failed"
     """Its process ended with an error."""
     LOST = "lost"
-    """Its process ended without a word: it was killed, or the machine went down."""
+    """Its process ended without a message: it was killed, or the machine went down."""
 
 
 @dataclass(frozen=True)

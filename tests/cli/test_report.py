@@ -47,7 +47,7 @@ def test_several_runs(copies: list[Path], tmp_path: Path) -> None:
     page = check_page(write_report(copies, tmp_path / "all.html"))
     assert page.headings[0] == "Scores" and "3 runs" in page.text
     assert "Settings that differ" in page.headings and "em.batch_size" in page.text
-    assert f"{copies[2]}, seed 0: Ended without a word after round 1 of 1" in page.text
+    assert f"{copies[2]}, seed 0: Ended without a message after round 1 of 1" in page.text
     lines = [a["aria-label"] for a in page.all("svg") if "aria-label" in a]
     assert all(f"{path}: " in line for path in copies for line in lines if "diversity" in line)
     assert len(page.images()) == 3  # held-out measurements, which the killed one had drawn
@@ -65,7 +65,7 @@ def test_a_comparison(copies: list[Path], tmp_path: Path) -> None:
     (out / "overrides.json").write_text(json.dumps(record))
     page = check_page(write_report([out]))
     assert page.all("title") and "em.rounds=1" in page.text
-    assert "1 (1 failed)" in page.text and "b, seed 1: Ended without a word" in page.text
+    assert "1 (1 failed)" in page.text and "b, seed 1: Ended without a message" in page.text
     assert {"href": "b/seed_1.log"} in page.all("a")
 
 
@@ -89,7 +89,7 @@ def test_a_sweep_groups_its_seeds(copies: list[Path], tmp_path: Path) -> None:
         page = check_page(write_report([out]))
         assert "Sweep sweep" in page.text
         (table, *_) = (a for a in page.all("div") if a.get("aria-label") == "Scores of the rows")
-        assert table and "em.batch_size=8, seed 1: Ended without a word" in page.text
+        assert table and "em.batch_size=8, seed 1: Ended without a message" in page.text
         assert "1 (1 failed)" in page.text
 
 

@@ -166,7 +166,7 @@ def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
     assert "| a_b | 21.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
     page = check_page(tmp_path / "report.html")
     assert "<h1>em.rounds=1 &lt;b&gt;</h1>" in page.source
-    assert "c, seed 0: Ended without a word before the first round was done" in page.text
+    assert "c, seed 0: Ended without a message before the first round was done" in page.text
     assert {"href": "c/seed_0.log"} in page.all("a")
 
 

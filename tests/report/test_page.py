@@ -87,7 +87,7 @@ def test_what_is_missing_is_absent(finished: Path, tmp_path: Path) -> None:
         if path.is_file() and path.suffix in (".json", ".jsonl"):
             path.write_text("{")
     page = check_page(write_run_page(copy))
-    assert "No round has been finished" in page.text and "Ended without a word" in page.text
+    assert "No round has been finished" in page.text and "Ended without a message" in page.text
 
 
 def test_nothing_in_a_run_directory_is_taken_for_html(finished: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
     with patch.object(RunReport, "on_round", stop), pytest.raises(Ended):
         run_here(tmp_path / "run", *RUN)
     page = check_page(tmp_path / "stopped.html")
-    assert "Stopped after round 1 of 2" in page.text and "stopped by SIGTERM" in page.text
+    assert "Stopped after round 1 of 2 (stopped by SIGTERM). It can be" in page.text
 
 
 def test_each_round_writes_the_page(tmp_path: Path) -> None:
@@ -225,8 +225,9 @@ def test_a_running_run_is_seen_from_elsewhere(finished: Path, tmp_path: Path) ->
     (copy / "summary.json").unlink()
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "prior/loss": 0.5}\n')
-    assert "Ended without a word after round 2 of 2, then optimiser step 2 of the prior's fit" in (
-        check_page(write_run_page(copy)).text
+    assert (
+        "Ended without a message after round 2 of 2, then optimiser step 2 of the prior's fit"
+        in (check_page(write_run_page(copy)).text)
     )
     with patch("diffem.storage.status.is_locked", return_value=True):
         page = check_page(write_run_page(copy))
