@@ -40,12 +40,14 @@ from diffem.em import (
     Objective,
     PosteriorFactory,
     ReconstructionDataModule,
+    Round,
     Unconditional,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
 from diffem.em.init import FromCheckpoint, FromClean, Mixture
+from diffem.em.plateau import FEWEST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
 from diffem.inspection.report import coverage_findings
@@ -53,6 +55,7 @@ from diffem.logging.rounds import close
 from diffem.metric import Evaluation
 from diffem.posterior.posterior import chunk_count
 from diffem.report import RunReport
+from diffem.report.summary import BEST
 from diffem.result import (
     Description,
     Result,
@@ -62,7 +65,7 @@ from diffem.result import (
     load,
     write_weights,
 )
-from diffem.result.result import POSTERIOR, PRIOR
+from diffem.result.result import MOST, POSTERIOR, PRIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
 from diffem.runtime.ranges import check
@@ -73,7 +76,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
-FEWEST = 64  # measurements that are looked at
+LEAST_LOOKED_AT = 64  # measurements that are looked at
 
 
 def run(cfg: DictConfig) -> None:
@@ -104,8 +107,11 @@ def run(cfg: DictConfig) -> None:
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
-    if no_guard(cfg, objective, train.channel):
+    unguarded = no_guard(cfg, objective, train.channel)
+    if unguarded:
         settings = replace(settings, guard=None)
+    if settings.stop is not None:
+        check_stop(settings, len(heldout), unguarded or "em.guard=null")
     chunks = chunk_count(len(train), settings.chunk_size)
     if is_given("em.refresh") and settings.refreshed(chunks) == chunks:
         warn(
@@ -140,6 +146,16 @@ def run(cfg: DictConfig) -> None:
         console.print("method.supervised=true: the M-step LEARNS FROM CLEAN IMAGES")
     about = {**describe_run(cfg), "run": identity._asdict(), "unmeasured": unmeasured(train)}
     report = RunReport(run_dir, about, evaluation, train, heldout, store=store)
+    if settings.stop is not None:
+        report.figure = settings.stop.figure
+    files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
+
+    def on_round(module: DenoiserModule, round: Round) -> dict[str, list[float]]:
+        figures = report.on_round(module, round)
+        if round.number == report.best_round:
+            export_best(cfg, module, data, round, files=files)
+        return figures
+
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     em = EMLoop(
         init,
@@ -149,7 +165,7 @@ def run(cfg: DictConfig) -> None:
         blind=blind,
         checkpoint=checkpoint,
         heldout=heldout,
-        on_round=report.on_round,
+        on_round=on_round,
     )
     loggers = build_loggers(cfg)
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
@@ -161,7 +177,6 @@ def run(cfg: DictConfig) -> None:
             if cfg.prior is not None:
                 prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
         if trainer.is_global_zero:
-            files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
             export(cfg, module, prior, data, files=files)
             device = module.trainer.strategy.root_device
             evaluate(
@@ -220,6 +235,41 @@ def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | N
     if not Guard.fits(channel):
         return f"measured entries of {channel} cannot be hidden one by one"
     return None
+
+
+def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
+    """Refuses a figure to stop by that the run does not have; says what an early end leaves out.
+
+    Arguments:
+        settings: The EM loop's budget, with a stop.
+        heldout: The number of held-out measurements.
+        unguarded: Why hidden entries are not scored, if they are not.
+
+    Raises:
+        UserError: If the run does not have the figure.
+    """
+    stop = settings.stop
+    assert stop is not None
+    if stop.figure == "hidden_entries" and settings.guard is None:
+        raise UserError(
+            f"em.stop.figure=hidden_entries is not scored: {unguarded}; choose "
+            "em.stop.figure=measurement_energy_distance"
+        )
+    if heldout < FEWEST:
+        raise UserError(
+            f"em.stop needs {FEWEST} held-out measurements, and there are {heldout}; give more, "
+            "or set em.stop=null"
+        )
+    if stop.patience >= settings.rounds:
+        warn(
+            f"em.stop has no effect: em.stop.patience={stop.patience} rounds do not fit into "
+            f"em.rounds={settings.rounds}"
+        )
+    if not settings.restart:
+        warn(
+            "em.stop may end EM before the learning rate has fallen, which it does over all of "
+            "em.rounds; set em.restart=true for rounds that each are a training of their own"
+        )
 
 
 def check_objective(objective: str, evaluation: Evaluation) -> None:
@@ -473,7 +523,57 @@ def export(
         files: The format of the measurements' files; None for a benchmark.
     """
     folder, channel = Path(cfg.run_dir) / "checkpoints", data.measurements.channel
-    about = Description(
+    about = describe_weights(cfg, module, data, files=files)
+    write_weights(folder / POSTERIOR, module.average.state_dict(), about, channel)
+    if prior is not None:
+        about = replace(
+            about,
+            cond_channels=prior.objective.cond_channels(channel),
+            removed=prior.objective.prior_removed(channel),
+        )
+        write_weights(folder / PRIOR, prior.average.state_dict(), about, channel)
+
+
+def export_best(
+    cfg: DictConfig,
+    module: DenoiserModule,
+    data: ReconstructionDataModule,
+    round: Round,
+    *,
+    files: Mapping[str, Any] | None,
+) -> None:
+    """Writes the averaged weights that drew a round, which is the best one so far.
+
+    Arguments:
+        cfg: The configuration.
+        module: The module of the posterior's denoiser.
+        data: The reconstructions, and the measurements.
+        round: The round, which was just committed.
+        files: As for `export`.
+    """
+    moments = None
+    if round.posterior.fits:  # so that the file can be loaded when the round is gone
+        first = range(min(MOST, len(data.given)))
+        moments = data.store.open(round.number).__getitems__(first).x
+    write_weights(
+        Path(cfg.run_dir) / "checkpoints" / BEST,
+        module.average.state_dict(),
+        describe_weights(cfg, module, data, files=files),
+        data.measurements.channel,
+        moments=moments,
+    )
+
+
+def describe_weights(
+    cfg: DictConfig,
+    module: DenoiserModule,
+    data: ReconstructionDataModule,
+    *,
+    files: Mapping[str, Any] | None,
+) -> Description:
+    """Returns what is written with the posterior's weights; its arguments are as for `export`."""
+    channel = data.measurements.channel
+    return Description(
         sampling_config(cfg),
         module.objective.cond_channels(channel),
         (data.given.scale.low, data.given.scale.high),
@@ -484,14 +584,6 @@ def export(
         round=data.state.round,
         size=len(data.given),
     )
-    write_weights(folder / POSTERIOR, module.average.state_dict(), about, channel)
-    if prior is not None:
-        about = replace(
-            about,
-            cond_channels=prior.objective.cond_channels(channel),
-            removed=prior.objective.prior_removed(channel),
-        )
-        write_weights(folder / PRIOR, prior.average.state_dict(), about, channel)
 
 
 def sampling_config(cfg: DictConfig) -> dict[str, Any]:

@@ -81,10 +81,11 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.em.EMSettings": (
             *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "guard"),
             *("keep_rounds", "nfe", "refresh", "restart", "rounds", "seconds"),
-            *("steps_per_epoch", "steps_per_round"),
+            *("steps_per_epoch", "steps_per_round", "stop"),
         )
     },
     "em.guard": {"diffem.em.Guard": ("hidden", "measurements")},
+    "em.stop": {"diffem.em.Plateau": ("figure", "patience")},
     "init": {
         "diffem.em.init.FromCheckpoint": ("path",),
         "diffem.em.init.FromClean": ("count",),

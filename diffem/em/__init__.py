@@ -10,6 +10,7 @@ from diffem.em.guard import Guard
 from diffem.em.loop import EMLoop, PosteriorFactory, e_step
 from diffem.em.module import DenoiserModule, MStep
 from diffem.em.objective import Objective, Unconditional
+from diffem.em.plateau import Plateau
 from diffem.em.round import Round
 from diffem.em.schedule import Cosine, Linear
 from diffem.em.state import EMState
@@ -28,6 +29,7 @@ __all__ = [
     "Linear",
     "MStep",
     "Objective",
+    "Plateau",
     "PosteriorFactory",
     "ReconstructionDataModule",
     "Round",

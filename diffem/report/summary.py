@@ -28,12 +28,16 @@ from diffem.metric import (
     Score,
     describe_scores,
     diversity_metrics,
+    find_collapse,
     nearest,
     posterior_std,
     psnr,
+    rms_change,
     sinkhorn_divergence,
 )
-from diffem.metric.diversity import IMAGES, POSTERIOR_STD
+from diffem.metric.bootstrap import standard_error
+from diffem.metric.diversity import CHANGE, COLLAPSED, IMAGES, POSTERIOR_STD
+from diffem.metric.energy import HIDDEN_ENTRIES
 from diffem.metric.sinkhorn import SINKHORN
 from diffem.posterior import Posterior, sample_chunks
 from diffem.posterior.gaussian import GaussianPosterior
@@ -43,10 +47,11 @@ from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.page import write_run_page
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.report.record import are_rows, logged_rounds
+from diffem.report.round_figures import RoundFigures, round_figures
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
 from diffem.report.verdict import kept_line
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import plain_console, progress_bar, warn
+from diffem.runtime.progress import plain_console, progress_bar, say, warn
 from diffem.runtime.rank import global_rank
 from diffem.runtime.signals import at_exit
 from diffem.storage.atomic import read_json, write_file
@@ -65,6 +70,7 @@ TIMES = (
     Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
 )
 HELDOUT = "held-out"  # the row of the final scores
+BEST = "best.safetensors"  # in checkpoints/: the weights of the round with the best figure
 FILES = (PAGE, "summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
 
 
@@ -79,6 +85,7 @@ class RunReport:
         train: The training measurements.
         heldout: The held-out measurements.
         store: The reconstructions of the rounds.
+        figure: The figure without ground truth by which rounds are compared; lower is better.
     """
 
     run_dir: Path
@@ -87,6 +94,7 @@ class RunReport:
     train: MeasurementSet
     heldout: MeasurementSet
     store: ReconstructionStore
+    figure: str = HIDDEN_ENTRIES.name
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -120,6 +128,14 @@ class RunReport:
     def wall_seconds(self) -> float:
         """The wall time of the run, over all its processes."""
         return round(time.perf_counter() - self.start, 1)
+
+    @property
+    def best_round(self) -> int | None:
+        """The round whose network has the best figure so far; None if no network has one."""
+        rows = [
+            row for row in self.rounds if row["round"] > 0 and row.get(self.figure) is not None
+        ]
+        return min(rows, key=lambda row: row[self.figure])["round"] if rows else None
 
     @property
     def figures(self) -> Path:
@@ -194,12 +210,16 @@ class RunReport:
             write_ended(self.run_dir, status)
         self.write_page(status)
 
-    def on_round(self, module: DenoiserModule, round: Round) -> None:
+    def on_round(self, module: DenoiserModule, round: Round) -> dict[str, list[float]]:
         """Scores a committed round, draws its panel and logs both.
 
         Arguments:
             module: The module, on its device and in its trainer.
             round: The round.
+
+        Returns:
+            Figures without ground truth that are means over held-out measurements: the value of
+            each.
         """
         k, measurements = round.number, round.measurements
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
@@ -214,11 +234,14 @@ class RunReport:
         scores, left_out = self._score_store(k, measurements, module.device)
         scores |= self._score_means(samples, measurements, module.device)
         scores[POSTERIOR_STD.name] = posterior_std(samples)
-        scores |= round.costs
-        self._keep({"round": k, **scores, **left_out, **round.estimate()}, round)
+        figures = self._figures(round, module.device)
+        scores |= figures.scores | round.costs
+        collapse = self._collapse({"round": k, **scores})
+        self._keep({"round": k, **scores, **left_out, **collapse, **round.estimate()}, round)
         scores |= {
             f"estimated_{name}": v for name, v in round.estimate().get("estimate", {}).items()
         }
+        scores = {n: value for n, value in scores.items() if not n.endswith("_error")}
         panel = self.figures / f"round_{k:03d}.png"
         self._panel(panel, self._title(k, scores), samples, measurements)
         self._pictures(panel, samples, measurements)
@@ -226,6 +249,35 @@ class RunReport:
             module.trainer.loggers, {"round": k, **scores}, panel, step=module.trainer.global_step
         )
         self.write_page(RunStatus(State.RUNNING))
+        return figures.parts
+
+    def _figures(self, round: Round, device: torch.device) -> RoundFigures:
+        """Returns a round's figures without ground truth, on held-out measurements."""
+        heldout = self.heldout.under(round.measurements.channel)
+        part = MeasurementSet(heldout.select(slice(self.evaluation.subset)), heldout.channel)
+        key = (round.number, "heldout")
+        (x,) = self._samples(round.posterior, part, key, 1, device)
+        return round_figures(x, part, self.about["seed"], "figures", round.number)
+
+    def _collapse(self, row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Returns what is left of round 0's diversity, if a round collapsed; the first one warns.
+
+        Arguments:
+            row: The round's number and its scores.
+        """
+        before = [held for held in self.rounds if held["round"] < row["round"]]
+        left = find_collapse(row, before[0]) if before else []
+        if not left:
+            return {}
+        if not any("collapse" in held for held in before):
+            (score, fraction), k = left[0], row["round"]
+            warn(
+                f"EM may be collapsing: the {score.label} of round {k} is {fraction:.2f} of round "
+                f"0's, where at least {COLLAPSED[score]} is expected; look at "
+                f"{self.figures / f'round_{k:03d}.png'}, and start again in a new run_dir with "
+                "more sampler steps or longer M-steps"
+            )
+        return {"collapse": {score.name: fraction for score, fraction in left}}
 
     def finish(
         self,
@@ -248,6 +300,8 @@ class RunReport:
                 "and cost is lost, and there is no summary; `diffem evaluate` scores the result"
             )
         final, features = self._evaluate(posterior, channel, prior, device)
+        if (hidden := self.rounds[-1].get(HIDDEN_ENTRIES.name)) is not None:
+            final[HIDDEN_ENTRIES.name] = hidden  # of the same posterior
         if (floor := self.rounds[0].get("heldout_init_psnr_mean")) is not None:
             final["init_psnr_mean"] = floor
         save_curves(
@@ -256,11 +310,17 @@ class RunReport:
             self.evaluation.scores,
             self.truth_scores,
         )
-        self._write("summary", {"rounds": self.rounds, "final": final})
+        best = {"figure": self.figure, "round": self.best_round}
+        self._write("summary", {"rounds": self.rounds, "final": final, "best": best})
         self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
         print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
         print_closing(self.rounds, final)
+        if self.best_round not in (None, self.rounds[-1]["round"]):
+            say(
+                f"round {self.best_round} has the best {self.figure}; its weights are in "
+                f"{self.run_dir / 'checkpoints' / BEST}"
+            )
         print_left_out(self.evaluation.scores, [*rows, (HELDOUT, final)])
         print_features(features)
         for name in FILES:
@@ -336,9 +396,10 @@ class RunReport:
             device=device,
         )  # fmt: skip
         total = chunk_count(len(measurements), self.store.chunk_size)
-        name = "held-out" if key[0] == "heldout" else f"round {key[0]}"
+        of_round = "held-out" if key[-1] == "heldout" else "evaluation"
+        name = "held-out  evaluation" if key[0] == "heldout" else f"round {key[0]}  {of_round}"
         samples = []
-        with progress_bar(f"{name}  evaluation", total, "chunks") as advance:
+        with progress_bar(name, total, "chunks") as advance:
             for chunk in chunks:
                 samples.append(chunk)
                 advance()
@@ -368,7 +429,15 @@ class RunReport:
         all_of = {name: torch.cat(value) for name, value in values.items()}
         means: dict[str, Any] = {name: mean_of(value) for name, value in all_of.items()}
         first = data.__getitems__(range(min(len(data), IMAGES))).x
+        means |= {
+            f"{name}_error": error
+            for name, value in all_of.items()
+            if (error := standard_error(value)) is not None
+        }
         means |= diversity_metrics(first)
+        if k and self.store.is_intact(k - 1):
+            before = self.store.open(k - 1).__getitems__(range(len(first))).x
+            means[CHANGE.name] = rms_change(first, before)
         if first.ndim == 2 and self.heldout.truth is not None:
             means[SINKHORN.name] = sinkhorn_divergence(first, self.heldout.truth)
         return means, {"scored": scored, **left_out(all_of)}
@@ -407,8 +476,13 @@ class RunReport:
         if truth is not None:
             final |= {f"{name}_truth": value for name, value in diversity_metrics(truth).items()}
         final[POSTERIOR_STD.name] = posterior_std(samples)
-        return final | measurement_distance_scores(
-            samples, truth, heldout.channel, measurement, seed=self.about["seed"]
+        figures = round_figures(first, heldout, self.about["seed"], "figures", "heldout").scores
+        return (
+            final
+            | figures
+            | measurement_distance_scores(
+                samples, truth, heldout.channel, measurement, seed=self.about["seed"]
+            )
         )
 
     def _score_sets(

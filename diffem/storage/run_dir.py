@@ -54,6 +54,7 @@ MUTABLE = (  # keys whose values may differ between the processes of one run
     "em.rounds",
     "em.seconds",
     "em.nfe",
+    "em.stop",
     "em.keep_rounds",
     "m_step.rollbacks",
 )
@@ -485,7 +486,7 @@ def is_lock_folder(path: Path) -> bool:
 
 def is_evaluation(path: Path) -> bool:
     """Returns whether a path is named like the file of an evaluation of a finished run."""
-    return re.fullmatch(r"evaluation_\d{3}\.json", path.name) is not None
+    return re.fullmatch(r"(calibration|evaluation)_\d{3}\.json", path.name) is not None
 
 
 def _is_mutable(key: str) -> bool:

@@ -110,6 +110,7 @@ def test_files(run_dir: Path) -> None:
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
         "SHA256SUMS",
         "SHA256SUMS.copy",
+        "best.safetensors",
         "last.ckpt",
         "last.e_step.ckpt",
         "last.e_step.previous.ckpt",

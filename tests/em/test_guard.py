@@ -45,9 +45,9 @@ def independent_entries(channel: LinearGaussianChannel = CHANNEL) -> Measurement
 
 
 def score(posterior: Posterior, measurements: MeasurementSet) -> float:
-    value = GUARD.score(posterior, measurements, seed=0, chunk_size=N, device="cpu")
-    assert value is not None
-    return value
+    values = GUARD.scores(posterior, measurements, seed=0, chunk_size=N, device="cpu")
+    assert values is not None
+    return float(values.mean())
 
 
 def test_the_score_is_that_of_the_closed_form() -> None:
@@ -101,7 +101,7 @@ def test_few_measurements_have_no_score() -> None:
     measurement = Measurement(torch.zeros(n, 1, 2, 2), all_but_a_few, torch.ones(n, 1))
     few = MeasurementSet(measurement, CHANNEL)
     guard = Guard(measurements=n, hidden=0.9)
-    assert guard.score(Normal(0, 1), few, seed=0, chunk_size=8, device="cpu") is None
+    assert guard.scores(Normal(0, 1), few, seed=0, chunk_size=8, device="cpu") is None
 
 
 def guarded(path: Path, *, guard: bool = True, refresh: float = 1.0) -> SmallRun:
@@ -135,7 +135,7 @@ def test_a_worse_network_replaces_nothing(tmp_path: Path) -> None:
 
 def test_a_better_network_replaces_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([3.0, 2.0, 1.0])
-    monkeypatch.setattr(Guard, "score", lambda *_, **__: next(scores))
+    monkeypatch.setattr(Guard, "scores", lambda *_, **__: torch.tensor([next(scores)] * 2))
     run = guarded(tmp_path / "a").fit()
     free = guarded(tmp_path / "b", guard=False).fit()
     assert redrawn(run) == [1, 1, 1]
@@ -179,6 +179,6 @@ def test_all_processes_get_the_first_one_s_score(
 ) -> None:
     run = guarded(tmp_path / "r").fit()
     trainer, heard = run.module.trainer, []
-    monkeypatch.setattr(trainer.strategy, "broadcast", lambda value: heard.append(value) or 7.0)
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda value: heard.append(value) or [7.0])
     loop = next(c for c in trainer.callbacks if isinstance(c, EMLoop))  # type: ignore[attr-defined]
-    assert loop.score(trainer, Normal(0, 1)) == 7.0 and heard[0] is not None
+    assert loop.scores(trainer, Normal(0, 1)) == [7.0] and heard[0] is not None

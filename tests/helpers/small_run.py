@@ -1,6 +1,6 @@
 """A small EM run on real digits, in seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -108,8 +108,8 @@ class SmallRun:
             chunk_size=CHUNK,
         )
 
-    def record(self, round: Round) -> None:
-        """Keeps what the callback tells of a round."""
+    def record(self, round: Round) -> Mapping[str, Sequence[float]] | None:
+        """Keeps what the callback tells of a round; another run may return figures of it."""
         self.rounds.append(round)
 
     def nfe(self, k: int) -> float:

@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 import torch
+from scipy.stats import kstest
 
 from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
-from diffem.metric import energy_distance
+from diffem.metric import energy_distance, energy_test
 from diffem.report.sets import measurement_distance_scores
 
 
@@ -46,3 +48,36 @@ def test_measurement_distance_tells_true_images_from_shrunk_and_noisy_ones() -> 
     # Measured over 8 draws each: 0.0002 ± 0.0018, 0.041 ± 0.003, 0.058 ± 0.005.
     noisy = x + 0.5 * torch.randn(x.shape, generator=g)
     assert abs(score(x)) < 0.01 < min(score(0.7 * x + 0.3 * x.mean(0)), score(noisy))
+
+
+def test_the_test_s_distance_is_the_distance() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 3, generator=g), 1 + torch.randn(50, 3, generator=g)
+    test = energy_test(a, b, g)
+    assert test.distance == pytest.approx(energy_distance(a, b))
+    assert float(test.parts.mean()) == pytest.approx(test.distance)
+    assert test.p == 1 / 1000  # the smallest
+
+
+def test_the_error_is_the_deviation_over_repeats() -> None:
+    """Of 200 repeats the deviation is known to 5 %, and the bootstrap's varies from set to set."""
+    g = torch.Generator().manual_seed(0)
+    tests = [
+        energy_test(torch.randn(60, 2, generator=g), 1 + torch.randn(60, 2, generator=g), g)
+        for _ in range(200)
+    ]
+    deviation = float(torch.tensor([test.distance for test in tests]).std())
+    error = sum(test.error for test in tests) / len(tests)
+    assert error == pytest.approx(deviation, rel=0.25)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_p_is_uniform_for_equal_laws_whose_pairs_depend_on_each_other(shared: float) -> None:
+    """As y and a fresh draw from its reconstruction do."""
+    g = torch.Generator().manual_seed(1)
+    values = []
+    for _ in range(200):
+        common = torch.randn(30, 4, generator=g)
+        a, b = (shared * common + torch.randn(30, 4, generator=g) for _ in range(2))
+        values.append(energy_test(a, b, g).p)
+    assert kstest(values, "uniform").pvalue > 0.01

@@ -1,0 +1,118 @@
+"""The stopping rule: it sees improvements beyond the noise, and is resumed exactly."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SmallRun
+from test_resume import Killed, dying
+
+from diffem.em import Guard, Plateau, Round
+from diffem.runtime.errors import UserError
+from diffem.runtime.rng import generator
+
+N = 100
+NAME = "measurement_energy_distance"
+ROUNDS = 6
+
+
+def figure(mean: float, *, seed: int = 0, own: float = 0.1) -> list[float]:
+    """Returns values of measurements: far apart from one another, less so from round to round."""
+    common = torch.randn(N, generator=generator("common"))
+    return (mean + common + own * torch.randn(N, generator=generator(seed))).tolist()
+
+
+def test_measurements_are_compared_one_by_one() -> None:
+    """An improvement by 0.1 is far below the noise of a mean, and above that of a difference.
+
+    The difference has a standard error of 0.1 √2 / √100 = 0.014, a mean one of 0.1.
+    """
+    assert Plateau.improves(figure(0.9, seed=1), figure(1.0))
+    assert not Plateau.improves(figure(1.1, seed=1), figure(1.0))
+    assert not Plateau.improves(figure(1.0), figure(1.0))
+
+
+def test_chance_alone_seldom_improves() -> None:
+    """By more than one standard error in 16 of 100: 320 ± 35 of 2,000, two deviations of 16."""
+    found = sum(
+        Plateau.improves(figure(1, seed=2 * s), figure(1, seed=2 * s + 1)) for s in range(2000)
+    )
+    assert 250 < found < 390
+
+
+class WithFigures(SmallRun):
+    """A run that stops by a figure, of patience 2.
+
+    Arguments:
+        path: Its folder.
+        means: The figure of each round.
+    """
+
+    def __init__(self, path: Path, means: Sequence[float]) -> None:
+        super().__init__(path, rounds=ROUNDS)
+        self.means = means
+        self.settings = replace(self.settings, stop=Plateau(NAME, patience=2))
+
+    def record(self, round: Round) -> dict[str, list[float]]:
+        """Returns the round's figure."""
+        super().record(round)
+        return {NAME: figure(self.means[round.number], seed=round.number)}
+
+
+@pytest.mark.parametrize(
+    ("means", "last"),
+    [
+        ([5, 4, 3, 2, 1, 0, -1], 6),  # improves to the end
+        ([0, 4, 3, 3, 3, 2, 1], 4),  # round 0 is not compared; rounds 3 and 4 do not improve on 2
+        ([0, 4, 3.9, 4.1, 3.7, 4, 4], 6),
+        ([0, 1, 2, 3, 4, 5, 6], 3),
+    ],
+)
+def test_a_plateau_ends_the_run(
+    means: list[float], last: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = WithFigures(tmp_path / "r", means).fit()
+    assert [round.number for round in run.rounds] == list(range(last + 1))
+    said = "has not improved since round" in capsys.readouterr().err.replace("\n", " ")
+    assert said == (last < ROUNDS)
+
+
+def test_law_4_a_killed_run_stops_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    means = [0, 4, 3, 3, 3, 2, 1]
+    whole = WithFigures(tmp_path / "a", means).fit()
+    for write in (9, 14, 18):  # chunks in the E-steps of rounds 2, 3 and 4
+        first = WithFigures(tmp_path / str(write), means)
+        with pytest.raises(Killed):
+            dying(first, first.store, "_write_chunk", write).fit()
+        resumed = WithFigures(tmp_path / str(write), means).fit()
+        assert resumed.data.state.round == whole.data.state.round == 4
+        assert resumed.data.state.improved == whole.data.state.improved
+        assert resumed.module.weights_hash() == whole.module.weights_hash()
+
+
+def test_a_resumed_finished_run_does_not_go_further(tmp_path: Path) -> None:
+    means = [0, 1, 2, 3, 4, 5, 6]
+    WithFigures(tmp_path / "r", means).fit()
+    again = WithFigures(tmp_path / "r", means).fit()
+    assert again.data.state.round == 3 and not again.rounds
+
+
+def test_hidden_entries_are_the_guard_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    means = iter([0, 4, 3, 3, 3, 2, 1])
+    monkeypatch.setattr(
+        Guard, "scores", lambda *_, **__: torch.tensor(figure(next(means)), dtype=torch.float64)
+    )
+    run = WithFigures(tmp_path / "r", [9, 8, 7, 6, 5, 4, 3])
+    guard, stop = Guard(measurements=64, hidden=0.2), Plateau("hidden_entries", patience=2)
+    run.settings = replace(run.settings, guard=guard, stop=stop)
+    assert run.fit().data.state.round == 4
+    assert run.rounds[4].costs["hidden_entries_error"] == pytest.approx(0.1, rel=0.3)
+
+
+def test_other_figures_are_refused() -> None:
+    with pytest.raises(UserError, match=r"em\.stop\.figure must be one of hidden_entries"):
+        Plateau("residual_chi2", patience=2)
+    with pytest.raises(UserError, match=r"em\.stop\.patience must be"):
+        Plateau("hidden_entries", patience=0)
