@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from diffem.cli.calibrate import calibrate
     from diffem.cli.fit import fit
     from diffem.corruption import (
         Blur,
@@ -54,6 +55,7 @@ _MODULES = {
     "Result": "diffem.result",
     "Scale": "diffem.data.scale",
     "UserError": "diffem.runtime.errors",
+    "calibrate": "diffem.cli.calibrate",
     "fit": "diffem.cli.fit",
     "load": "diffem.result",
     "make_channel": "diffem.corruption",
@@ -78,6 +80,7 @@ __all__ = [
     "Result",
     "Scale",
     "UserError",
+    "calibrate",
     "fit",
     "load",
     "make_channel",

@@ -29,6 +29,28 @@ def parse_evaluate(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+def parse_calibrate(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem calibrate`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem calibrate",
+        description="Says how far to trust the samples of a finished run: are images that its "
+        "prior draws among the samples given their measurements as often as they should be?",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--n", type=int, default=32, help="samples of each measurement, default %(default)s"
+    )
+    parser.add_argument(
+        "--measurements",
+        type=int,
+        default=256,
+        help="measurements that are simulated, and held-out ones that are read; default "
+        "%(default)s",
+    )
+    _add_sampling(parser)
+    return parser.parse_args(arguments)
+
+
 def parse_inspect(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem inspect`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -71,6 +93,13 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PIXELS",
         help="how many pixels neighbouring tiles share, of images larger than the run's; default: "
         "half a tile",
+    )
+    parser.add_argument(
+        "--recalibrate",
+        type=float,
+        metavar="FACTOR",
+        help="scale the samples of each measurement about their mean, by what diffem calibrate "
+        "found",
     )
     _add_sampling(parser)
     return parser.parse_args(arguments)
@@ -180,7 +209,7 @@ def _add_input(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `sample`, `score` and `generate` share."""
+    """Adds the arguments that `sample`, `score`, `generate` and `calibrate` share."""
     parser.add_argument("--seed", type=int, help="default: the run's")
     parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
     _add_trust(parser)
@@ -198,6 +227,7 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 PARSE = {
+    "calibrate": parse_calibrate,
     "inspect": parse_inspect,
     "evaluate": parse_evaluate,
     "sample": parse_sample,

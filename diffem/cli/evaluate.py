@@ -27,7 +27,7 @@ from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.metric import Evaluation
 from diffem.report import RunReport
-from diffem.result import build_channel, read_weights, restore
+from diffem.result import Weights, build_channel, read_weights, restore
 from diffem.result.result import POSTERIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
@@ -80,24 +80,13 @@ def evaluate_run(
                 f"{', '.join(EVALUATED)}"
             )
     weights = read_weights(file)
-    # The run's own overrides, those given in place of them, and then its directory.
-    *arguments, _, _ = resumed_arguments([*overrides, f"resume={run_dir}"])
-    cfg = compose_run(without_lost_keys(arguments, overrides), run_dir.absolute())
-    if cfg.dataset._target_ == "diffem.data.MeasurementFiles":
-        if given := [o for o in overrides if override_key(o) == "dataset.range"]:
-            raise UserError(
-                f"{given[0]} has no effect on a finished run, which works in the range of its "
-                f"training, {list(weights.about.scale)}; leave it out"
-            )
-        cfg.dataset.range = list(weights.about.scale)
+    cfg = compose_finished(run_dir, weights, overrides)
     keys = {override_key(override) for override in overrides}
     if (moved := keys & MOVES_HELDOUT) and not keys & {"dataset", "dataset.path"}:
         warn(
             f"{min(moved)} changes which measurements are held out: the run may have been trained "
             "on some of those that are evaluated"
         )
-    keep_files(cfg, weights.about.config["corruption"])
-    check_config(cfg)
     source = build(cfg.dataset, "dataset")
     train, heldout = build_data(cfg, source)
     if repeats > 1:
@@ -130,6 +119,32 @@ def evaluate_run(
             sampling.device,
             about={"overrides": list(overrides), "repeats": repeats, "measurements": len(heldout)},
         )
+
+
+def compose_finished(run_dir: Path, weights: Weights, overrides: Sequence[str] = ()) -> DictConfig:
+    """Returns the configuration of a finished run under overrides.
+
+    Arguments:
+        run_dir: Its directory.
+        weights: The posterior's weights.
+        overrides: Overrides of the run's settings.
+
+    Raises:
+        UserError: If the directory holds no settings, or an override is refused.
+    """
+    # The run's own overrides, those given in place of them, and then its directory.
+    *arguments, _, _ = resumed_arguments([*overrides, f"resume={run_dir}"])
+    cfg = compose_run(without_lost_keys(arguments, overrides), run_dir.absolute())
+    if cfg.dataset._target_ == "diffem.data.MeasurementFiles":
+        if given := [o for o in overrides if override_key(o) == "dataset.range"]:
+            raise UserError(
+                f"{given[0]} has no effect on a finished run, which works in the range of its "
+                f"training, {list(weights.about.scale)}; leave it out"
+            )
+        cfg.dataset.range = list(weights.about.scale)
+    keep_files(cfg, weights.about.config["corruption"])
+    check_config(cfg)
+    return cfg
 
 
 def keep_files(cfg: DictConfig, carried: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "say what can be learnt from measurements, and what a run would cost",
     "train": "learn a posterior sampler and a prior from corrupted images",
     "evaluate": "score a finished run under another sampler, other metrics or other data",
+    "calibrate": "say how far to trust the samples and the spread of a finished run",
     "sample": "reconstruct measurements with a finished run",
     "score": "say how probable measurements are under what runs learned",
     "generate": "draw images from the prior of a finished run",

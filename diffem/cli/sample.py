@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report_user_errors():
         check("--n", chosen.n)
         check("--overlap", chosen.overlap)
+        check("--recalibrate", chosen.recalibrate)
+        if chosen.recalibrate is not None and chosen.n == 1:
+            raise UserError(
+                "--recalibrate has no effect on a single sample; give --n of 2 or more"
+            )
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
         posterior = result.posterior
         held = open_measurements(
@@ -98,6 +103,9 @@ def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) ->
         progress_bar("samples", total, "chunks") as advance,
     ):
         for samples in posterior.chunks(measurements, chosen.n, seed=chosen.seed):
+            if chosen.recalibrate is not None:
+                mean = samples.mean(dim=0)
+                samples = mean + chosen.recalibrate * (samples - mean)
             writer.write(samples.transpose(0, 1))
             advance()
 
@@ -109,6 +117,11 @@ def sample_tiled(chosen: Namespace, tiled: TiledSampler) -> None:
         UserError: If they do not fit, or the samples cannot be written.
     """
     check_measurements(tiled.pieces())
+    if chosen.recalibrate is not None:
+        raise UserError(
+            "--recalibrate is for images of the run's shape, of which all samples are in memory "
+            "together; leave it out"
+        )
     held = tiled.held
     count = len(held.y)
     total = count * chosen.n * tiled.evaluations

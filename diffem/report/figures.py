@@ -21,7 +21,7 @@ LOSS = Score("loss", "M-step loss")
 COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 
 
-def _freed(save: Callable[P, None]) -> Callable[P, None]:
+def freed(save: Callable[P, None]) -> Callable[P, None]:
     """Frees the figures of a function when it returns.
 
     A figure is 40,000 objects in cycles, 9 MB, which would stay until Python's collector goes
@@ -43,7 +43,7 @@ def _freed(save: Callable[P, None]) -> Callable[P, None]:
     return saved
 
 
-@_freed
+@freed
 def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     """Saves measurement | reconstruction | mean of several samples | std of each pixel | truth.
 
@@ -72,7 +72,7 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     figure.savefig(path, dpi=150)
 
 
-@_freed
+@freed
 def save_curves(
     path: Path,
     rounds: Sequence[Mapping[str, Any]],
@@ -104,7 +104,7 @@ def save_curves(
     figure.savefig(path, dpi=150)
 
 
-@_freed
+@freed
 def save_samples(path: Path, title: str, x: Tensor) -> None:
     """Saves samples side by side.
 
@@ -127,7 +127,7 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     figure.savefig(path, dpi=150)
 
 
-@_freed
+@freed
 def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[float]) -> None:
     """Saves measurements, and below each where it is surprising.
 

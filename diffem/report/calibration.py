@@ -1,0 +1,168 @@
+"""The report of a calibration: a table, sentences that say what it means, and a figure."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from diffem.metric import Calibration
+from diffem.metric.calibration import BINS
+from diffem.metric.energy import EnergyTest
+from diffem.report.figures import freed
+from diffem.runtime.progress import plain_console
+
+SMALL = 0.01  # of p-values: below it something is wrong
+BLIND_SPOTS = (
+    "ranks, coverage and spread judge the sampler, not the prior: a wrong prior with its own "
+    "exact posterior passes, and a sampler that fits the data better than the prior does fails",
+    "the test of measurements judges the prior, but not what the channel hides: priors that "
+    "differ in what no measurement shows pass alike",
+)
+
+
+def verdict(
+    calibration: Calibration, test: EnergyTest | None, truth: Calibration | None
+) -> list[str]:
+    """Returns what a calibration means, in a few sentences.
+
+    Arguments:
+        calibration: That of images of the prior.
+        test: The test of measurements of the prior's images against the held-out ones.
+        truth: The calibration against the truth, where it is known.
+    """
+    p = calibration.p["all"]
+    if p >= SMALL:
+        first = f"For images of its own prior the sampler shows no fault (p = {p:.2g})."
+    else:
+        parts = [name for name, of in (("ranks", "ranks"), ("distances to y", "tarp"))
+                 if calibration.p[of] < SMALL]  # fmt: skip
+        first = (
+            f"The sampler is not calibrated for images of its own prior (p = {p:.2g}, by "
+            f"{' and '.join(parts) or 'all quantities together'})."
+        )
+    says = [first, _spread(calibration)]
+    if test is not None:
+        says.append(
+            f"Measurements of the prior's images differ from the held-out ones (p = {test.p:.2g})"
+            ": the prior, the channel or the noise is not right."
+            if test.p < SMALL
+            else f"Measurements of the prior's images look like the held-out ones "
+            f"(p = {test.p:.2g})."
+        )
+    if truth is not None:
+        value, error = truth.coverage["90"]
+        says.append(
+            f"Against the truth, which is known here, {value:.1%} ± {error:.1%} of the pixels lie "
+            f"in 90 % intervals, and the factor is {truth.factor[0]:.3f} ± {truth.factor[1]:.3f}."
+        )
+    return says
+
+
+def _spread(calibration: Calibration) -> str:
+    """Returns what the spread of the samples means."""
+    factor, error = calibration.factor
+    if abs(factor - 1) <= 2 * error:
+        return "Its samples spread as far as they err."
+    much = "too little" if factor > 1 else "too much"
+    return (
+        f"Its samples spread {much}: their deviations from their mean, times {factor:.3f} ± "
+        f"{error:.3f}, are as large as the error (diffem sample … --recalibrate {factor:.3f})."
+    )
+
+
+def print_calibration(
+    calibration: Calibration, truth: Calibration | None, says: list[str]
+) -> None:
+    """Prints a table, what it means, and what it does not show.
+
+    Arguments:
+        calibration: That of images of the prior.
+        truth: The calibration against the truth, where it is known.
+        says: What `verdict` returned.
+    """
+    console = plain_console()
+    columns = [calibration, *([] if truth is None else [truth])]
+    b, n = calibration.measurements, calibration.samples
+    table = Table(title=f"{n} samples of each of {b} measurements")
+    for heading in ("", "images of the prior", "held-out truth †")[: len(columns) + 1]:
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_column("right")
+    for name, key in (("p of ranks", "ranks"), ("p of TARP (distance to y)", "tarp")):
+        table.add_row(name, *(f"{c.p[key]:.3f}" for c in columns), "> 0.01")
+    for level in calibration.coverage:
+        found = [_percent(*c.coverage[level]) for c in columns]
+        table.add_row(f"pixels in central {level} %", *found, level)
+    table.add_row("spread² / error²", *(_number(*c.spread) for c in columns), "1")
+    table.add_row("recalibration factor", *(_number(*c.factor) for c in columns), "1")
+    table.add_row("CRPS", *(_number(*c.crps) for c in columns), "low")
+    console.print(table)
+    if truth is not None:
+        console.print("† with clean images, which a run on real measurements does not have")
+    for sentence in says:
+        console.print(sentence, soft_wrap=True)
+    for sentence in BLIND_SPOTS:
+        console.print(f"not seen: {sentence}", soft_wrap=True)
+
+
+def _percent(value: float, error: float) -> str:
+    return f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+def _number(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
+@freed
+def save_calibration(path: Path, calibration: Calibration, truth: Calibration | None) -> None:
+    """Saves rank histograms, the TARP curve, spread against error, and a map of coverage.
+
+    Arguments:
+        path: The PNG file.
+        calibration: That of images of the prior.
+        truth: The calibration against the truth, where it is known.
+    """
+    both = {"images of the prior": calibration}
+    if truth is not None:
+        both["held-out truth †"] = truth
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    ranks, tarp, spread, coverage = figure.subplots(1, 4)
+    for name, each in both.items():
+        _plot_histogram(ranks, each, name)
+        levels = each.tarp["levels"]
+        tarp.plot(levels, each.tarp["coverage"], label=name)
+        std, error = (each.maps[key].flatten().numpy() for key in ("std", "error"))
+        spread.scatter(std, error, s=4, label=name)
+    band, levels = (np.array(calibration.tarp[key]) for key in ("error", "levels"))
+    tarp.fill_between(levels, levels - 2 * band, levels + 2 * band, color="grey", alpha=0.3)
+    end = max(float(each.maps[key].max()) for each in both.values() for key in ("std", "error"))
+    for axis, largest in ((tarp, 1.0), (spread, end)):
+        axis.plot([0, largest], [0, largest], color="grey", linewidth=0.8, linestyle="--")
+    ranks.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    ranks.set(title="ranks of pixels", xlabel="rank of x among its samples", ylabel="density")
+    ranks.set_ylim(bottom=0)
+    tarp.set(title="TARP: distance to y", xlabel="credibility", ylabel="coverage")
+    spread.set(title="each pixel", xlabel="posterior std", ylabel="error of the mean")
+    ranks.legend(fontsize=6)
+    _plot_map(coverage, calibration.maps["coverage"])
+    figure.savefig(path, dpi=150)
+
+
+def _plot_histogram(axis: Axes, calibration: Calibration, name: str) -> None:
+    counts = np.array(calibration.histograms["pixels"])
+    axis.stairs(counts / counts.mean(), np.linspace(0, 1, BINS + 1), label=name)
+
+
+def _plot_map(axis: Axes, coverage: Tensor) -> None:
+    """Shows the coverage at 90 % of each pixel; of vectors and signals as a line."""
+    title = "pixels in central 90 %"
+    if coverage.ndim == 3:
+        image = axis.imshow(coverage.mean(dim=0).numpy(), vmin=0.7, vmax=1.0)
+        axis.set(xticks=[], yticks=[], title=title)
+        axis.figure.colorbar(image, ax=axis)
+        return
+    axis.plot(coverage.flatten().numpy())
+    axis.axhline(0.9, color="grey", linestyle="--")
+    axis.set(title=title, xlabel="entry")

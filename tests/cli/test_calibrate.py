@@ -1,0 +1,174 @@
+"""`diffem calibrate` and `diffem.calibrate`: what they draw, write and say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_sample import TINY, run, train
+from torch import Tensor
+
+import diffem
+from diffem.cli import calibrate, sample
+from diffem.cli.calibrate import Simulation
+from diffem.corruption import Channel, Measurement
+from diffem.metric.calibration import DISTANCE
+from diffem.posterior import Posterior
+from diffem.result import PosteriorSampler, PriorSampler, Result
+from diffem.runtime.errors import UserError
+
+SIZE = ("--n", "3", "--measurements", "40")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "digits"
+    train(f"run_dir={run_dir}", "dataset.train=1700", *TINY)
+    return run_dir
+
+
+def test_it_writes_numbered_files_and_nothing_else(trained: Path) -> None:
+    before = {f: f.read_bytes() for f in trained.rglob("*") if f.is_file()}
+    for k in (1, 2):
+        done = run(calibrate.main, trained, *SIZE)
+        assert f"wrote {trained / f'calibration_{k:03d}.json'}" in done.out, done.err
+    assert all(f.read_bytes() == content for f, content in before.items())
+    one, two = (json.loads((trained / f"calibration_{k:03d}.json").read_text()) for k in (1, 2))
+    assert one == two and one["seed"] == 0
+    assert one["simulated"]["measurements"] == 40 and one["simulated"]["samples"] == 3
+    assert set(one["simulated"]["coverage"]) == {"50", "90"}
+    assert one["truth"]["measurements"] == 40  # a benchmark's truth is known
+    assert 0 < one["measurement_test"]["p"] <= 1 and one["measurement_test"]["pairs"] == 40
+    assert (trained / "figures" / "calibration_002.png").is_file()
+    for words in (*one["verdict"], *one["blind_spots"], "held-out truth †"):
+        assert words in done.out
+    # The run is still one that others can be started from and resumed.
+    assert diffem.load(trained).summary is not None
+
+
+def test_from_python_it_is_the_command_s(trained: Path) -> None:
+    run(calibrate.main, trained, *SIZE)
+    held = json.loads(max(trained.glob("calibration_*.json")).read_text())
+    found = diffem.calibrate(trained, n=3, measurements=40)
+    assert json.loads(json.dumps(found.to_plain())) == held["simulated"]
+    other = diffem.calibrate(diffem.load(trained), n=3, measurements=40, seed=1)
+    assert other.to_plain() != found.to_plain()
+
+
+def test_a_copied_run_is_calibrated_by_its_weights_alone(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("posterior.safetensors", "prior.safetensors"):
+        content = (trained / "checkpoints" / name).read_bytes()
+        (tmp_path / "checkpoints" / name).write_bytes(content)
+    done = run(calibrate.main, tmp_path, *SIZE)
+    assert "the run's measurements are left out: " in done.err
+    held = json.loads((tmp_path / "calibration_001.json").read_text())
+    assert held["truth"] is None and held["measurement_test"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--n", "1"), "--n must be a whole number of at least 2"),
+        (("--measurements", "5"), "--measurements must be a whole number of at least 16"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    arguments: tuple[str, ...], said: str, trained: Path
+) -> None:
+    done = run(calibrate.main, trained, *arguments)
+    assert done.code == 1 and said in done.err
+
+
+def test_a_run_without_a_prior_is_refused(trained: Path) -> None:
+    result = replace(diffem.load(trained), prior=None)
+    with pytest.raises(UserError, match="has no prior to draw images from"):
+        diffem.calibrate(result, n=3, measurements=40)
+
+
+class Normal:
+    """The prior N(0, I)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def sample(self, n: int) -> Tensor:
+        """Draws n samples."""
+        return torch.randn(n, *self.shape)
+
+
+class Exact(Posterior):
+    """The exact posterior of N(0, I) under a mask and noise; or its prior, whatever y is."""
+
+    def __init__(self, *, ignores_y: bool = False) -> None:
+        self.ignores_y = ignores_y
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        y, mask, std = measurement
+        z = torch.randn(y.shape)
+        if self.ignores_y:
+            return z
+        precision = 1 + mask / std[:, :, None, None] ** 2
+        return mask * y / std[:, :, None, None] ** 2 / precision + z / precision.sqrt()
+
+
+@pytest.mark.parametrize("ignores_y", [False, True])
+def test_known_answers_through_the_whole_command(trained: Path, ignores_y: bool) -> None:
+    """The run's own channel, with an exact prior and sampler, and with one that ignores y."""
+    result = diffem.load(trained, device="cpu")
+    assert result.prior is not None
+    scale, sampling, channel = result.scale, result.posterior.sampling, result.channel
+    prior = PriorSampler(Normal(channel.shape), scale, sampling)  # type: ignore[arg-type]
+    sampler = PosteriorSampler(Exact(ignores_y=ignores_y), channel, scale, sampling)
+    exact: Result = replace(result, prior=prior, posterior=sampler)
+    found = diffem.calibrate(exact, n=19, measurements=200)
+    assert found.p["ranks"] > 0.01
+    for level, fraction in (("50", 0.5), ("90", 0.9)):
+        value, error = found.coverage[level]
+        assert abs(value - fraction) < 4 * error
+    assert (found.quantities[DISTANCE] < 0.01) == ignores_y
+    assert (found.p["all"] < 0.01) == ignores_y
+
+
+def test_the_measurements_are_those_of_the_channel(trained: Path) -> None:
+    """Freshly drawn, with a mask and noise of their own."""
+    result, drawn = diffem.load(trained, device="cpu"), list[Tensor]()
+
+    class Spy(Channel):
+        def draw(self, x: Tensor, generator: torch.Generator) -> Measurement:
+            drawn.append(x)
+            return result.channel.draw(x, generator)
+
+        def embed(self, measurement: Measurement) -> Tensor:
+            return result.channel.embed(measurement)
+
+        def lift(self, measurement: Measurement) -> Tensor:
+            return result.channel.lift(measurement)
+
+    spied = replace(result, channel=Spy(result.channel.shape))
+    simulation = Simulation.of(spied, 2, 30, seed=None)
+    assert len(drawn) == 1 and drawn[0].shape == (30, 1, 8, 8)
+    assert 0.4 < float((simulation.measured == 0).double().mean()) < 0.6
+
+
+def test_samples_are_scaled_about_their_mean_on_request(trained: Path, tmp_path: Path) -> None:
+    y = np.random.default_rng(0).uniform(-1, 1, (5, 1, 8, 8)).astype(np.float32)
+    y[:, :, 2] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    samples = {}
+    for factor in ("1", "1.5"):
+        done = run(
+            sample.main, trained, "--input", tmp_path / "y.npy", "--n", 4,
+            "--out", tmp_path / factor, "--recalibrate", factor,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        samples[factor] = np.load(tmp_path / factor / "samples.npy").astype(np.float64)
+    mean = samples["1"].mean(axis=1, keepdims=True)
+    assert np.allclose(samples["1.5"], mean + 1.5 * (samples["1"] - mean), atol=1e-5)
+    done = run(
+        sample.main, trained, "--input", tmp_path / "y.npy", "--n", 1,
+        "--out", tmp_path / "one", "--recalibrate", 1.5,
+    )  # fmt: skip
+    assert done.code == 1 and "--recalibrate has no effect on a single sample" in done.err
