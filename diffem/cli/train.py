@@ -460,6 +460,12 @@ def check_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> Po
             f"sampler has no effect: method.posterior={type(posterior).__name__} draws without "
             "one, and prior=null; leave it out"
         )
+    if cfg.em.warm_start is not None and not posterior.redraws:
+        raise UserError(
+            f"em.warm_start={cfg.em.warm_start} needs a posterior that draws from earlier draws, "
+            f"and method.posterior={type(posterior).__name__} draws from noise alone; set it to "
+            "null or choose method=diffem"
+        )
     return make
 
 

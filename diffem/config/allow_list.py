@@ -81,7 +81,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.em.EMSettings": (
             *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "guard"),
             *("keep_rounds", "nfe", "refresh", "restart", "rounds", "seconds"),
-            *("steps_per_epoch", "steps_per_round", "stop"),
+            *("steps_per_epoch", "steps_per_round", "stop", "warm_start"),
         )
     },
     "em.guard": {"diffem.em.Guard": ("hidden", "measurements")},

@@ -42,6 +42,9 @@ class EMSettings:
     the others stay as they are. It is the mixing weight γ of SFBD-OMNI (arXiv 2512.17051)."""
     stop: Plateau | None = None
     """What ends the loop before its last round, when no round improves; None: nothing does."""
+    warm_start: float | None = None
+    """The time t in (0, 1) that an E-step after round 0 brings the last reconstructions back to,
+    to draw from there in the fraction t of the sampler's steps; None: from noise alone."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None

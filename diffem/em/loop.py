@@ -31,7 +31,7 @@ from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
 from diffem.em.state import EMState
-from diffem.posterior import DenoiserPosterior, Posterior, reconstruct
+from diffem.posterior import DenoiserPosterior, Posterior, Start, reconstruct
 from diffem.runtime.progress import progress_bar, say, warn
 from diffem.runtime.rng import generator
 from diffem.storage.checkpoint import before_e_step
@@ -61,6 +61,7 @@ def e_step(
     attempt: str = "",
     rank: tuple[int, int] = (0, 1),
     kept: Collection[int] = (),
+    warm_start: float | None = None,
 ) -> None:
     """Draws x̂_i ~ p(x | y_i) for every measurement: the next round of the store.
 
@@ -77,16 +78,23 @@ def e_step(
         attempt: What the round was begun with.
         rank: This process's rank and the number of ranks.
         kept: The chunks that stay as they are in the current round.
+        warm_start: The time in (0, 1) that the current round's reconstructions are brought back
+            to, to be drawn again from there; None: the next ones are drawn from noise alone.
     """
     k = state.round + 1
+    last = store.open(k - 1) if warm_start is not None and k > 0 else None
     with progress_bar(f"round {k}  E-step", len(store.missing(k)), "chunks") as advance:
         for chunk in assign_chunks(store, k, attempt, rank=rank):
             if chunk in kept:
                 store.carry_over(k, chunk)
             else:
-                y = measurements.select(store.rows(chunk))
-                key = (seed, "e-step", k, chunk)
-                x = reconstruct(posterior, y, size=store.chunk_size, key=key, device=device)
+                rows, key, start = store.rows(chunk), (seed, "e-step", k, chunk), None
+                if last is not None and warm_start is not None:
+                    start = Start(last.__getitems__(range(store.size)[rows]).x, warm_start)
+                x = reconstruct(
+                    posterior, measurements.select(rows),
+                    size=store.chunk_size, key=key, device=device, start=start,
+                )  # fmt: skip
                 store.write(k, chunk, x)
             advance(f"{len(kept)} kept" if kept else "")
     state.end_e_step()
@@ -199,6 +207,7 @@ class EMLoop(StateCheckpoint):
             e_step(
                 posterior, data.measurements, data.store, self.state,
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
+                warm_start=self.settings.warm_start,
             )  # fmt: skip
             redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
             costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}

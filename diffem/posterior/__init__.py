@@ -15,6 +15,7 @@ from diffem.posterior.posterior import (
     Posterior,
     Prior,
     SamplerFactory,
+    Start,
     reconstruct,
     sample_chunks,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "SDESampler",
     "SamplerFactory",
     "SplitGibbs",
+    "Start",
     "reconstruct",
     "sample_chunks",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffem.corruption import Channel, Measurement, Windows
 from diffem.denoiser import Condition, Conditioning, Denoiser, TiledDenoiser
-from diffem.posterior.posterior import DenoiserPosterior, Measurements, SamplerFactory
+from diffem.posterior.posterior import DenoiserPosterior, Measurements, SamplerFactory, Start
 from diffem.runtime.rng import seeded
 
 
@@ -23,6 +23,8 @@ class Conditional(DenoiserPosterior):
         sampler: The sampler.
         condition: How the denoiser was conditioned on the measurements.
     """
+
+    redraws = True
 
     def __init__(
         self,
@@ -42,6 +44,20 @@ class Conditional(DenoiserPosterior):
         size = measurement.y.shape[:1] + self.channel.shape
         x_1 = process.init(size, device=measurement.y.device)
         return process(x_1, condition=self.condition(self.channel, measurement))
+
+    def redraw(self, measurement: Measurement, start: Start) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape), from an earlier draw x' of it.
+
+            x_t = α_t x' + σ_t z,   then the reverse process from t on
+
+        If the denoiser and x' have the law p(x | y), so has x; it depends on x' the less, the
+        larger t is. The sampler takes the fraction t of its steps, rounded down, at least two.
+        """
+        steps = max(2, int(start.t * self.sampler.keywords["steps"]))
+        process = self.sampler(denoiser=self.denoiser, silent=True, start=start.t, steps=steps)
+        alpha, sigma = self.denoiser.schedule(torch.tensor(start.t, device=start.x.device))
+        x_t = alpha * start.x + sigma * torch.randn_like(start.x)
+        return process(x_t, condition=self.condition(self.channel, measurement))
 
     def draw_tiled(
         self,

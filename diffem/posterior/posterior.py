@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from azula.sample import Sampler
@@ -30,11 +30,22 @@ class Measurements(Protocol):
         ...
 
 
+class Start(NamedTuple):
+    """Earlier draws of the same measurements, from which a posterior draws others."""
+
+    x: Tensor
+    """The earlier draws, one of each measurement, (B, *shape)."""
+    t: float
+    """The time in (0, 1) that they are brought back to: the larger, the more is forgotten."""
+
+
 class Posterior(ABC):
     """Abstract posterior p(x | y), from which an E-step draws."""
 
     requires: ClassVar[type[Channel]] = Channel
     """The class of channels that it works with."""
+    redraws: ClassVar[bool] = False
+    """Whether it can draw from earlier draws (`redraw`)."""
 
     @property
     def fits(self) -> bool:
@@ -44,6 +55,18 @@ class Posterior(ABC):
     @abstractmethod
     def draw(self, measurement: Measurement) -> Tensor:
         """Draws one x ~ p(x | y) for each measurement, (B, *shape), from the global generators."""
+
+    def redraw(self, measurement: Measurement, start: Start) -> Tensor:
+        """Draws one x ~ p(x | y) for each measurement, (B, *shape), from earlier draws.
+
+        Arguments:
+            measurement: The measurements.
+            start: An earlier draw of each.
+
+        Raises:
+            NotImplementedError: If it draws from noise alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} draws from noise alone")
 
     def sample(self, measurement: Measurement, n: int = 1) -> Tensor:
         """Draws n samples for each measurement, (n, B, *shape), from the global generators."""
@@ -172,6 +195,7 @@ def reconstruct(
     size: int,
     key: Sequence[Key],
     device: torch.device | str,
+    start: Start | None = None,
 ) -> Tensor:
     """Draws one reconstruction of each measurement of a chunk, on the CPU, (B, *shape).
 
@@ -184,11 +208,17 @@ def reconstruct(
         size: The constant batch size.
         key: The key of the noise.
         device: Where to sample.
+        start: Earlier reconstructions to draw from; None: from noise alone.
     """
     n = len(measurement.y)
-    padded = measurement.select(torch.arange(size) % n).to(device)
+    index = torch.arange(size) % n
+    padded = measurement.select(index).to(device)
     with seeded(*key, device=device):
-        return posterior.draw(padded)[:n].float().cpu()
+        if start is None:
+            x = posterior.draw(padded)
+        else:
+            x = posterior.redraw(padded, start._replace(x=start.x[index].to(device)))
+        return x[:n].float().cpu()
 
 
 def sample_chunks(

@@ -38,6 +38,7 @@ class SDESampler(Sampler):
     Arguments:
         denoiser: The denoiser.
         steps: The number of evaluations of the denoiser, >= 2.
+        start: The time in (0, 1] of the noise that it starts from.
         silent: Whether no progress bar is shown.
 
     Raises:
@@ -49,9 +50,10 @@ class SDESampler(Sampler):
         denoiser: AzulaDenoiser,
         *,
         steps: int = 14,
+        start: float = 1.0,
         silent: bool = False,
     ) -> None:
-        super().__init__(steps=steps, silent=silent)
+        super().__init__(start=start, steps=steps, silent=silent)
         check("sampler.steps@sde", self.steps)
         self.denoiser = denoiser
 

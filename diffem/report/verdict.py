@@ -242,8 +242,9 @@ def _calibration(final: Row, samples: object) -> Statement:
     unknown = Statement(
         topic,
         Judgement.UNKNOWN,
-        "Whether the standard deviation of the samples is as large as their error is not known: "
-        "that takes clean images.",
+        "Whether the standard deviation of the samples is as large as their error is not known "
+        "yet.",
+        "`diffem calibrate RUN` compares them on images of the run's own prior.",
     )
     if not (_has(final, "psnr") and _has(final, "psnr_mean") and isinstance(samples, int)):
         return unknown

@@ -134,6 +134,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "em.steps_per_epoch": COUNT,
     "em.steps_per_round": COUNT._replace(also=NULL),
     "em.stop.patience": COUNT,
+    "em.warm_start": Range(0, 1, ends="()", also=NULL),
     "init.components": COUNT._replace(also=NULL),
     "init.count": COUNT,
     "init.iterations": COUNT,

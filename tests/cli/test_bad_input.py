@@ -121,6 +121,8 @@ BAD = [
     (["m_step.augment=flip"], "m_step.augment must be null or an Augment, got 'flip'"),
     (["metric.features=[1]"], "metric.features must be a list of feature spaces"),
     (["method=em_mmps", "method.posterior.solver=lu"], "solver must be gmres or cg, got 'lu'"),
+    (["em.warm_start=1.0"], "em.warm_start must be a number in (0, 1), got 1.0"),
+    (["method=em_pnp", "em.warm_start=0.5"], "method.posterior=SplitGibbs draws from noise alone"),
     (["method=em_dps", "method.posterior.zeta=0"], "zeta must be a positive number, got 0"),
     (["metric.shape=[1,2]"], "metric.shape is not a key of the config; allowed: metric.metrics"),
     (["objective=''"], "objective must be a score of this run, got ''"),

@@ -1,6 +1,7 @@
 """The sampler of the reverse SDE against the closed form of a Gaussian prior."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from diffem.corruption import Blur, Denoising, GaussianNoise, LinearChannel, Mask, make_channel
 from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.denoiser.denoiser import expand
-from diffem.posterior import SDESampler
+from diffem.posterior import Conditional, SDESampler, Start
 from diffem.runtime.rng import generator, seeded
 
 SHAPE, STD, PRIOR = (1, 2, 2), 0.3, 0.5
@@ -66,6 +67,32 @@ def test_samples_have_the_law_of_the_posterior(channel: str, schedule: str) -> N
     # 4.5 standard errors, and what 64 steps of a second-order method leave.
     assert mean.abs().max() < 4.5 / math.sqrt(20_000) + 0.01
     assert (var - 1).abs().max() < 4.5 * math.sqrt(2 / 20_000) + 0.01
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_redraw_leaves_the_posterior_as_it_is(channel: str, t: float) -> None:
+    """x', and x drawn from x_t = x' + σ_t z on: the correlation is 1 / (1 + p σ_t²), p the
+    posterior's precision."""
+    n, gen, given = 20_000, generator(0), CHANNELS[channel]
+    one = given.draw(PRIOR * torch.randn(1, *SHAPE, generator=gen), gen)
+    condition = Conditioning()(given, one)
+    precision = condition.precision + PRIOR**-2
+    mean = condition.information / precision
+    earlier = torch.randn(n, *SHAPE, generator=gen)  # whitened, as z below
+    schedule = SCHEDULES["ve"]
+    sampler = partial(SDESampler, steps=128)
+    posterior = Conditional(Exact(schedule), given, sampler=sampler, condition=Conditioning())
+    x = condition.spectrum.synthesise(mean + earlier * torch.rsqrt(precision))
+    with seeded(1):
+        x = posterior.redraw(one.select(torch.zeros(n, dtype=torch.int64)), Start(x, t))
+    z = (condition.spectrum.analyse(x) - mean) * precision.sqrt()
+    expected = 1 / (1 + precision * schedule(torch.tensor(t))[1] ** 2)
+    # 4.5 standard errors, and what the steps of a second-order method leave.
+    assert z.mean(dim=0).abs().max() < 4.5 / math.sqrt(n) + 0.01
+    assert (z.var(dim=0) - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+    correlation = (z * earlier).mean(dim=0)
+    assert (correlation - expected).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
 
 
 @pytest.mark.parametrize(("steps", "off"), [(8, 0.05), (10, 0.03), (14, 0.01), (20, 0.01)])

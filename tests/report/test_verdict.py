@@ -71,7 +71,9 @@ def test_without_a_round_nothing_is_said(summary: dict[str, Any]) -> None:
 def test_without_figures_nothing_is_known() -> None:
     bare = {"rounds": [{"round": k} for k in range(3)]}
     statements = verdict(bare)
-    assert {s.judgement for s in statements} == {UNKNOWN} and not next_steps(statements)
+    assert {s.judgement for s in statements} == {UNKNOWN}
+    (advice,) = next_steps(statements)
+    assert "diffem calibrate RUN" in advice
     assert not any(re.search("[0-9]", s.text.replace("near 1", "")) for s in statements)
     not_finite = {"rounds": [{"round": k, "residual_chi2": None} for k in range(2)]}
     assert said(not_finite, "Fit").judgement is UNKNOWN
