@@ -14,11 +14,13 @@ DIVERSITY = Score("diversity", "diversity", images=2)
 EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None, images=2)
 POSTERIOR_STD = Score("posterior_std", "posterior std")
 CHANGE = Score("change", "RMS change since the round before")
-COLLAPSED = {DIVERSITY: 0.8, EFFECTIVE_RANK: 0.4}
+COLLAPSED = {DIVERSITY: 0.9, EFFECTIVE_RANK: 0.4}
 """The fractions of round 0's scores below which a round has collapsed.
 
-Of 59 runs of this project's studies, none of which collapsed, the lowest were 0.82 and 0.41. The
-rank may fall while EM improves, as structure takes the place of round 0's Gaussian noise.
+Of 59 runs of this project's studies, none of which collapsed, one fell below 0.9 in diversity
+(0.82, of impulse noise, whose round 0 is more diverse than true images), and none below 0.41 in
+rank, which may fall while EM improves: structure takes the place of round 0's Gaussian noise. At
+0.9 the images' Fréchet distance has grown by (1 - 0.9)² of their total variance.
 """
 
 

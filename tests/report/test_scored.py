@@ -108,3 +108,52 @@ def test_samples_of_a_round_are_of_one_posterior(
     report.on_round(cast(DenoiserModule, module), Round(0, Constant(), measurements, costs, []))
     (samples,) = seen
     assert samples.shape == (3, 4, 1, 8, 8) and set(samples.unique().tolist()) == values
+
+
+def test_a_collapse_warns_once_and_is_kept_in_each_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    y = channel.draw(torch.zeros(N, 1, 8, 8), torch.Generator().manual_seed(0))
+    measurements = MeasurementSet(y, channel)
+    store = ReconstructionStore(tmp_path / "reconstructions", size=N, chunk_size=N)
+    evaluation = Evaluation(samples=2, subset=2, heldout=2, prior=2)
+    report = RunReport(tmp_path, {"seed": 0}, evaluation, measurements, measurements, store=store)
+    for k, diversity in enumerate((1.0, 0.95, 0.8, 0.7)):
+        row = {"round": k, "diversity": diversity}
+        report.rounds.append(row | report._collapse(row))
+    assert [row.get("collapse") for row in report.rounds] == [
+        *(None, None),
+        *({"diversity": 0.8}, {"diversity": 0.7}),
+    ]
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("EM may be collapsing: the diversity of round 2 is 0.80 of round 0's") == 1
+
+
+def test_a_round_has_figures_without_ground_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    draw = torch.Generator().manual_seed(0)
+    measurements = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
+    store = ReconstructionStore(tmp_path / "reconstructions", size=N, chunk_size=N)
+    for k in range(2):
+        store.write(k, 0, torch.full((N, 1, 8, 8), 0.5 * k))
+        store.commit(k, "w")
+    evaluation = Evaluation(samples=2, subset=4, heldout=2, prior=2, metrics={"c": ResidualChi2()})
+    report = RunReport(tmp_path, {"seed": 0}, evaluation, measurements, measurements, store=store)
+    module = SimpleNamespace(
+        device=torch.device("cpu"), trainer=SimpleNamespace(loggers=[], global_step=0)
+    )
+    costs: dict[str, float | None] = {"e_step_seconds": 0.0, "m_step_seconds": 0.0}
+    for k in range(2):
+        round = Round(k, Constant(), measurements, {**costs, "hidden_entries": 1.0 - k}, [])
+        parts = report.on_round(cast(DenoiserModule, module), round)
+        assert len(parts["measurement_energy_distance"]) == 4
+    first, row = report.rounds
+    assert "change" not in first and row["change"] == 0.5
+    assert {"residual_ks", "residual_ks_error", "residual_pixel", "measurement_p"} <= row.keys()
+    assert row["residual_ks"] > 0.3  # y is near 0 and x̂ is 0.5
+    chi2 = channel.residual_chi2(measurements.select(slice(N)), torch.full((N, 1, 8, 8), 0.5))
+    assert row["residual_chi2_error"] == pytest.approx(float(chi2.std()) / N**0.5, rel=1e-5)
+    assert report.best_round == 1
