@@ -47,7 +47,7 @@ from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
 from diffem.em.init import FromCheckpoint, FromClean, Mixture
-from diffem.em.plateau import FEWEST
+from diffem.em.plateau import LEAST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
 from diffem.inspection.report import coverage_findings
@@ -76,7 +76,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
-LEAST_LOOKED_AT = 64  # measurements that are looked at
+FEWEST = 64  # measurements that are looked at
 
 
 def run(cfg: DictConfig) -> None:
@@ -196,7 +196,7 @@ def unmeasured(train: MeasurementSet) -> list[str] | None:
     Returns:
         None for a channel that is not linear, of which it is not known.
     """
-    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), FEWEST))
+    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), LEAST))
     coverage = take_coverage(MeasurementSet(train.select(few), train.channel))
     return None if coverage is None else coverage_findings(coverage).warnings
 
@@ -255,9 +255,9 @@ def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
             f"em.stop.figure=hidden_entries is not scored: {unguarded}; choose "
             "em.stop.figure=measurement_energy_distance"
         )
-    if heldout < FEWEST:
+    if heldout < LEAST:
         raise UserError(
-            f"em.stop needs {FEWEST} held-out measurements, and there are {heldout}; give more, "
+            f"em.stop needs {LEAST} held-out measurements, and there are {heldout}; give more, "
             "or set em.stop=null"
         )
     if stop.patience >= settings.rounds:

@@ -10,7 +10,7 @@ from diffem.runtime.ranges import check
 
 FIGURES = ("hidden_entries", "measurement_energy_distance")
 """The figures that a run may stop by: lower is better, and each is a mean over measurements."""
-FEWEST = 16
+LEAST = 16
 """The fewest held-out measurements to stop by: of fewer a figure is mostly chance."""
 
 
