@@ -128,7 +128,7 @@ def test_allowed_names_are_classes_of_a_module(name: str) -> None:
     assert found.__module__.partition(".")[0] == name.partition(".")[0]
 
 
-GIVEN = {"cond_channels", "denoiser", "channel", "sampler", "params", "shape", "silent"}
+GIVEN = {"cond_channels", "denoiser", "channel", "sampler", "params", "shape", "silent", "start"}
 """Arguments that the program gives; `shape` is a data set's own."""
 HANDED_ON = {"azula.sample.": Sampler, "lightning.pytorch.strategies.": DistributedDataParallel}
 """The classes that **kwargs are of."""
