@@ -27,7 +27,7 @@ from diffem.data.held import Held, open_measurements
 from diffem.result import load
 from diffem.result.evidence import Candidate, Evidences, compare_evidence
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
@@ -158,6 +158,13 @@ def save_figure(path: Path, rows: FileRows, found: Evidences) -> None:
 def report(held: Held, names: Sequence[str], found: Evidences) -> None:
     """Prints how often each candidate is the most probable one, or what is most surprising."""
     if len(names) > 1:
+        log = found.log_evidence
+        for k, name in enumerate(names):
+            if any(map(log[k].equal, log[:k])):
+                warn(
+                    f"{name} gives the numbers of a candidate before it, which is the one that is "
+                    "counted; what measurements bring, as their operators, no setting changes"
+                )
         best = found.log_evidence.argmax(dim=0)
         total = found.log_evidence.mean(dim=1)
         for k, name in enumerate(names):

@@ -109,6 +109,15 @@ def test_mistakes_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_candidates_of_the_same_numbers_are_named(
+    blurred: Path, digits: Path, tmp_path: Path
+) -> None:
+    channels = [f"--channel=corruption.sigma={width}" for width in (1, "1.0", 1.5)]
+    said = score(blurred, "--input", digits, *channels, "--n", 1, "--out", tmp_path / "out")
+    assert "sigma=1.0 gives the numbers of a candidate before it" in said
+    assert said.count("a candidate before it") == 1
+
+
 def test_runs_of_one_name_are_told_apart(
     blurred: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
