@@ -27,7 +27,7 @@ from diffem.data.held import Held, open_measurements
 from diffem.result import load
 from diffem.result.evidence import Candidate, Evidences, compare_evidence
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
@@ -46,11 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse_score(arguments)
     with report_user_errors():
         check("--n", chosen.n)
+        several = len(chosen.runs) > 1
+        channels = [settings(channel) for channel in chosen.channel or [""]]
         results = [load(run, device=chosen.device, trust=chosen.trust) for run in chosen.runs]
         candidates = [
-            Candidate.of(result, shlex.split(channel), name=candidate_name(run, channel, chosen))
-            for run, result in zip(chosen.runs, results, strict=True)
-            for channel in chosen.channel or [""]
+            Candidate.of(result, overrides, name=candidate_name(name, overrides, several))
+            for name, result in zip(run_names(chosen.runs), results, strict=True)
+            for overrides in channels
         ]
         check_alike(candidates)
         first = results[0]
@@ -79,11 +81,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"wrote {chosen.out}: {TABLE}, {MAPS}, {FIGURE}", soft_wrap=True)
 
 
-def candidate_name(run: Path, channel: str, chosen: object) -> str:
+def settings(channel: str) -> list[str]:
+    """Returns the settings that a --channel holds.
+
+    Raises:
+        UserError: If a quote is not closed.
+    """
+    try:
+        return shlex.split(channel)
+    except ValueError as error:
+        raise UserError(
+            f"--channel {channel} has a quote that is not closed; close it, or leave it out"
+        ) from error
+
+
+def candidate_name(run: str, overrides: Sequence[str], several: bool) -> str:
     """Returns what the table calls a candidate: its channel, its run, or both."""
-    several = len(getattr(chosen, "runs", ())) > 1
-    parts = [*([run.name] if several or not channel else []), *([channel] if channel else [])]
-    return " ".join(parts)
+    return " ".join([*([run] if several or not overrides else []), *overrides])
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """Returns what the table calls runs: their directories' names, or paths if two are alike."""
+    names = [run.absolute().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def check_alike(candidates: Sequence[Candidate]) -> None:
@@ -138,6 +158,13 @@ def save_figure(path: Path, rows: FileRows, found: Evidences) -> None:
 def report(held: Held, names: Sequence[str], found: Evidences) -> None:
     """Prints how often each candidate is the most probable one, or what is most surprising."""
     if len(names) > 1:
+        log = found.log_evidence
+        for k, name in enumerate(names):
+            if any(map(log[k].equal, log[:k])):
+                warn(
+                    f"{name} gives the numbers of a candidate before it, which is the one that is "
+                    "counted; what measurements bring, as their operators, no setting changes"
+                )
         best = found.log_evidence.argmax(dim=0)
         total = found.log_evidence.mean(dim=1)
         for k, name in enumerate(names):

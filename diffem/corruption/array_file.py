@@ -14,8 +14,11 @@ from PIL import Image
 
 from diffem.runtime.errors import UserError
 
-KEYS = ("coils", "kernel")
-"""The keys of operators whose value may be the path of a file."""
+KEYS = {
+    "coils": "the path of a .npy file",
+    "kernel": "the path of a .npy, PNG or TIFF file, or nested lists of numbers",
+}
+"""The keys of operators whose value may be the path of a file, and what holds their numbers."""
 CARRIED = "data:application/x-npy;base64,"
 """How the text begins that carries a file's content in place of its path (RFC 2397)."""
 
@@ -58,12 +61,16 @@ def read_array(key: str, given: str | Nested) -> np.ndarray:
                 values = np.asarray(image)
         return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
     except Exception as error:  # decoders raise many types
-        shown = given if isinstance(given, str) and not given.startswith(CARRIED) else "[…]"
         raise UserError(
-            f"corruption.{key}={shown} cannot be read as numbers "
-            f"({' '.join(str(error).split())}); give the path of a .npy, PNG or TIFF file, or "
-            "nested lists of numbers"
+            f"{shown_file(key, given)} cannot be read as numbers "
+            f"({' '.join(str(error).split())}); give {KEYS[key]}"
         ) from error
+
+
+def shown_file(key: str, given: str | Nested) -> str:
+    """Returns how messages name a key and its file, but not numbers that stand for one."""
+    path = isinstance(given, str) and not given.startswith(CARRIED)
+    return f"corruption.{key}={given if path else '[…]'}"
 
 
 def carried(values: np.ndarray) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffem.corruption.array_file import read_array
+from diffem.corruption.array_file import read_array, shown_file
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
@@ -28,16 +28,16 @@ def sensitivity_maps(coils: str | int, size: Sequence[int]) -> Tensor:
     """
     if not isinstance(coils, str):
         return _unit(simulated_maps(check("corruption.coils", coils), size))
-    values = read_array("coils", coils)
+    values, shown = read_array("coils", coils), shown_file("coils", coils)
     if values.ndim == 4 and values.shape[1] == 2:
         values = values[:, 0] + 1j * values[:, 1]
     if values.ndim != 3 or values.shape[1:] != tuple(size) or not np.isfinite(values).all():
         raise UserError(
-            f"corruption.coils must hold finite maps of shape (C, {size[0]}, {size[1]}), complex "
-            f"or with an axis of two parts after C, got {list(values.shape)}; correct the file"
+            f"{shown} must hold finite maps of shape (C, {size[0]}, {size[1]}), complex or "
+            f"with an axis of two parts after C, got {list(values.shape)}; correct the file"
         )
     if not values.any():
-        raise UserError("corruption.coils must have a value other than 0; give other maps")
+        raise UserError(f"{shown} must have a value other than 0; give other maps")
     return _unit(torch.from_numpy(values).to(torch.complex128))
 
 
@@ -118,5 +118,6 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
 
 def _unit(maps: Tensor) -> Tensor:
     """Returns maps over their root sum of squares, and 0 where there is no signal."""
+    maps = maps / maps.abs().max()  # whose squares neither vanish nor overflow
     norm = maps.abs().square().sum(dim=0).sqrt()
     return torch.where(norm > DARK * norm.max(), maps / norm.clamp(min=1e-300), 0)

@@ -1,12 +1,17 @@
 """Evidence of measurements under what runs learned: which channel, or which run, made them."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
+from diffem.config.build import TARGET
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.posterior import Conditional
@@ -63,7 +68,7 @@ class Candidate:
             name: What tables call it; by default the overrides, or the run's directory.
 
         Raises:
-            UserError: If a setting is none of the corruption's, or is refused.
+            UserError: If a setting is no value of the corruption, or is refused.
         """
         name = name or " ".join(overrides) or result.path.name
         if not overrides:
@@ -73,26 +78,65 @@ class Candidate:
                 f"--channel {overrides[0]}: {result.path} learned its channel; leave it out, or "
                 "give a run with corruption.learn=[]"
             )
-        if wrong := [o for o in overrides if not o.startswith("corruption.") or "=" not in o]:
-            raise UserError(
-                f"--channel {wrong[0]} must be a setting of the run's corruption, as in "
-                "corruption.noise.std=0.1"
-            )
-        own = OmegaConf.create({"corruption": dict(result.config["corruption"])})
-        for override in overrides:
-            key, _, value = override.partition("=")
-            if OmegaConf.select(own, key) is None:
-                known = ", ".join(f"corruption.{k}" for k in result.config["corruption"])
-                raise UserError(f"--channel {override}: there is no {key}; the run has {known}")
-            OmegaConf.update(own, key, OmegaConf.create(f"v: {value}").v)
-        plain = OmegaConf.to_container(own.corruption, resolve=True)
-        assert isinstance(plain, dict)
+        plain = _changed(result.config["corruption"], overrides)
         channel = build_channel(plain, result.channel.shape).scaled(result.scale.factor)
         operator = getattr(result.channel, "forward_operator", None)
         if isinstance(operator, Recorded) and isinstance(channel, LinearChannel):
             recorded = Recorded(channel.forward_operator, operator.recorded)
             channel = channel.with_operator(recorded)
         return cls(name, result, channel)
+
+
+def _changed(corruption: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns a node of conf/corruption with other values in the same parts.
+
+    Raises:
+        UserError: If an override is no value of the node, cannot be read, or is given twice.
+    """
+    changed = copy.deepcopy(dict(corruption))
+    places = {key: (node, name) for key, node, name in _values(changed, "corruption")}
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if not key.startswith("corruption.") or "=" not in override:
+            raise UserError(
+                f"--channel {override} must be a setting of the run's corruption, as in "
+                "corruption.noise.std=0.1"
+            )
+        if key not in places:
+            raise UserError(
+                f"--channel {override}: there is no {key} to change; the run has "
+                f"{', '.join(places)}"
+            )
+        if keys.count(key) > 1:
+            raise UserError(f"--channel {override}: {key} is given twice; give it once")
+        try:
+            held = OmegaConf.to_container(OmegaConf.create(f"v: {override.partition('=')[2]}"))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(
+                f"--channel {override} cannot be read ({' '.join(str(error).split())}); give "
+                f"{key} a number, a list in brackets, or a text"
+            ) from error
+        if TARGET in str(held) or "${" in str(held):
+            raise UserError(
+                f"--channel {override}: {key} must be a value, without {TARGET} and ${{…}}; give "
+                "a number, a list in brackets, or a text"
+            )
+        node, name = places[key]
+        node[name] = held["v"]  # type: ignore[index]
+    return changed
+
+
+def _values(node: Any, key: str) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401
+    """Yields the full key of each value of a corruption, what holds it, and its name there.
+
+    What a part is made of (`_target_`) and what is learned are no values.
+    """
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+        parts = isinstance(value, list) and any(isinstance(part, dict) for part in value)
+        if isinstance(value, dict) or parts:
+            yield from _values(value, f"{key}.{name}")
+        elif name not in (TARGET, "learn"):
+            yield f"{key}.{name}", node, name
 
 
 @dataclass(frozen=True)

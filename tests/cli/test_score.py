@@ -1,6 +1,7 @@
 """`diffem score`: how probable measurements are under what a run learned."""
 
 import csv
+import shutil
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_the_same_command_gives_the_same_numbers(
         (["--channel=em.rounds=1"], "--channel em.rounds=1 must be a setting of the run's"),
         (["--channel=corruption.sigma=-1"], "corruption.sigma"),
         (["--channel=corruption.sigma=1", "--channel=corruption.sigma=1"], "is given twice"),
+        (["--channel=corruption.sigma='1"], "has a quote that is not closed"),
+        (["--channel=corruption.sigma=[1"], "corruption.sigma=[1 cannot be read"),
+        (["--channel=corruption.sigma=!!python/name:os.system"], "cannot be read"),
+        (["--channel=corruption.sigma=${oc.env:HOME}"], "corruption.sigma must be a value"),
+        (["--channel=corruption.sigma='{_target_: os.system}'"], "must be a value"),
+        (
+            ["--channel='corruption.sigma={_target_: os.getcwd}'"],
+            "corruption.sigma must be a value",
+        ),
+        (["--channel=corruption._target_=os.getcwd"], "there is no corruption._target_ to change"),
+        (["--channel=corruption.learn=[noise]"], "there is no corruption.learn to change"),
+        (["--channel=corruption.noise=poisson"], "the run has corruption.noise.std"),
+        (["--channel=corruption.noise=null"], "there is no corruption.noise to change"),
+        (["--channel=corruption.sigma=1 corruption.sigma=2"], "corruption.sigma is given twice"),
         (["--n", "0", "--channel=corruption.sigma=1"], "--n must be"),
         ([], "operator"),  # of each measurement its own width is needed
     ],
@@ -92,6 +107,30 @@ def test_mistakes_are_one_sentence(
     assert said.startswith("error: ")
     assert sentence in said
     assert not (tmp_path / "out").exists()
+
+
+def test_candidates_of_the_same_numbers_are_named(
+    blurred: Path, digits: Path, tmp_path: Path
+) -> None:
+    channels = [f"--channel=corruption.sigma={width}" for width in (1, "1.0", 1.5)]
+    said = score(blurred, "--input", digits, *channels, "--n", 1, "--out", tmp_path / "out")
+    assert "sigma=1.0 gives the numbers of a candidate before it" in said
+    assert said.count("a candidate before it") == 1
+
+
+def test_runs_of_one_name_are_told_apart(
+    blurred: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "sweep" / blurred.name
+    shutil.copytree(blurred, other)
+    channel = "--channel=corruption.sigma=1"
+    score(blurred, other, "--input", digits, channel, "--n", 1, "--out", tmp_path / "out")
+    names = [f"log p(y) {run} corruption.sigma=1" for run in (blurred, other)]
+    assert list(rows(tmp_path / "out")[0])[2:4] == names
+    monkeypatch.chdir(other.rename(tmp_path / "here"))
+    score(blurred, ".", "--input", digits, channel, "--n", 1, "--out", tmp_path / "out2")
+    names = [f"log p(y) {name} corruption.sigma=1" for name in (blurred.name, "here")]
+    assert list(rows(tmp_path / "out2")[0])[2:4] == names
 
 
 @pytest.mark.parametrize(

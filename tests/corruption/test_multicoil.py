@@ -152,9 +152,11 @@ def test_what_nothing_can_be_estimated_from(
     ("maps", "sentence"),
     [
         (None, "corruption.coils=maps.npy cannot be read"),
+        (None, "give the path of a .npy file"),  # no picture, and no list
         (np.ones((3, 8, 7)), "maps of shape (C, 8, 8), complex or with an axis of two parts"),
+        (np.ones((3, 8, 7)), "corruption.coils=maps.npy must hold"),
         (np.full((3, 8, 8), np.nan), "must hold finite maps"),
-        (np.zeros((3, 8, 8)), "must have a value other than 0"),
+        (np.zeros((3, 8, 8)), "corruption.coils=maps.npy must have a value other than 0"),
     ],
 )
 def test_maps_that_do_not_fit(
@@ -168,9 +170,23 @@ def test_maps_that_do_not_fit(
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_maps_of_any_scale_are_the_same(scale: float, tmp_path: Path) -> None:
+    file = tmp_path / "maps.npy"
+    x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    given = 1 + np.arange(128).reshape(2, 8, 8) % 5
+    measured = []
+    for factor in (1.0, scale):
+        np.save(file, given * factor)
+        operator = MultiCoil((1, 8, 8), coils=str(file), acceleration=1.0)
+        measured.append(operator.apply(x, torch.ones(1, 1, 1, 8)))
+    assert measured[1].norm() > 1
+    torch.testing.assert_close(*measured)
+
+
 def test_numbers_of_coils_and_other_images() -> None:
     for build, sentence in (
-        (lambda: MultiCoil((2, 8, 8), coils=0, acceleration=2.0), "corruption.coils must be a wh"),
+        (lambda: MultiCoil((2, 8, 8), coils=0, acceleration=2.0), "or give the path of a .npy"),
         (lambda: MultiCoil((3, 8, 8), coils=2, acceleration=2.0), "corruption=multicoil needs r"),
     ):
         with pytest.raises(UserError) as error:
