@@ -186,6 +186,19 @@ def parse_report(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_watch(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem watch`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem watch",
+        description="Shows live what a run is doing, until it ends or Ctrl-C.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--once", action="store_true", help="print it once and end, as without a terminal"
+    )
+    return parser.parse_args(arguments)
+
+
 def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem classify`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -234,6 +247,7 @@ PARSE = {
     "score": parse_score,
     "generate": parse_generate,
     "export": parse_export,
+    "watch": parse_watch,
     "report": parse_report,
     "classify": parse_classify,
 }

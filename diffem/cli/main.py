@@ -25,6 +25,7 @@ COMMANDS = {
     "score": "say how probable measurements are under what runs learned",
     "generate": "draw images from the prior of a finished run",
     "export": "write a finished run into a folder to give away: weights, model card, ONNX",
+    "watch": "show live what a run is doing: round, step, rate, time left, scores",
     "report": "write the page of a run, or one page that compares several",
     "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
@@ -75,8 +76,9 @@ def run(name: str) -> None:
 
         if name in PARSE:  # ends the process after --help or a wrong argument, before imports
             PARSE[name](None)
-    # Those that train resume, and end their processes themselves.
-    scope = {"train": exit_on_interrupt, "compare": nullcontext}.get(name, stoppable)
+    # Those that train resume, and end their processes themselves; Ctrl-C is how `watch` ends.
+    own = {"train": exit_on_interrupt, "compare": nullcontext, "watch": nullcontext}
+    scope = own.get(name, stoppable)
     try:
         with scope():
             import_module(f"diffem.cli.{MODULES.get(name, name)}").main()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from diffem.metric import Score, read_scores
 from diffem.storage.atomic import read_json
@@ -13,6 +13,7 @@ from diffem.storage.run_dir import read_settings
 from diffem.storage.status import RunStatus, read_status
 
 TAIL = 4096  # bytes of a log that hold its last line
+STAGES = {"m_step": "the M-steps", "prior": "the prior's fit"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,23 @@ def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def _last_step(log: Path) -> str | None:
-    """Returns what the last line of metrics.jsonl is of; None if it is of a round, or damaged."""
+class LoggedStep(NamedTuple):
+    """The last optimiser step in a metrics.jsonl."""
+
+    stage: str
+    """`m_step` or `prior`."""
+    step: int
+    """The number of optimiser steps so far, of all M-steps or of the prior's fit."""
+    loss: float | None
+    """Its loss."""
+
+
+def last_logged(log: Path) -> LoggedStep | None:
+    """Returns what the last line of metrics.jsonl is of; None if it is of a round, or damaged.
+
+    Arguments:
+        log: The file, which may be missing.
+    """
     if not log.is_file():
         return None
     with log.open("rb") as file:
@@ -112,9 +128,17 @@ def _last_step(log: Path) -> str | None:
         return None
     if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
         return None
-    stages = {"m_step": "the M-steps", "prior": "the prior's fit"}
-    stage = next((stages[s] for key in line if (s := key.partition("/")[0]) in stages), None)
-    return None if stage is None else f"optimiser step {step + 1} of {stage}"
+    stage = next((s for key in line if (s := key.partition("/")[0]) in STAGES), None)
+    if stage is None:
+        return None
+    loss = line.get(f"{stage}/loss")
+    return LoggedStep(stage, step + 1, float(loss) if isinstance(loss, int | float) else None)
+
+
+def _last_step(log: Path) -> str | None:
+    """Returns what the last line of metrics.jsonl is of, as text."""
+    last = last_logged(log)
+    return None if last is None else f"optimiser step {last.step} of {STAGES[last.stage]}"
 
 
 def logged_rounds(log: Path) -> list[dict[str, Any]]:

@@ -682,13 +682,32 @@ def print_table(
         rows: The name and the scores of each row.
         first: The heading of the names.
     """
+    title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(about)
+    plain_console().print(score_table(title, scores, rows, first=first))
+
+
+def score_table(
+    title: str,
+    scores: Sequence[Score],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    first: str = "round",
+) -> Table:
+    """Returns a table of scores.
+
+    Arguments:
+        title: What stands above it.
+        scores: The scores; the table has those with a heading.
+        rows: The name and the scores of each row.
+        first: The heading of the names.
+    """
     columns = [score for score in scores if score.heading]
-    table = Table(title="{dataset} · {corruption} · {method} · seed {seed}".format_map(about))
+    table = Table(title=title)
     for heading in (first, *(score.heading for score in columns)):
         table.add_column(heading, justify="right")
     for name, row in rows:
         table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
-    plain_console().print(table)
+    return table
 
 
 def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

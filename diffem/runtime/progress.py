@@ -9,10 +9,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from diffem.runtime.rank import global_rank
 
@@ -40,6 +43,38 @@ Advance = Callable[..., None]
 """`advance(note="")` counts one unit of a stage's work and shows a note behind the bar."""
 
 
+class RateColumn(ProgressColumn):
+    """How many units of work are done in a second, of late; empty until two are."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate, with three digits."""
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+
+def bar(console: Console, *, shown: bool = True) -> Progress:
+    """Returns a bar: work done, time so far, rate, time left and a note.
+
+    Its tasks have the fields `unit` and `note`.
+
+    Arguments:
+        console: Where it is drawn.
+        shown: Whether it is.
+    """
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", markup=False),
+        TimeElapsedColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        transient=True,
+        disable=not shown,
+    )
+
+
 @contextmanager
 def progress_bar(name: str, total: int, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """Shows the progress of a stage; silent on every process but the first.
@@ -60,19 +95,9 @@ def progress_bar(name: str, total: int, unit: str, *, shown: bool = True) -> Ite
     if global_rank() or not shown:
         yield lambda note="": None
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
     start, last = time.perf_counter(), ""
-    disable = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
-        task = progress.add_task(f"{name:<24}", total=total, note="")
+    with bar(console, shown=console.is_terminal) as progress:
+        task = progress.add_task(f"{name:<24}", total=total, unit=unit, note="")
 
         def advance(note: str = "") -> None:
             nonlocal last
