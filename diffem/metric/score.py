@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import UnionType
 from typing import Any, Literal, Self
 
 
@@ -55,6 +56,30 @@ def describe_scores(scores: Iterable[Score]) -> dict[str, dict[str, Any]]:
     """Returns descriptions for `summary.json`, which `read_scores` reads: {name: fields}."""
     fields = {score.name: asdict(score) for score in scores}
     return {name: {k: v for k, v in f.items() if k != "name"} for name, f in fields.items()}
+
+
+TYPES: dict[str, type | UnionType] = {
+    "label": str,
+    "unit": str,
+    "heading": str,
+    "digits": int | None,
+    "better": str | None,
+    "expected": int | float | None,
+    "images": int,
+    "of_mean": bool,
+}
+"""The types of the fields of a description."""
+
+
+def is_description(fields: object) -> bool:
+    """Returns whether a value is what `describe_scores` gives of a score."""
+    return (
+        isinstance(fields, dict)
+        and "label" in fields
+        and fields.keys() <= TYPES.keys()
+        and all(isinstance(value, TYPES[key]) for key, value in fields.items())
+        and 0 <= (fields.get("digits") or 0) <= 20
+    )
 
 
 def read_scores(summaries: Iterable[Mapping[str, Any]]) -> list[Score]:

@@ -2,12 +2,20 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any, NamedTuple, TypeGuard
+=======
+from types import UnionType
+from typing import Any, TypeGuard
+>>>>>>> ce5d30c2aa19af9a31fa16f65abb93ca99fa7697
 
 from diffem.metric import Score, read_scores
+from diffem.metric.score import is_description
+from diffem.runtime.ranges import LARGEST_COUNT
 from diffem.storage.atomic import read_json
 from diffem.storage.run_dir import read_settings
 from diffem.storage.status import RunStatus, read_status
@@ -72,8 +80,10 @@ def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
         status: Where the run is, if its own process asks.
     """
     summary = read_json(run_dir / "summary.json") or {}
-    if not (isinstance(summary.get("final"), dict) and are_rows(summary.get("rounds"))):
+    if not (is_sound(summary) and is_finished(summary)):
         summary = read_json(run_dir / "rounds.json") or {}
+    if not is_sound(summary):
+        summary = {}
     if not are_rows(summary.get("rounds")):
         summary = {**summary, "rounds": logged_rounds(run_dir / "metrics.jsonl")}
     calibration = max(run_dir.glob("calibration_*.json"), default=None)
@@ -155,17 +165,71 @@ def logged_rounds(log: Path) -> list[dict[str, Any]]:
             held = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(held, dict) and isinstance(k := held.pop("round", None), int | float):
+        k = held.pop("round", None) if isinstance(held, dict) else None
+        if isinstance(k, int | float) and math.isfinite(k):
             scores = {name.removeprefix("round/"): value for name, value in held.items()}
             rows[int(k)] = {"round": int(k), **scores}
     found = [rows[k] for k in sorted(rows)]
     return found if are_rows(found) else []
 
 
+TYPES: dict[str, type | UnionType] = {
+    "dataset": str,
+    "corruption": str,
+    "method": str,
+    "init": str,
+    "clean_images": bool,
+    "seed": int,
+    "truth": dict | None,
+    "unmeasured": list,
+    "wall_seconds": int | float,
+    "metrics": dict,
+    "rounds": list,
+    "final": dict,
+}
+"""The types of what pages and tables read in a summary."""
+NUMBERS = ("loss", "nfe", "optimizer_steps", "hidden_entries", "init_psnr_mean", "posterior_std")
+"""What rows hold besides scores, each a number or null."""
+
+
+def is_finished(summary: Mapping[str, Any]) -> bool:
+    """Returns whether a summary, of types that fit, has all that a finished run's has."""
+    return {"final", "rounds", "seed", "wall_seconds"} <= summary.keys() and bool(
+        summary["rounds"] and are_rows(summary["rounds"])
+    )
+
+
+def is_sound(summary: Mapping[str, Any]) -> bool:
+    """Returns whether what a summary or a rounds.json holds is of the types that pages take."""
+    if not all(isinstance(summary[key], kind) for key, kind in TYPES.items() if key in summary):
+        return False
+    described = summary.get("metrics", {})
+    rows = [*summary.get("rounds", []), summary.get("final", {})]
+    parts = [
+        row.get(key) or {}
+        for row in rows
+        if isinstance(row, dict)
+        for key in ("prior", "estimate")
+    ]
+    names = (*described, *NUMBERS)
+    return (
+        all(isinstance(name, str) for name in summary.get("unmeasured", []))
+        and all(is_description(fields) for fields in described.values())
+        and all(
+            isinstance(row, dict)
+            and all(isinstance(row.get(name), int | float | None) for name in names)
+            for row in [*rows, *parts]
+        )
+    )
+
+
 def are_rows(rounds: object) -> TypeGuard[list[dict[str, Any]]]:
     """Returns whether a value is rows of rounds, with the number and the costs of each."""
-    keys = ("round", "e_step_seconds", "m_step_seconds")
+    keys = ("e_step_seconds", "m_step_seconds")
     return isinstance(rounds, list) and all(
-        isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in keys)
+        isinstance(row, dict)
+        and isinstance(row.get("round"), int)
+        and 0 <= row["round"] <= LARGEST_COUNT
+        and all(isinstance(row.get(key), int | float) for key in keys)
         for row in rounds
     )

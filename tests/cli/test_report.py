@@ -119,6 +119,41 @@ def test_mistakes_are_a_sentence(copies: list[Path], tmp_path: Path) -> None:
         write_report([copies[1]])
 
 
+@pytest.mark.parametrize("value", ["<script>alert(1)</script>", [1]])
+def test_summaries_of_other_types_are_left_out(
+    value: object, copies: list[Path], tmp_path: Path
+) -> None:
+    file = copies[0] / "summary.json"
+    summary = file.read_text()
+    for place in (
+        *("seed", "wall_seconds", "metrics", "unmeasured", "truth", "rounds", "final"),
+        *("metrics.psnr", "metrics.psnr.digits", "metrics.psnr.expected"),
+        *("final.psnr", "final.prior"),
+    ):
+        damaged = json.loads(summary)
+        *above, last = place.split(".")
+        node = damaged
+        for key in above:
+            node = node[key]
+        node[last] = value
+        file.write_text(json.dumps(damaged))
+        for paths in copies[:1], copies[:2]:
+            page = write_report(paths, tmp_path / "page.html").read_text()
+            assert "<script>alert(1)" not in page
+
+
+def test_rounds_of_other_types_are_left_out(copies: list[Path], tmp_path: Path) -> None:
+    file = copies[2] / "rounds.json"
+    rounds = file.read_text()
+    for key, value in (("round", 1e400), ("round", 2**80), ("psnr", "17"), ("nfe", [1])):
+        damaged = json.loads(rounds)
+        damaged["rounds"][-1][key] = value
+        file.write_text(json.dumps(damaged))
+        write_report([copies[2]], tmp_path / "page.html")
+    (copies[2] / "metrics.jsonl").write_text('{"round": 1e400}\n{"round": NaN}\n')
+    write_report([copies[2]], tmp_path / "page.html")
+
+
 def test_the_page_of_a_run_is_the_one_that_it_wrote(run: Path, tmp_path: Path) -> None:
     own, again = Page(run / "report.html"), Page(write_report([run], tmp_path / "again.html"))
     assert [n for n, _ in own.elements] == [n for n, _ in again.elements]
