@@ -6,12 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any, NamedTuple, TypeGuard
-=======
 from types import UnionType
-from typing import Any, TypeGuard
->>>>>>> ce5d30c2aa19af9a31fa16f65abb93ca99fa7697
+from typing import Any, NamedTuple, TypeGuard
 
 from diffem.metric import Score, read_scores
 from diffem.metric.score import is_description
