@@ -199,6 +199,18 @@ def parse_watch(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_dashboard(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem dashboard`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem dashboard", description="Lays out the W&B workspace of a project of runs."
+    )
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="the W&B project, as me/diffem")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write its specification as JSON; send nothing"
+    )
+    return parser.parse_args(arguments)
+
+
 def parse_classify(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments of `diffem classify`; None for those of this process."""
     parser = argparse.ArgumentParser(
@@ -249,6 +261,7 @@ PARSE = {
     "export": parse_export,
     "watch": parse_watch,
     "report": parse_report,
+    "dashboard": parse_dashboard,
     "classify": parse_classify,
 }
 """What reads the arguments of a command."""

@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "write a finished run into a folder to give away: weights, model card, ONNX",
     "watch": "show live what a run is doing: round, step, rate, time left, scores",
     "report": "write the page of a run, or one page that compares several",
+    "dashboard": "lay out the W&B workspace of a project of runs",
     "compare": "compare methods, or the rows of a study, under equal conditions",
     "classify": "train the classifier in whose features metric=classifier compares images",
 }

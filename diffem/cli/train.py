@@ -51,7 +51,7 @@ from diffem.em.plateau import LEAST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
 from diffem.inspection.report import coverage_findings
-from diffem.logging.rounds import close
+from diffem.logging.rounds import close, log_final
 from diffem.metric import Evaluation
 from diffem.posterior.posterior import chunk_count
 from diffem.report import RunReport
@@ -184,6 +184,7 @@ def run(cfg: DictConfig) -> None:
                 data.measurements.channel,
                 report,
             )
+            log_final(module.trainer.loggers, run_dir)
             close(module.trainer.loggers)
 
 
@@ -440,10 +441,15 @@ def compile_errors(compiled: bool) -> Iterator[None]:
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """Returns the loggers, with the configuration without its secrets as hyperparameters."""
+    """Returns the loggers, with the configuration without its secrets as hyperparameters.
+
+    The names of the choices are among them, as `choices`, for runs to be grouped by.
+    """
+    chosen = HydraConfig.get().runtime.choices
+    choices = {str(k): v for k, v in chosen.items() if not str(k).startswith("hydra/") and v}
     loggers = [build(logger, f"logger.{name}") for name, logger in cfg.logger.items()]
     for logger in loggers:
-        logger.log_hyperparams(public_config(cfg))
+        logger.log_hyperparams({**public_config(cfg), "choices": choices})
     return loggers
 
 

@@ -97,7 +97,9 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "logger.*": {
         "diffem.logging.jsonl.JSONLLogger": ("path",),
-        "diffem.logging.wandb.WandbLogger": ("metrics", "name", "panels", "project", "save_dir"),
+        "diffem.logging.wandb.WandbLogger": (
+            *("artifacts", "metrics", "name", "panels", "project", "save_dir"),
+        ),
         "lightning.pytorch.loggers.CSVLogger": (
             *("flush_logs_every_n_steps", "name", "prefix", "save_dir", "version"),
         ),

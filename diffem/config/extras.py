@@ -14,6 +14,7 @@ from diffem.runtime.extras import Extra, check_installed
 
 DATASETS = Extra("datasets", "datasets", "hub")
 WANDB = Extra("wandb", "wandb", "wandb")
+WORKSPACES = Extra("wandb-workspaces", "wandb_workspaces", "dashboard")  # `diffem dashboard`
 SUBMITIT = Extra("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "submitit")
 TARGETS = {  # by the full name of what is built
     "diffem.corruption.DeepInverse": Extra("deepinv", "deepinv", "deepinv"),

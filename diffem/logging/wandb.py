@@ -16,10 +16,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 from diffem.logging.upload import Upload
+from diffem.logging.wandb_result import (
+    alert_of_collapse,
+    alert_of_failure,
+    log_artifacts,
+    log_result,
+)
 from diffem.runtime.progress import say
 
 # The x-axes of the metrics: a resumed run repeats steps, which W&B's own counter does not allow.
 COUNTERS = (("round", "round/*"), ("step", "m_step/*"), ("step", "prior/*"))
+
+DATA_DIR = "WANDB_DATA_DIR"
+PANEL = "measurement, sample, mean, std of the samples, truth where it is known"
 
 
 class WandbLogger(Logger):
@@ -30,21 +39,37 @@ class WandbLogger(Logger):
     the end. A resumed run continues its W&B run and logs all lines again, line n as step n: W&B
     drops the steps that it has. An error of W&B ends the logging to W&B, not the run.
 
+    The W&B run is in the group DATASET-CORRUPTION, and its job type is the method, where the
+    configuration names them as its `choices`.
+
     Arguments:
         project: The W&B project.
         save_dir: The run directory, for W&B's own files.
         name: The run's name in W&B.
         metrics: The file that a JSONLLogger writes.
         panels: The folder of the rounds' images.
+        artifacts: Whether a finished run's weights, and the reconstructions of its last round,
+            are kept as artifacts, which copies them.
     """
 
-    def __init__(self, project: str, save_dir: str, name: str, metrics: str, panels: str) -> None:
+    def __init__(
+        self,
+        project: str,
+        save_dir: str,
+        name: str,
+        metrics: str,
+        panels: str,
+        artifacts: bool = False,
+    ) -> None:
         super().__init__()
+        self.artifacts = artifacts
         self.project, self.folder, self.run_name = project, Path(save_dir), name
         self.metrics, self.panels = Path(metrics), Path(panels)
         self.run: wandb.Run | None = None
         self.upload: Upload | None = None
         self._bytes = self._lines = 0  # of the file of metrics, logged so far
+        self._repeated = False  # whether an earlier process has logged the lines to come
+        self._collapsed = False
 
     @property
     def name(self) -> str:
@@ -73,13 +98,19 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def close(self) -> None:
-        """Ends the W&B run and its upload, within 10 seconds."""
+        """Adds what the run has come to, and ends the W&B run and its upload in 10 seconds."""
         run, upload = self.run, self.upload
         if run is None:
             return
-        with self._errors_contained():
+        failed = False
+        with self._errors_contained(), _data_in(self.folder / "wandb"):
             self._log_new_lines()
-            run.finish()
+            log_result(run, self.folder)
+            failed = alert_of_failure(run, self.folder)
+            if self.artifacts and (self.folder / "summary.json").is_file():
+                log_artifacts(run, self.folder)
+        with self._errors_contained():
+            run.finish(exit_code=1 if failed else 0)
         self.run = self.upload = None
         uploaded = upload is not None and upload.close()
         if not uploaded and not run.disabled:
@@ -92,8 +123,13 @@ class WandbLogger(Logger):
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # else it waits for the server, offline too
         given = wandb.setup().settings
         earlier = sorted(self.folder.glob("wandb/offline-run-*"))
+        self._repeated = bool(earlier)
+        choices = config.get("choices") or {}
+        names = [choices[key] for key in ("dataset", "corruption") if key in choices]
         self.run = wandb.init(
             project=self.project,
+            group="-".join(names) or None,
+            job_type=choices.get("method"),
             dir=self.folder,
             name=self.run_name,
             id=earlier[0].name.rpartition("-")[2] if earlier else None,
@@ -126,11 +162,19 @@ class WandbLogger(Logger):
                 self.run.log(self._row(json.loads(line)), step=number, commit=True)
         self._lines += new.count(b"\n")
         self._bytes += len(new)
+        self._repeated = False
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Returns a line with its round's panel."""
-        panel = self.panels / f"round_{int(line.get('round', -1)):03d}.png"
-        return {**line, "round/panel": wandb.Image(str(panel))} if panel.is_file() else line
+        """Returns a line with its round's panel; the first round that collapsed is an alert."""
+        if "round" not in line:
+            return line
+        k = int(line["round"])
+        if self.run is not None and not self._collapsed:
+            self._collapsed = alert_of_collapse(self.run, self.folder, k, sent=self._repeated)
+        panel = self.panels / f"round_{k:03d}.png"
+        if not panel.is_file():
+            return line
+        return {**line, "round/panel": wandb.Image(str(panel), caption=f"round {k}: {PANEL}")}
 
     @contextmanager
     def _errors_contained(self) -> Iterator[None]:
@@ -141,3 +185,19 @@ class WandbLogger(Logger):
             self.run = None
             text = " ".join(str(error).split())
             say(f"W&B: logging to it has ended ({text}); all metrics are in {self.metrics}")
+
+
+@contextmanager
+def _data_in(folder: Path) -> Iterator[None]:
+    """Opens a scope in which W&B keeps the files of tables and artifacts in a folder.
+
+    Otherwise they are in the user's home, for `wandb sync` to find on this machine alone.
+    """
+    before = os.environ.get(DATA_DIR)
+    os.environ[DATA_DIR] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(DATA_DIR)
+        if before is not None:
+            os.environ[DATA_DIR] = before

@@ -9,7 +9,7 @@ import pytest
 from command import ROOT, SHORT, train
 
 from diffem.cli.compose import check_arguments
-from diffem.config.extras import PLUGINS, TARGETS, VECTORS
+from diffem.config.extras import PLUGINS, TARGETS, VECTORS, WORKSPACES
 from diffem.data.reader import KNOWN
 from diffem.runtime.errors import UserError
 
@@ -59,7 +59,7 @@ def test_optuna_s_sweeper_takes_no_quotes() -> None:
 
 
 def test_the_default_run_needs_no_extra(tmp_path: Path) -> None:
-    extras = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS]
+    extras = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS, WORKSPACES]
     modules, packages = {e.module for e in extras}, {e.package.lower() for e in extras}
     (tmp_path / "sitecustomize.py").write_text(
         f"{HIDE}\nMODULES, PACKAGES = {modules}, {packages}\n"
@@ -74,7 +74,7 @@ def test_the_default_run_needs_no_extra(tmp_path: Path) -> None:
 
 def test_extras_are_those_of_pyproject() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS]
+    needed = [*TARGETS.values(), *PLUGINS.values(), *FORMATS, VECTORS, WORKSPACES]
     for package, _, extra in needed:
         names = [
             re.split(r"[>=<\[]", line)[0] for line in declared["optional-dependencies"][extra]
