@@ -160,7 +160,7 @@ class LinearChannel(Channel):
         for name in self.learn:
             if self.learn.count(name) > 1:
                 raise UserError(f"corruption.learn names {name} twice; name it once")
-            if name not in self.parameters:
+            if name not in list(self.parameters):  # a list, of which a wrong name may be one
                 raise UserError(
                     f"corruption.learn can name {', '.join(self.parameters)} of this corruption, "
                     f"got {name!r}"

@@ -56,6 +56,11 @@ class MStep:
         check("m_step.rollbacks", self.rollbacks)
         if self.augment is not None and not callable(self.augment):
             raise UserError(f"m_step.augment must be null or an Augment, got {self.augment!r}")
+        if self.clean is not None and not hasattr(self.clean, "load"):
+            raise UserError(
+                "m_step.clean must be null or a CleanShare, as in {_target_: "
+                f"diffem.em.CleanShare, share: 0.2, path: clean}}, got {self.clean!r}"
+            )
         try:  # an optimiser checks its numbers when it is built
             built = self.optimizer([nn.Parameter(torch.zeros(1))])
         except Exception as error:  # torch's optimisers raise what they like

@@ -119,6 +119,8 @@ BAD = [
     (["m_step.schedule.warmup=1"], "m_step.schedule.warmup must be a number in [0, 1), got 1"),
     (["m_step.rollbacks=-1"], "m_step.rollbacks must be a whole number of at least 0, got -1"),
     (["m_step.augment=flip"], "m_step.augment must be null or an Augment, got 'flip'"),
+    (["m_step.clean=images"], "path: clean}, got 'images'"),
+    (["m_step.clean=[]"], "m_step.clean must be null or a CleanShare"),
     (["metric.features=[1]"], "metric.features must be a list of feature spaces"),
     (["method=em_mmps", "method.posterior.solver=lu"], "solver must be gmres or cg, got 'lu'"),
     (["em.warm_start=1.0"], "em.warm_start must be a number in (0, 1), got 1.0"),

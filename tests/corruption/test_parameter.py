@@ -94,6 +94,10 @@ def test_square_error_is_the_noise_s_variance_at_the_truth() -> None:
             r"corruption\.learn can name sigma, noise of this corruption, got 'width'",
         ),
         (
+            lambda: make_channel(Denoising(SHAPE), GaussianNoise(0.1), learn=[["noise"]]),  # type: ignore
+            r"corruption\.learn can name noise of this corruption, got \['noise'\]",
+        ),
+        (
             lambda: blur(0.1, [0.5, 2.0], learn=("sigma",)),
             r"corruption\.sigma must be one number, the start, where corruption\.learn names it",
         ),
