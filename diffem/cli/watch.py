@@ -96,7 +96,8 @@ def watch(run_dir: Path) -> None:
                     )  # fmt: skip
                 # The bar's rate is of the steps that are done while it is watched.
                 progress.update(task, total=position.total, completed=position.done)
-                live.update(Group(*shown(record, position), progress), refresh=True)
+                bars = [progress] if position.total else []
+                live.update(Group(*shown(record, position), *bars), refresh=True)
                 time.sleep(EVERY)
         except KeyboardInterrupt:
             return
