@@ -504,7 +504,7 @@ class RunReport:
             sets["prior"] = prior(self.evaluation.prior)
             save_samples(figure, "samples of the prior", sets["prior"][:64])
             final["prior"] = prior_scores(sets["prior"], train, heldout)
-            if figure.name == "prior.png":  # not that of an evaluation
+            if self.rounds and self.store.is_intact(self.rounds[-1]["round"]):
                 final["prior"] |= self._compare_prior(sets["prior"], x, figure)
         if train is None or heldout is None:
             return {}
