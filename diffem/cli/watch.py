@@ -109,17 +109,7 @@ def shown(record: RunRecord, position: Position | None = None) -> list[Renderabl
     Arguments:
         record: What its directory holds.
         position: Where it is; None to read it, if it is running.
-
-    Raises:
-        UserError: If the scores that its rounds.json or summary.json describes are damaged.
     """
-    try:
-        scores = record.scores
-    except (AttributeError, TypeError) as error:
-        raise UserError(
-            f"{record.run_dir / 'rounds.json'} is damaged: what it says of the metrics cannot be "
-            "read; `diffem train` with resume= writes it again"
-        ) from error
     rows = [(str(row["round"]), row) for row in record.rounds[-SHOWN:]]
     rows += [(HELDOUT, record.final)] if record.final else []
     lines: list[RenderableType] = [Text(str(record.run_dir))]
@@ -128,7 +118,9 @@ def shown(record: RunRecord, position: Position | None = None) -> list[Renderabl
         lines.append(Text(f"Running: {position_text(position)}"))
     else:
         lines.append(Text(status_text(record)))
-    return [*lines, score_table(run_title(record), (*scores, *TIMES), rows)] if rows else lines
+    return (
+        [*lines, score_table(run_title(record), (*record.scores, *TIMES), rows)] if rows else lines
+    )
 
 
 def position_text(position: Position) -> str:

@@ -9,9 +9,7 @@ from torch.fft import fftfreq, irfft, rfft
 
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.runtime.errors import UserError
-from diffem.runtime.ranges import Range, check
-
-DEGREES = Range(-360, 360, each=True)
+from diffem.runtime.ranges import check
 
 
 class Radon(LinearOperator):
@@ -46,7 +44,7 @@ class Radon(LinearOperator):
             )
         self.given: Tensor | None = None
         if isinstance(angles, Sequence) and not isinstance(angles, str) and len(angles):
-            check("corruption.angles", angles, own=DEGREES)
+            check("corruption.angles@degrees", angles)
             self.given = torch.tensor([float(angle) for angle in angles])
             angles = len(angles)
         self.count: int = check("corruption.angles", angles)  # type: ignore[assignment]

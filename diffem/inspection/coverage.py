@@ -58,7 +58,7 @@ class FrequencyCoverage:
     @property
     def cutoff(self) -> float | None:
         """The frequency above which all are removed; None if those removed are not the highest."""
-        if not self.removed.any():
+        if not self.removed.any() or self.removed.all():
             return None
         kept = float(self.radius[~self.removed].max())
         above = self.radius > kept

@@ -80,6 +80,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "corruption.acceleration": Range(1, 1e3),
     "corruption.angle": Range(1e-3, 180, pair=True),
     "corruption.angles": whole(1, 2**12)._replace(advice="; or give a list of degrees"),
+    "corruption.angles@degrees": Range(-360, 360, each=True),
     "corruption.centre": FRACTION,
     "corruption.coils": whole(1, 2**10)._replace(advice="; or give the path of a .npy file"),
     "corruption.factor": COUNT,

@@ -73,8 +73,9 @@ def rounds(run_dir: Path) -> list[dict[str, object]]:
 
 
 def state(run_dir: Path) -> dict[str, bytes]:
-    """Returns the results that a run holds."""
+    """Returns the results that a run holds; why a refused process ended is none."""
     files = (f for f in run_dir.rglob("*") if f.parent.name != ".hydra" and f.suffix in SUFFIXES)
+    files = (f for f in files if f.name != "ended.json")
     held = {str(f.relative_to(run_dir)): f.read_bytes() for f in files}
     return {name.replace("summary.previous", "summary"): data for name, data in held.items()}
 

@@ -167,16 +167,16 @@ def test_mistakes_are_a_sentence(
     exported.mkdir()
     (exported / "posterior.safetensors").touch()
     assert "is the folder of an export, which is not a run; give" in error(exported)
-    journal = json.loads((running / "rounds.json").read_text())
-    for damaged in ([], {"psnr": {"no": 1}}):
-        (running / "rounds.json").write_text(json.dumps({**journal, "metrics": damaged}))
-        assert "rounds.json is damaged" in error(running)
     (running / ".hydra" / "config.yaml").write_text("[")
     assert "config.yaml is damaged" in error(running)
 
 
-def test_a_journal_that_is_cut_off_leaves_the_log(
+def test_a_journal_that_is_damaged_leaves_the_log(
     running: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    held = json.loads((running / "rounds.json").read_text())
+    for damaged in ({**held, "metrics": []}, {**held, "metrics": {"psnr": {"no": 1}}}):
+        (running / "rounds.json").write_text(json.dumps(damaged))
+        assert "round 2 of 2, M-step, 3 of 6 steps" in printed(running, capsys)
     (running / "rounds.json").write_text('{"rounds": [')
     assert "round 2 of 2, M-step, 3 of 6 steps" in printed(running, capsys)
