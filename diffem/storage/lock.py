@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ LOCK = ".lock"
 OWNER = ".lock.owner"
 TAKEOVER = ".lock.takeover"
 NAMES = (LOCK, OWNER, TAKEOVER)
+LOOKED = 0.2  # seconds within which one that only looks lets the lock go again
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _held: dict[Path, int] = {}  # the open file of each folder that this process has locked
 
@@ -108,14 +110,25 @@ def _not_a_file(path: Path, key: str) -> UserError:
 
 
 def _lock(file: int, folder: Path, key: str) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _taken(folder, key, "another process") from error
-    except OSError as error:
-        if error.errno not in NO_FLOCK:
-            raise
-        _own(folder, key)
+    """Locks an open file, for which it waits while others only look (`is_locked`).
+
+    Raises:
+        UserError: If another process has locked it.
+    """
+    end = time.monotonic() + LOOKED
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise _taken(folder, key, "another process") from error
+            time.sleep(LOOKED / 20)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            _own(folder, key)
+            return
 
 
 def _own(folder: Path, key: str) -> None:

@@ -1,8 +1,10 @@
 """Where a run is, from its directory alone."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,21 @@ def test_a_lock_is_seen_from_here_and_from_another_process(tmp_path: Path) -> No
     assert not is_locked(tmp_path) and elsewhere() == "False"
     lock_folder(tmp_path, "run_dir")  # looking has left no lock
     unlock_folder(tmp_path)
+
+
+def test_one_that_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """`diffem watch` looks each second: a run that is resumed in that instant waits for it."""
+    (tmp_path / lock.LOCK).touch()
+    with (tmp_path / lock.LOCK).open() as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        timer = threading.Timer(lock.LOOKED / 4, fcntl.flock, (looks, fcntl.LOCK_UN))
+        timer.start()
+        lock_folder(tmp_path, "run_dir")
+        timer.join()
+        unlock_folder(tmp_path)
+        fcntl.flock(looks, fcntl.LOCK_SH)  # and does not let it go
+        with pytest.raises(UserError, match="is being written by another process"):
+            lock_folder(tmp_path, "run_dir")
 
 
 def test_without_flock_the_owner_tells(tmp_path: Path) -> None:
