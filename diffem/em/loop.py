@@ -201,27 +201,48 @@ class EMLoop(StateCheckpoint):
             path = self.learn_channel(trainer, posterior)
             posterior = posterior.under(data.measurements.channel)
             scores = self.scores(trainer, posterior)
-            score, error = _mean_and_error(scores)
-            kept = self.kept_chunks(data, score)
+            kept = self.kept_chunks(data, scores)
             rank = (trainer.global_rank, trainer.world_size)
             e_step(
                 posterior, data.measurements, data.store, self.state,
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
                 warm_start=self.settings.warm_start,
             )  # fmt: skip
-            redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
-            costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
-            if error is not None:
-                costs["hidden_entries_error"] = error
-            if redrawn:
-                self.state.score = score
-            figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
-            if trainer.is_global_zero:
-                k, uncounted = self.state.round, posterior.uncounted()
-                round = Round(k, uncounted, data.measurements, costs, path)
-                figures |= self.on_round(module, round) or {}
-            self.compare(trainer, figures)
+            self.report(trainer, posterior, path, scores=scores, kept=kept)
         self._lap()
+
+    def report(
+        self,
+        trainer: Trainer,
+        posterior: Posterior,
+        path: list[Estimates],
+        *,
+        scores: Sequence[float] | None,
+        kept: Collection[int],
+    ) -> None:
+        """Closes a committed round's account and reports the round.
+
+        Arguments:
+            trainer: The trainer.
+            posterior: What drew the round.
+            path: The estimates of the channel's parameters, if they are learned.
+            scores: The guard's scores of the posterior, if there are any.
+            kept: The chunks that are those of the round before.
+        """
+        module, data = _parts(trainer)
+        score, error = _mean_and_error(scores)
+        redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
+        costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
+        if error is not None:
+            costs["hidden_entries_error"] = error
+        if redrawn:
+            self.state.score = score
+        figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
+        if trainer.is_global_zero:
+            k, uncounted = self.state.round, posterior.uncounted()
+            round = Round(k, uncounted, data.measurements, costs, path)
+            figures |= self.on_round(module, round) or {}
+        self.compare(trainer, figures)
 
     def compare(self, trainer: Trainer, figures: Mapping[str, Sequence[float]]) -> None:
         """Keeps the figure by which EM stops, if this round improved it.
@@ -269,14 +290,17 @@ class EMLoop(StateCheckpoint):
                 )
         return trainer.strategy.broadcast(None if scores is None else scores.tolist())
 
-    def kept_chunks(self, data: ReconstructionDataModule, score: float | None) -> frozenset[int]:
+    def kept_chunks(
+        self, data: ReconstructionDataModule, scores: Sequence[float] | None
+    ) -> frozenset[int]:
         """Returns the chunks of the next round that are those of the current one.
 
         Arguments:
             data: The rounds.
-            score: The guard's score of the posterior that the others are drawn from.
+            scores: The guard's scores of the posterior that the others are drawn from, if any.
         """
         chunks, k = data.store.chunks, self.state.round + 1
+        score, _ = _mean_and_error(scores)
         if k == 0:
             return frozenset()
         if score is not None and self.state.score is not None and score > self.state.score:
