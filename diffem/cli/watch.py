@@ -20,7 +20,7 @@ from diffem.cli.errors import report_user_errors
 from diffem.report.page import duration, run_title, status_text
 from diffem.report.position import Position, read_position
 from diffem.report.record import RunRecord, read_record
-from diffem.report.summary import HELDOUT, TIMES, score_table
+from diffem.report.table import HELDOUT, TIMES, score_table
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import bar, plain_console
 from diffem.storage.entries import check_entries

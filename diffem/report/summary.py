@@ -1,7 +1,6 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
 import json
-import math
 import platform
 import threading
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from diffem.corruption import Channel
@@ -25,7 +23,6 @@ from diffem.logging.rounds import log_round
 from diffem.metric import (
     Evaluation,
     Metric,
-    Score,
     describe_scores,
     diversity_metrics,
     find_collapse,
@@ -48,8 +45,16 @@ from diffem.report.page import write_run_page
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.report.record import are_rows, logged_rounds
 from diffem.report.round_figures import RoundFigures, round_figures
+from diffem.report.scoring import compute, left_out, mean_of
 from diffem.report.sets import feature_scores, measurement_distance_scores, prior_scores
-from diffem.report.verdict import kept_line
+from diffem.report.table import (
+    HELDOUT,
+    TIMES,
+    print_closing,
+    print_features,
+    print_left_out,
+    print_table,
+)
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, progress_bar, say, warn
 from diffem.runtime.rank import global_rank
@@ -65,11 +70,6 @@ PAIRS = 12  # samples of the prior that are shown beside what is nearest to them
 COMPARED = 64  # samples of the prior that are compared with the training reconstructions
 SCORED = 4096  # reconstructions of a round, the first ones, that metrics are computed of
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
-TIMES = (
-    Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
-    Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
-)
-HELDOUT = "held-out"  # the row of the final scores
 BEST = "best.safetensors"  # in checkpoints/: the weights of the round with the best figure
 FILES = (PAGE, "summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
 
@@ -598,164 +598,3 @@ def free_number(folder: Path, stem: str) -> Iterator[str]:
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-
-
-def compute(
-    metric: Metric,
-    x: Tensor,
-    measurements: MeasurementSet,
-    rows: slice,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Returns a metric of each reconstruction, (n,).
-
-    Arguments:
-        metric: The metric.
-        x: One reconstruction of each measurement, (n, *shape), on the CPU.
-        measurements: The measurements.
-        rows: Which of the measurements were reconstructed.
-        device: Where to compute it.
-
-    Returns:
-        Its values, on the CPU; of float32 numbers, whatever the device's default for convolutions.
-    """
-    target = torch.device(device)
-    measurement = measurements.select(rows)
-    # A metric that needs the truth is left out of a run without it.
-    truth = x if measurements.truth is None else measurements.truth[rows]
-    with torch.autocast(target.type, enabled=False), _exact_convolutions():
-        values = metric.compute(
-            x.to(target), truth.to(target), measurements.channel, measurement.to(target)
-        )
-    return values.cpu()
-
-
-@contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Opens a scope in which no convolution is of 10 bits (TF32), the default on a GPU.
-
-    SSIM's variances are differences of nearly equal numbers.
-    """
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
-
-
-def mean_of(values: Tensor) -> float | None:
-    """Returns the mean of a metric over the reconstructions for which it is defined, if any."""
-    mean = float(values.double().nanmean())
-    return mean if math.isfinite(mean) else None
-
-
-def left_out(values: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
-    """Returns how many reconstructions are left out of the mean of each metric.
-
-    Those are the ones for which it is not defined, as χ² of a measurement of which nothing was
-    measured.
-
-    Arguments:
-        values: Each metric's values, (N,), by its name.
-
-    Returns:
-        `{"left_out": {name: count}}`; nothing if no reconstruction is left out.
-    """
-    counts = {name: int(value.isnan().sum()) for name, value in values.items()}
-    found = {name: count for name, count in counts.items() if count}
-    return {"left_out": found} if found else {}
-
-
-def print_table(
-    about: Mapping[str, Any],
-    scores: Sequence[Score],
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    first: str = "round",
-) -> None:
-    """Prints a table of scores.
-
-    Arguments:
-        about: The head of the summary.
-        scores: The scores; the table has those with a heading.
-        rows: The name and the scores of each row.
-        first: The heading of the names.
-    """
-    title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(about)
-    plain_console().print(score_table(title, scores, rows, first=first))
-
-
-def score_table(
-    title: str,
-    scores: Sequence[Score],
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    first: str = "round",
-) -> Table:
-    """Returns a table of scores.
-
-    Arguments:
-        title: What stands above it.
-        scores: The scores; the table has those with a heading.
-        rows: The name and the scores of each row.
-        first: The heading of the names.
-    """
-    columns = [score for score in scores if score.heading]
-    table = Table(title=title)
-    for heading in (first, *(score.heading for score in columns)):
-        table.add_column(heading, justify="right")
-    for name, row in rows:
-        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
-    return table
-
-
-def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Prints how many reconstructions the means of the last row and the last round leave out.
-
-    Arguments:
-        scores: The scores.
-        rows: The name and the scores of each row.
-    """
-    labels = {score.name: score.label for score in scores}
-    for row, found in rows[-2:]:
-        for name, count in found.get("left_out", {}).items():
-            where = row if row == HELDOUT else f"round {row}"
-            plain_console().print(
-                f"{where}: {labels[name]} is not defined for {count} reconstructions, and leaves "
-                "them out"
-            )
-
-
-def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> None:
-    """Prints what is known of the channel and the prior.
-
-    Arguments:
-        rounds: The rows of the rounds.
-        final: The held-out scores.
-    """
-    console = plain_console()
-    if (kept := kept_line(rounds)) is not None:
-        console.print(kept, soft_wrap=True)
-    if (floor := final.get("init_psnr_mean")) is not None:
-        console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
-    if estimate := rounds[-1].get("estimate"):
-        learned = ", ".join(f"{name} {level:.4g}" for name, level in estimate.items())
-        console.print(f"channel, learned: {learned}")
-    if final["prior"] is not None and "frechet_pixels" in final["prior"]:
-        console.print(
-            "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
-            "{frechet_pixels_truth:.3f})".format_map(final["prior"])
-        )
-
-
-def print_features(features: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints the scores in feature spaces, a line for each set and score.
-
-    Arguments:
-        features: What `feature_scores` returned.
-    """
-    for name, scores in features.items():
-        for key in (key for key in scores if f"{key}_truth" in scores):
-            value, true = scores[key], scores[f"{key}_truth"]
-            plain_console().print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")

@@ -14,7 +14,7 @@ from command import ROOT, run_python
 from diffem.cli.errors import report_user_errors
 from diffem.cli.main import main
 from diffem.metric import Score
-from diffem.report.summary import print_closing, print_table
+from diffem.report.table import print_closing, print_table
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, say, warn
 

@@ -34,7 +34,7 @@ from diffem.metric import (
     sinkhorn_divergence,
     ssim,
 )
-from diffem.report.summary import mean_of
+from diffem.report.scoring import mean_of
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 

@@ -14,7 +14,7 @@ from diffem.em import DenoiserModule, Round
 from diffem.metric import PSNR, SSIM, Evaluation, Metric, ResidualChi2, psnr, ssim
 from diffem.posterior import Posterior
 from diffem.report import RunReport
-from diffem.report.summary import compute
+from diffem.report.scoring import compute
 from diffem.storage.reconstructions import ReconstructionStore
 
 N = 20

@@ -1,0 +1,110 @@
+"""What a run, an evaluation and `diffem watch` print of scores: a table and a few lines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from diffem.metric import Score
+from diffem.report.verdict import kept_line
+from diffem.runtime.progress import plain_console
+
+TIMES = (
+    Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
+    Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
+)
+HELDOUT = "held-out"  # the row of the final scores
+
+
+def print_table(
+    about: Mapping[str, Any],
+    scores: Sequence[Score],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    first: str = "round",
+) -> None:
+    """Prints a table of scores.
+
+    Arguments:
+        about: The head of the summary.
+        scores: The scores; the table has those with a heading.
+        rows: The name and the scores of each row.
+        first: The heading of the names.
+    """
+    title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(about)
+    plain_console().print(score_table(title, scores, rows, first=first))
+
+
+def score_table(
+    title: str,
+    scores: Sequence[Score],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    first: str = "round",
+) -> Table:
+    """Returns a table of scores.
+
+    Arguments:
+        title: What stands above it.
+        scores: The scores; the table has those with a heading.
+        rows: The name and the scores of each row.
+        first: The heading of the names.
+    """
+    columns = [score for score in scores if score.heading]
+    table = Table(title=title)
+    for heading in (first, *(score.heading for score in columns)):
+        table.add_column(heading, justify="right")
+    for name, row in rows:
+        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
+    return table
+
+
+def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Prints how many reconstructions the means of the last row and the last round leave out.
+
+    Arguments:
+        scores: The scores.
+        rows: The name and the scores of each row.
+    """
+    labels = {score.name: score.label for score in scores}
+    for row, found in rows[-2:]:
+        for name, count in found.get("left_out", {}).items():
+            where = row if row == HELDOUT else f"round {row}"
+            plain_console().print(
+                f"{where}: {labels[name]} is not defined for {count} reconstructions, and leaves "
+                "them out"
+            )
+
+
+def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> None:
+    """Prints what is known of the channel and the prior.
+
+    Arguments:
+        rounds: The rows of the rounds.
+        final: The held-out scores.
+    """
+    console = plain_console()
+    if (kept := kept_line(rounds)) is not None:
+        console.print(kept, soft_wrap=True)
+    if (floor := final.get("init_psnr_mean")) is not None:
+        console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
+    if estimate := rounds[-1].get("estimate"):
+        learned = ", ".join(f"{name} {level:.4g}" for name, level in estimate.items())
+        console.print(f"channel, learned: {learned}")
+    if final["prior"] is not None and "frechet_pixels" in final["prior"]:
+        console.print(
+            "prior: Fréchet distance of pixels {frechet_pixels:.3f} (as many true images: "
+            "{frechet_pixels_truth:.3f})".format_map(final["prior"])
+        )
+
+
+def print_features(features: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the scores in feature spaces, a line for each set and score.
+
+    Arguments:
+        features: What `feature_scores` returned.
+    """
+    for name, scores in features.items():
+        for key in (key for key in scores if f"{key}_truth" in scores):
+            value, true = scores[key], scores[f"{key}_truth"]
+            plain_console().print(f"{name}: {key} {value:.3f} (true images: {true:.3f})")
