@@ -31,7 +31,6 @@ from diffem.metric.energy import EnergyTest, energy_test
 from diffem.posterior import sample_chunks
 from diffem.posterior.posterior import chunk_count
 from diffem.report.calibration import BLIND_SPOTS, print_calibration, save_calibration, verdict
-from diffem.report.summary import free_number
 from diffem.result import Result, load, read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.runtime.errors import UserError
@@ -40,6 +39,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 from diffem.storage.atomic import write_file
 from diffem.storage.entries import check_entries
+from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
 
 KEY = "calibration"  # of all draws

@@ -60,6 +60,7 @@ from diffem.runtime.progress import plain_console, progress_bar, say, warn
 from diffem.runtime.rank import global_rank
 from diffem.runtime.signals import at_exit
 from diffem.storage.atomic import read_json, write_file
+from diffem.storage.numbered import free_number
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import PAGE
 from diffem.storage.status import RunStatus, State, of_error, write_ended
@@ -575,26 +576,3 @@ class RunReport:
     def _write(self, name: str, results: Mapping[str, Any]) -> None:
         text = to_json({**self.head, **results}, indent=1) + "\n"
         write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
-
-
-@contextmanager
-def free_number(folder: Path, stem: str) -> Iterator[str]:
-    """Opens a scope that writes STEM_001.json, or the next number, which no other process takes.
-
-    Yields:
-        The file's name without its suffix; an empty file holds it, and goes if the scope fails.
-    """
-    names = (file.stem.removeprefix(f"{stem}_") for file in folder.glob(f"{stem}_*.json"))
-    k = max((int(name) for name in names if name.isdecimal()), default=0) + 1
-    while True:
-        file = folder / f"{stem}_{k:03d}.json"
-        try:
-            file.open("x").close()
-            break
-        except FileExistsError:  # another process was faster
-            k += 1
-    try:
-        yield file.stem
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise

@@ -38,6 +38,7 @@ from diffem.storage.entries import check_entries
 from diffem.storage.identity import is_of_run
 from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
+from diffem.storage.numbered import is_evaluation
 from diffem.storage.status import ENDED
 
 MUTABLE = (  # keys whose values may differ between the processes of one run
@@ -482,11 +483,6 @@ def is_round(path: Path) -> bool:
 def is_lock_folder(path: Path) -> bool:
     """Returns whether a path is named like the folder of a round's chunk locks."""
     return path.name.startswith("locks_")
-
-
-def is_evaluation(path: Path) -> bool:
-    """Returns whether a path is named like the file of an evaluation of a finished run."""
-    return re.fullmatch(r"(calibration|evaluation)_\d{3}\.json", path.name) is not None
 
 
 def _is_mutable(key: str) -> bool:

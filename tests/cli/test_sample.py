@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import diffem
 from diffem.cli import evaluate, generate, sample
-from diffem.report.summary import free_number
+from diffem.storage.numbered import free_number
 
 TINY = (
     *("em.rounds=1", "em.steps_per_round=4", "network.channels=[16]", "network.blocks=[1]"),
