@@ -28,7 +28,6 @@ from diffem.data.measurements import MeasurementSet
 from diffem.metric import Calibration
 from diffem.metric import calibrate as calibration_of
 from diffem.metric.energy import EnergyTest, energy_test
-from diffem.posterior import sample_chunks
 from diffem.posterior.posterior import chunk_count
 from diffem.report.calibration import BLIND_SPOTS, print_calibration, save_calibration, verdict
 from diffem.result import Result, load, read_weights
@@ -139,21 +138,11 @@ def draw_samples(result: Result, measurement: Measurement, n: int, *, seed: int 
         n: The number of samples of each.
         seed: The seed; None for the run's.
     """
-    sampling, measurements = (
-        result.posterior.sampling, MeasurementSet(measurement, result.channel)
-    )  # fmt: skip
-    chunks = sample_chunks(
-        result.posterior.posterior, measurements, n,
-        chunk_size=sampling.chunk_size,
-        key=(sampling.chosen(seed), KEY, "samples"),
-        device=sampling.device,
-    )  # fmt: skip
-    found = []
-    total = chunk_count(len(measurements), sampling.chunk_size)
+    posterior, measurements = result.posterior, MeasurementSet(measurement, result.channel)
+    found, total = [], chunk_count(len(measurements), posterior.sampling.chunk_size)
     with progress_bar("samples", total, "chunks") as advance:
-        for _ in range(total):
-            with torch.no_grad(), sampling.context():
-                found.append(next(chunks))
+        for samples in posterior.draw(measurements, n, KEY, "samples", seed=seed):
+            found.append(samples)
             advance()
     return torch.cat(found, dim=1)
 

@@ -6,7 +6,6 @@ Writes them into a new folder, in the format, dtype and units of the measurement
 learned from; those of a benchmark as a float32 .npy file, in [-1, 1].
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from diffem.cli.arguments import parse_generate
 from diffem.cli.errors import report_user_errors
 from diffem.data.format import write_generated
+from diffem.posterior.posterior import chunk_count
 from diffem.result import PriorSampler, load
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def shown(prior: PriorSampler, count: int, *, seed: int | None) -> Iterator[Tensor]:
     """Yields samples chunk by chunk, (b, *shape), under a progress bar."""
-    total = math.ceil(count / prior.sampling.chunk_size)
+    total = chunk_count(count, prior.sampling.chunk_size)
     with progress_bar("images", total, "chunks") as advance:
         for chunk in prior.chunks(count, seed=seed):
             yield chunk

@@ -24,6 +24,7 @@ from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import are_larger
 from diffem.data.survey import take_survey
+from diffem.posterior.posterior import chunk_count
 from diffem.result import PosteriorSampler, TiledSampler, load
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
@@ -90,7 +91,7 @@ def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) ->
     rows = FileRows(held, torch.arange(len(held.y)), posterior.channel, posterior.scale)
     check_measurements(rows)
     measurements = MeasurementSet(rows, posterior.channel, scale=posterior.scale)
-    total = math.ceil(len(measurements) / posterior.sampling.chunk_size)
+    total = chunk_count(len(measurements), posterior.sampling.chunk_size)
     with (
         SampleWriter(
             chosen.out,

@@ -10,7 +10,6 @@ score.png, the most surprising measurements.
 """
 
 import csv
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from diffem.cli.sample import check_measurements, reading_of
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
 from diffem.data.held import Held, open_measurements
+from diffem.posterior.posterior import chunk_count
 from diffem.result import load
 from diffem.result.evidence import Candidate, Evidences, compare_evidence
 from diffem.runtime.errors import UserError
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for of_candidate in rows:
             check_measurements(of_candidate)
         sampling = first.posterior.sampling
-        total = len(candidates) * math.ceil(len(every) / sampling.chunk_size)
+        total = len(candidates) * chunk_count(len(every), sampling.chunk_size)
         with new_folder(chosen.out) as folder:
             with progress_bar("evidence", total, "chunks") as advance:
                 found = compare_evidence(

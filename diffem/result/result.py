@@ -120,6 +120,31 @@ class PosteriorSampler:
         grey = samples.shape[2] == 1 and samples.ndim == y.ndim + 2
         return samples.squeeze(2) if grey else samples
 
+    def draw(
+        self, measurements: MeasurementSet, n: int, *key: Key, seed: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yields samples on the scale of [-1, 1] chunk by chunk, (n, b, *shape), on the CPU.
+
+        Arguments:
+            measurements: The measurements, on that scale.
+            n: The number of samples of each measurement.
+            key: What the draws depend on besides the seed.
+            seed: The seed; None for the run's.
+        """
+        sampling = self.sampling
+        draws = sample_chunks(
+            self.posterior, measurements, n,
+            chunk_size=sampling.chunk_size,
+            key=(sampling.chosen(seed), *key),
+            device=sampling.device,
+        )  # fmt: skip
+        while True:
+            with torch.no_grad(), sampling.context():
+                samples = next(draws, None)
+            if samples is None:
+                return
+            yield samples
+
     def chunks(
         self, measurements: MeasurementSet, n: int, *, seed: int | None = None
     ) -> Iterator[Tensor]:
@@ -132,17 +157,7 @@ class PosteriorSampler:
             n: The number of samples of each measurement.
             seed: The seed; None for the run's.
         """
-        sampling = self.sampling
-        key = (sampling.chosen(seed), "evaluation", "heldout")
-        draws = sample_chunks(
-            self.posterior, measurements, n,
-            chunk_size=sampling.chunk_size, key=key, device=sampling.device,
-        )  # fmt: skip
-        while True:
-            with torch.no_grad(), sampling.context():
-                samples = next(draws, None)
-            if samples is None:
-                return
+        for samples in self.draw(measurements, n, "evaluation", "heldout", seed=seed):
             yield self.scale.denormalise(samples.double())
 
     def tiled(self, held: Held, *, overlap: int | None = None) -> TiledSampler:
