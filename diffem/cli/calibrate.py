@@ -10,12 +10,8 @@ anything.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
@@ -23,25 +19,22 @@ from diffem.cli.evaluate import compose_finished
 from diffem.cli.launch import quiet
 from diffem.cli.train import build_data
 from diffem.config.build import build
-from diffem.corruption import Measurement
 from diffem.data.measurements import MeasurementSet
 from diffem.metric import Calibration
 from diffem.metric import calibrate as calibration_of
 from diffem.metric.energy import EnergyTest, energy_test
-from diffem.posterior.posterior import chunk_count
 from diffem.report.calibration import BLIND_SPOTS, print_calibration, save_calibration, verdict
 from diffem.result import Result, load, read_weights
 from diffem.result.result import POSTERIOR, weights_folder
+from diffem.result.simulation import KEY, Simulation, draw_samples
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import plain_console, progress_bar, say
+from diffem.runtime.progress import plain_console, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 from diffem.storage.atomic import write_file
 from diffem.storage.entries import check_entries
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
-
-KEY = "calibration"  # of all draws
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,70 +74,18 @@ def calibrate(
         UserError: If the run has no prior, or is not finished.
     """
     result = run if isinstance(run, Result) else load(run)
-    return Simulation.of(
+    simulation = Simulation.of(
         result, check("--n@calibrate", n), check("--measurements", measurements), seed=seed
-    ).calibration
+    )
+    return calibration_of_simulation(result, simulation, seed=seed)
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """Images of a run's prior, measured by its channel and reconstructed by its sampler."""
-
-    measured: Tensor
-    """The measurements y' of images of the prior, brought on the grid of x, (B, *shape)."""
-    calibration: Calibration
-    """How well the sampler is calibrated for them."""
-
-    @classmethod
-    def of(cls, result: Result, n: int, count: int, *, seed: int | None) -> "Simulation":
-        """Draws and calibrates.
-
-        Arguments:
-            result: The result.
-            n: The number of samples of each measurement.
-            count: The number B of measurements.
-            seed: The seed; None for the run's.
-
-        Raises:
-            UserError: If there is no prior.
-        """
-        prior, sampling = result.prior, result.posterior.sampling
-        if prior is None:
-            raise UserError(
-                f"{result.path} has no prior to draw images from, as it was trained with "
-                "prior=null; train one with it"
-            )
-        key = (sampling.chosen(seed), KEY)
-        size = sampling.chunk_size
-        x = []
-        with progress_bar("images of the prior", chunk_count(count, size), "chunks") as advance:
-            for start in range(0, count, size):
-                x.append(prior.draw(min(size, count - start), KEY, start, seed=seed))
-                advance()
-        clean = torch.cat(x)
-        measurement = result.channel.draw(clean, generator(*key, "measurements"))
-        measurement = result.channel.assume(measurement)
-        lifted = result.channel.lift(measurement)
-        samples = draw_samples(result, measurement, n, seed=seed)
-        return cls(lifted, calibration_of(clean, samples, lifted, generator(*key, "ranks")))
-
-
-def draw_samples(result: Result, measurement: Measurement, n: int, *, seed: int | None) -> Tensor:
-    """Returns samples of the posteriors of measurements, (n, B, *shape), on the scale [-1, 1].
-
-    Arguments:
-        result: The result.
-        measurement: The measurements, on that scale.
-        n: The number of samples of each.
-        seed: The seed; None for the run's.
-    """
-    posterior, measurements = result.posterior, MeasurementSet(measurement, result.channel)
-    found, total = [], chunk_count(len(measurements), posterior.sampling.chunk_size)
-    with progress_bar("samples", total, "chunks") as advance:
-        for samples in posterior.draw(measurements, n, KEY, "samples", seed=seed):
-            found.append(samples)
-            advance()
-    return torch.cat(found, dim=1)
+def calibration_of_simulation(
+    result: Result, simulation: Simulation, *, seed: int | None
+) -> Calibration:
+    """Returns how well a run's sampler is calibrated for the images of a simulation."""
+    key = (result.posterior.sampling.chosen(seed), KEY, "ranks")
+    return calibration_of(simulation.x, simulation.samples, simulation.lifted, generator(*key))
 
 
 def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> None:
@@ -162,22 +103,22 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
     run_dir = result.path
     with free_number(run_dir, "calibration") as name:
         simulation = Simulation.of(result, n, count, seed=seed)
+        own = calibration_of_simulation(result, simulation, seed=seed)
+        simulated = simulation.lifted
+        del simulation  # its samples, before there are those of the held-out measurements
         truth, test = None, None
         heldout = heldout_measurements(result)
         if heldout is not None:
             first = heldout.select(slice(min(count, len(heldout))))
             lifted = result.channel.lift(first)
             key = (result.posterior.sampling.chosen(seed), KEY)
-            if (pairs := min(len(lifted), len(simulation.measured))) >= 2:
-                test = energy_test(
-                    lifted[:pairs], simulation.measured[:pairs], generator(*key, "swaps")
-                )
+            if (pairs := min(len(lifted), len(simulated))) >= 2:
+                test = energy_test(lifted[:pairs], simulated[:pairs], generator(*key, "swaps"))
             if heldout.truth is not None:
                 samples = draw_samples(result, first, n, seed=seed)
                 truth = calibration_of(
                     heldout.truth[: len(first.y)], samples, lifted, generator(*key, "truth")
                 )
-        own = simulation.calibration
         says = verdict(own, test, truth)
         figure = run_dir / "figures" / f"{name}.png"
         figure.parent.mkdir(exist_ok=True)

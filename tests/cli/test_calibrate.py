@@ -12,11 +12,11 @@ from torch import Tensor
 
 import diffem
 from diffem.cli import calibrate, sample
-from diffem.cli.calibrate import Simulation
 from diffem.corruption import Channel, Measurement
 from diffem.metric.calibration import DISTANCE
 from diffem.posterior import Posterior
 from diffem.result import PosteriorSampler, PriorSampler, Result
+from diffem.result.simulation import Simulation
 from diffem.runtime.errors import UserError
 
 SIZE = ("--n", "3", "--measurements", "40")
@@ -150,7 +150,7 @@ def test_the_measurements_are_those_of_the_channel(trained: Path) -> None:
     spied = replace(result, channel=Spy(result.channel.shape))
     simulation = Simulation.of(spied, 2, 30, seed=None)
     assert len(drawn) == 1 and drawn[0].shape == (30, 1, 8, 8)
-    assert 0.4 < float((simulation.measured == 0).double().mean()) < 0.6
+    assert 0.4 < float((simulation.lifted == 0).double().mean()) < 0.6
 
 
 def test_samples_are_scaled_about_their_mean_on_request(trained: Path, tmp_path: Path) -> None:
