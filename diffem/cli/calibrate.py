@@ -11,7 +11,6 @@ anything.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
@@ -20,10 +19,9 @@ from diffem.cli.launch import quiet
 from diffem.cli.train import build_data
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
-from diffem.metric import Calibration
+from diffem.metric import Calibration, energy_test
 from diffem.metric import calibrate as calibration_of
-from diffem.metric.energy import EnergyTest, energy_test
-from diffem.report.calibration import BLIND_SPOTS, print_calibration, save_calibration, verdict
+from diffem.report.calibration import BLIND_SPOTS, findings, print_calibration, save_calibration
 from diffem.result import Result, load, read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.result.simulation import KEY, Simulation, draw_samples
@@ -119,7 +117,7 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
                 truth = calibration_of(
                     heldout.truth[: len(first.y)], samples, lifted, generator(*key, "truth")
                 )
-        says = verdict(own, test, truth)
+        says = findings(own, test, truth)
         figure = run_dir / "figures" / f"{name}.png"
         figure.parent.mkdir(exist_ok=True)
         save_calibration(figure, own, truth)
@@ -127,7 +125,7 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
             "seed": result.posterior.sampling.chosen(seed),
             "simulated": own.to_plain(),
             "truth": None if truth is None else truth.to_plain(),
-            "measurement_test": None if test is None else plain(test),
+            "measurement_test": None if test is None else test.to_plain(),
             "verdict": says,
             "blind_spots": list(BLIND_SPOTS),
         }
@@ -136,11 +134,6 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
     print_calibration(own, truth, says)
     for file in (run_dir / f"{name}.json", figure):
         plain_console().print(f"wrote {file}", soft_wrap=True)
-
-
-def plain(test: EnergyTest) -> dict[str, Any]:
-    """Returns a test of measurements in plain types."""
-    return {"distance": test.distance, "error": test.error, "p": test.p, "pairs": len(test.parts)}
 
 
 def heldout_measurements(result: Result) -> MeasurementSet | None:

@@ -58,6 +58,12 @@ class EnergyTest(NamedTuple):
     parts: Tensor
     """The part of each pair, (N,), of which the distance is the mean."""
 
+    def to_plain(self) -> dict[str, float]:
+        """Returns it in plain types, with the number of pairs in place of their parts."""
+        return {
+            "distance": self.distance, "error": self.error, "p": self.p, "pairs": len(self.parts)
+        }  # fmt: skip
+
 
 def energy_test(a: Tensor, b: Tensor, generator: Generator) -> EnergyTest:
     """Tests whether two sets of samples have one law, where a_i and b_i may depend on each other.

@@ -12,9 +12,9 @@ from diffem.metric import Calibration
 from diffem.metric.calibration import BINS
 from diffem.metric.energy import EnergyTest
 from diffem.report.figures import freed
+from diffem.report.verdict import SMALL
 from diffem.runtime.progress import plain_console
 
-SMALL = 0.01  # of p-values: below it something is wrong
 BLIND_SPOTS = (
     "ranks, coverage and spread judge the sampler, not the prior: a wrong prior with its own "
     "exact posterior passes, and a sampler that fits the data better than the prior does fails",
@@ -23,7 +23,7 @@ BLIND_SPOTS = (
 )
 
 
-def verdict(
+def findings(
     calibration: Calibration, test: EnergyTest | None, truth: Calibration | None
 ) -> list[str]:
     """Returns what a calibration means, in a few sentences.
@@ -81,7 +81,7 @@ def print_calibration(
     Arguments:
         calibration: That of images of the prior.
         truth: The calibration against the truth, where it is known.
-        says: What `verdict` returned.
+        says: What `findings` returned.
     """
     console = plain_console()
     columns = [calibration, *([] if truth is None else [truth])]
