@@ -16,14 +16,12 @@ import torch
 
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
+from diffem.cli.input import check_measurements, reading_of
 from diffem.data.files import FileRows
-from diffem.data.folder import first_suffix
-from diffem.data.format import Format, SampleWriter
+from diffem.data.format import SampleWriter
 from diffem.data.held import Held, open_measurements
-from diffem.data.layout import Reading
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import are_larger
-from diffem.data.survey import take_survey
 from diffem.posterior.posterior import chunk_count
 from diffem.result import PosteriorSampler, TiledSampler, load
 from diffem.runtime.errors import UserError
@@ -62,19 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"wrote {chosen.out}: {chosen.n} samples of each of {len(held.y)} measurements",
             soft_wrap=True,
         )
-
-
-def reading_of(chosen: Namespace, form: Format) -> Reading:
-    """Returns how the input is read: as the arguments say, or the run's if it is of that type.
-
-    Arguments:
-        chosen: The command's arguments.
-        form: The form of the run's measurements.
-    """
-    given = Reading.of(chosen.key, chosen.axes, chosen.dims)
-    if first_suffix(chosen.input) != form.suffix:
-        return given
-    return Reading(given.key or form.key, given.axes or form.axes, given.dims or form.dims)
 
 
 def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) -> None:
@@ -139,12 +124,3 @@ def sample_tiled(chosen: Namespace, tiled: TiledSampler) -> None:
     ):
         for row in range(count):
             writer.write_one(tiled.sample(row, chosen.n, seed=chosen.seed, on_evaluation=advance))
-
-
-def check_measurements(rows: FileRows) -> None:
-    """Reads measurements once, so that what does not fit is refused before anything is drawn.
-
-    Raises:
-        UserError: If one cannot be read, or does not fit the channel.
-    """
-    rows.check_fit(take_survey(rows.held, len(rows), None).missing)

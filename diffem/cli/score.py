@@ -19,7 +19,7 @@ import torch
 
 from diffem.cli.arguments import parse_score
 from diffem.cli.errors import report_user_errors
-from diffem.cli.sample import check_measurements, reading_of
+from diffem.cli.input import check_measurements, reading_of
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
 from diffem.data.held import Held, open_measurements
