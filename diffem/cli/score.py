@@ -25,7 +25,8 @@ from diffem.data.format import new_folder, writing
 from diffem.data.held import Held, open_measurements
 from diffem.posterior.posterior import chunk_count
 from diffem.result import load
-from diffem.result.evidence import Candidate, Evidences, compare_evidence
+from diffem.result.candidate import Candidate
+from diffem.result.evidence import EvidenceTable, compare_evidence
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
@@ -129,7 +130,7 @@ def check_alike(candidates: Sequence[Candidate]) -> None:
             )
 
 
-def write(folder: Path, held: Held, names: Sequence[str], found: Evidences) -> None:
+def write(folder: Path, held: Held, names: Sequence[str], found: EvidenceTable) -> None:
     """Writes the table and the maps of surprise."""
     heads = ["measurement", "entries", *(f"log p(y) {name}" for name in names)]
     heads += [f"error {name}" for name in names]
@@ -146,7 +147,7 @@ def write(folder: Path, held: Held, names: Sequence[str], found: Evidences) -> N
     np.save(folder / MAPS, found.surprise.numpy())
 
 
-def save_figure(path: Path, rows: FileRows, found: Evidences) -> None:
+def save_figure(path: Path, rows: FileRows, found: EvidenceTable) -> None:
     """Draws the most surprising measurements, and where they are surprising."""
     from diffem.report.figures import save_surprise  # imports matplotlib
 
@@ -155,7 +156,7 @@ def save_figure(path: Path, rows: FileRows, found: Evidences) -> None:
     save_surprise(path, lifted, found.surprise[most], found.per_entry[most].tolist())
 
 
-def report(held: Held, names: Sequence[str], found: Evidences) -> None:
+def report(held: Held, names: Sequence[str], found: EvidenceTable) -> None:
     """Prints how often each candidate is the most probable one, or what is most surprising."""
     if len(names) > 1:
         log = found.log_evidence

@@ -28,8 +28,8 @@ STRATA = 8  # of log γ, for each x̂
 VISIBLE = (0.15, 3.0)  # noise levels σ/α at which a map of surprise compares: of what is in images
 
 
-class Evidence(NamedTuple):
-    """What a run's prior says of measurements."""
+class EvidenceEstimates(NamedTuple):
+    """Estimates of log p(y), and what the prior would not have guessed of each measurement."""
 
     log_evidence: Tensor
     """log p(y) of the measured entries, (n, B), one estimate for each x̂."""
@@ -40,7 +40,7 @@ class Evidence(NamedTuple):
 
 def estimate_evidence(
     posterior: Conditional, prior: Denoiser, measurement: Measurement, *, n: int
-) -> Evidence:
+) -> EvidenceEstimates:
     """Returns estimates of log p(y), from the global generators.
 
     An estimate takes the sampler's evaluations, and 8 more of each denoiser. All are of one law,
@@ -67,7 +67,7 @@ def estimate_evidence(
         integral, of_entries = pair.integrate(x)
         logs.append(channel.log_likelihood(measurement, x).double() - integral / 2)
         surprise += of_entries / n
-    return Evidence(torch.stack(logs), surprise)
+    return EvidenceEstimates(torch.stack(logs), surprise)
 
 
 class _Pair:
