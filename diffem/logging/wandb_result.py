@@ -4,15 +4,14 @@ All of it is in the W&B run's summary, not in its history: a resumed run logs it
 and has another result.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import wandb
 
 from diffem.logging.rounds import numbers
 from diffem.storage.atomic import read_json
+from diffem.storage.npz import load_arrays
 from diffem.storage.run_dir import RECONSTRUCTIONS
 from diffem.storage.status import ENDED, State
 
@@ -120,11 +119,7 @@ def samples_table(pictures: Path) -> wandb.Table | None:
     Arguments:
         pictures: The file of a figure's pictures, as `diffem.report.pictures` saves them.
     """
-    try:
-        with np.load(pictures, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return None
+    held = load_arrays(pictures)
     shape = held["measurement"].shape if "measurement" in held else ()
     if len(shape) != 4 or shape[-1] not in (1, 3) or "samples" not in held:
         return None  # vectors, volumes, or channels that are no colours

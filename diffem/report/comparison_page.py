@@ -18,16 +18,15 @@ from diffem.report.page import (
     write_page,
 )
 from diffem.report.pictures import (
-    Arrays,
     beside,
     coloured,
     data_uri,
     grid,
-    load_pictures,
     strip,
 )
 from diffem.report.record import RunRecord
 from diffem.report.verdict import Judgement, verdict
+from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import flatten
 
 Records = Mapping[str, Mapping[int, RunRecord]]
@@ -203,7 +202,7 @@ def _pictures(figures: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Returns the pictures of each row's first run, by the anchor of their part."""
     found = {}
     for name, (_, text) in PICTURES.items():
-        held = {row: load_pictures(path / f"{name}.npz") for row, path in figures.items()}
+        held = {row: load_arrays(path / f"{name}.npz") for row, path in figures.items()}
         largest = max((float(np.nanmax(a["std"])) for a in held.values() if "std" in a), default=1)
         images = [
             {"caption": row, "alt": f"{name} of {row}", **picture}

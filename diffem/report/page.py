@@ -22,17 +22,16 @@ from diffem.metric import Score
 from diffem.report.chart import Chart, Series, scatter, svg
 from diffem.report.figures import LOSS
 from diffem.report.pictures import (
-    Arrays,
     beside,
     data_uri,
     grid,
-    load_pictures,
     round_strips,
     strip,
 )
 from diffem.report.record import RunRecord, read_record
 from diffem.report.verdict import Judgement, Statement, next_steps, verdict
 from diffem.storage.atomic import write_file
+from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import PAGE
 from diffem.storage.status import RunStatus, State
 
@@ -129,7 +128,7 @@ def run_context(record: RunRecord) -> dict[str, Any]:
     rounds = _rounds(figures, [row["round"] for row in record.rounds])
     samples = _samples(figures, record.rounds)
     calibration = _calibration(record)
-    prior = _prior(load_pictures(figures / "prior.npz"))
+    prior = _prior(load_arrays(figures / "prior.npz"))
     parts = {
         "verdict": "Verdict",
         **({"curves": "Scores over the rounds"} if charts else {}),
@@ -307,7 +306,7 @@ def _values(record: RunRecord) -> list[list[str]]:
 
 def _rounds(figures: Path, numbers: Sequence[int]) -> dict[str, Any]:
     """Returns the columns of the slider over rounds; nothing where no round has pictures."""
-    held = {k: load_pictures(figures / f"round_{k:03d}.npz") for k in _spread(numbers)}
+    held = {k: load_arrays(figures / f"round_{k:03d}.npz") for k in _spread(numbers)}
     held = {k: arrays for k, arrays in held.items() if arrays}
     if not held:
         return {}
@@ -365,11 +364,11 @@ def _spread(numbers: Sequence[int]) -> list[int]:
 def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
     """Returns each measurement's samples beside one another; held-out ones where there are."""
     name, whose = "heldout", "Held-out measurements"
-    held = load_pictures(figures / "heldout.npz")
+    held = load_arrays(figures / "heldout.npz")
     if not held and rounds:
         k = rounds[-1]["round"]
         name, whose = f"round_{k:03d}", f"Training measurements of round {k}"
-        held = load_pictures(figures / f"{name}.npz")
+        held = load_arrays(figures / f"{name}.npz")
     if not {"measurement", "samples"} <= held.keys():
         return {}
     samples, truth = held["samples"], held.get("truth")

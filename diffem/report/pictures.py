@@ -12,8 +12,7 @@ import base64
 import functools
 import io
 import math
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from diffem.storage.atomic import write_file
+from diffem.storage.npz import load_arrays, save_arrays
 
 SHOWN = 6  # measurements
 SAMPLES = 8  # of each
@@ -30,9 +29,6 @@ SHOWN_SIDE = 64  # pixels of an image on the page, at least
 GAP = 4  # pixels between images on the page
 ACROSS = 8  # images in a row of a grid
 POINTS = 512  # of a scatter plot
-LARGEST = 2**26  # bytes of a file: one that is larger is not of a run
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def save_pictures(path: Path, samples: Tensor, lifted: Tensor, truth: Tensor | None) -> None:
@@ -60,7 +56,7 @@ def save_pictures(path: Path, samples: Tensor, lifted: Tensor, truth: Tensor | N
         }
         if truth is not None:
             arrays["truth"] = _bytes(truth[:n])
-    _save(path, arrays)
+    save_arrays(path, arrays)
 
 
 def save_prior_pictures(
@@ -75,24 +71,13 @@ def save_prior_pictures(
             None if they were not compared.
     """
     if samples.ndim == 2:
-        _save(path, {"points": _points(samples[None, :POINTS])})
+        save_arrays(path, {"points": _points(samples[None, :POINTS])})
         return
     arrays = {"samples": _bytes(samples)}
     if pairs is not None:
         pair, nearest, distance = pairs
         arrays |= {"pair": _bytes(pair), "nearest": _bytes(nearest), "distance": distance.numpy()}
-    _save(path, arrays)
-
-
-def load_pictures(path: Path) -> Arrays:
-    """Returns the arrays of a file; none if it is absent, damaged, or no such file."""
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
-            return {}
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return {}
+    save_arrays(path, arrays)
 
 
 def strip(images: Sequence[np.ndarray], *, across: bool = False) -> np.ndarray:
@@ -148,7 +133,7 @@ def data_uri(image: np.ndarray) -> str:
 @functools.lru_cache(maxsize=128)
 def _round_strips(path: Path, modified: int, largest: float) -> dict[str, str]:
     """Returns the columns of a round; the page is written anew after each, but not its images."""
-    held = load_pictures(path)
+    held = load_arrays(path)
     try:
         columns = {"reconstruction": held["samples"][0], "mean": held["mean"]}
         columns["std"] = coloured(held["std"], largest)
@@ -168,10 +153,6 @@ def round_strips(path: Path, *, largest: float) -> dict[str, str]:
         {column: URI}; nothing where the file holds no such images.
     """
     return _round_strips(path, path.stat().st_mtime_ns, largest) if path.is_file() else {}
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    write_file(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def _points(x: Tensor) -> np.ndarray:
