@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffem.metric import Score, read_scores
-from diffem.report.comparison_page import mean_points, write_comparison_page
-from diffem.report.page import AXES, positions
-from diffem.report.record import read_record
+from diffem.report.comparison_page import write_comparison_page
+from diffem.report.curves import AXES, mean_points, positions
+from diffem.report.record import read_record, round_seconds
 from diffem.runtime.errors import UserError
 from diffem.storage.run_dir import PAGE
 
@@ -90,7 +90,7 @@ def million_nfe(summary: Summary) -> float | None:
 
 def em_seconds(summary: Summary) -> float:
     """Returns the seconds of all E- and M-steps."""
-    return sum(row["e_step_seconds"] + row["m_step_seconds"] for row in summary["rounds"])
+    return sum(round_seconds(row) for row in summary["rounds"])
 
 
 COSTS = (

@@ -6,17 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from diffem.metric import Score
-from diffem.report.chart import COLOURS, DASHES, Chart, Series, scatter, svg
-from diffem.report.page import (
-    AXES,
-    direction,
-    positions,
-    shown_scores,
-    shown_statements,
-    status_text,
-    write_page,
-)
+from diffem.report.chart import COLOURS, DASHES, scatter
+from diffem.report.curves import comparison_charts
+from diffem.report.page import shown_statements, status_text, write_page
 from diffem.report.pictures import (
     beside,
     coloured,
@@ -64,7 +56,7 @@ def write_comparison_page(
     """
     best = {row: _best_known(list(seeds.values())) for row, seeds in records.items()}
     shown = {row: found for row, found in best.items() if found}
-    charts, axes = _charts(shown)
+    charts, axes = comparison_charts(shown)
     pictures = _pictures({row: found[0].run_dir / "figures" for row, found in shown.items()})
     verdicts = {row: _attention(found[0]) for row, found in shown.items() if found[0].final}
     differing = _differing({row: found[0] for row, found in shown.items()})
@@ -125,62 +117,11 @@ def _attention(record: RunRecord) -> list[dict[str, str]]:
     return shown_statements(found)
 
 
-# Curves.
-
-
 def _legend(shown: Mapping[str, Sequence[RunRecord]]) -> list[dict[str, Any]]:
     return [
         {"name": row, "colour": i % COLOURS, "dash": DASHES[i // COLOURS % len(DASHES)]}
         for i, row in enumerate(shown)
     ]
-
-
-def _charts(
-    shown: Mapping[str, Sequence[RunRecord]],
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Returns a chart for each score, with a line for each row, and the axes."""
-    runs = [record.rounds for records in shown.values() for record in records]
-    axes = {
-        axis: label
-        for axis, label in AXES.items()
-        if runs and all(positions(rounds, axis) for rounds in runs)
-    }
-    scores: dict[str, Score] = {}
-    for records in shown.values():
-        for score in (score for record in records for score in shown_scores(record)):
-            scores.setdefault(score.name, score)
-    charts = []
-    for score in scores.values():
-        drawings = {}
-        for axis, label in axes.items():
-            series = [
-                Series(row, mean_points([r.rounds for r in records], score.name, axis), i)
-                for i, (row, records) in enumerate(shown.items())
-            ]
-            lines = [] if score.expected is None else [("expected", score.expected)]
-            if drawing := svg(Chart(score.title, label, series, lines, score.digits)):
-                drawings[axis] = drawing
-        if drawings:
-            charts.append({"title": score.title, "note": direction(score), "drawings": drawings})
-    return charts, axes
-
-
-def mean_points(
-    runs: Sequence[Sequence[Mapping[str, Any]]], name: str, axis: str
-) -> list[tuple[float, float]]:
-    """Returns the mean of several runs' points, up to the last round that all of them have.
-
-    Arguments:
-        runs: The rows of the rounds of each run.
-        name: The score.
-        axis: The axis of its points, a key of `AXES`.
-    """
-    lines = []
-    for rounds in runs:
-        points = zip(positions(rounds, axis) or [], rounds, strict=True)
-        lines.append([(x, row[name]) for x, row in points if row.get(name) is not None])
-    means = [np.mean(points, axis=0) for points in zip(*filter(None, lines), strict=False)]
-    return [(float(x), float(y)) for x, y in means]
 
 
 # Settings and pictures.

@@ -18,9 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from diffem import __version__
-from diffem.metric import Score
-from diffem.report.chart import Chart, Series, scatter, svg
-from diffem.report.figures import LOSS
+from diffem.report.chart import scatter
+from diffem.report.curves import run_charts, shown_scores
 from diffem.report.pictures import (
     beside,
     data_uri,
@@ -28,7 +27,7 @@ from diffem.report.pictures import (
     round_strips,
     strip,
 )
-from diffem.report.record import RunRecord, read_record
+from diffem.report.record import RunRecord, read_record, round_seconds
 from diffem.report.verdict import Judgement, Statement, next_steps, verdict
 from diffem.storage.atomic import write_file
 from diffem.storage.npz import Arrays, load_arrays
@@ -36,12 +35,6 @@ from diffem.storage.run_dir import PAGE
 from diffem.storage.status import RunStatus, State
 
 TEMPLATES = Path(__file__).parent / "templates"
-AXES = {
-    "round": "round",
-    "time": "seconds of E- and M-steps",
-    "nfe": "NFE (images through the network)",
-}
-HIDDEN_ENTRIES = Score("hidden_entries", "hidden entries", digits=4, better="lower")
 ROUNDS = 16  # on the slider, at most
 PAIRS = 6  # samples of the prior beside one another, each above what is nearest
 GENERATOR = '<meta name="generator" content="diffem'
@@ -140,7 +133,7 @@ def run_context(record: RunRecord) -> dict[str, Any]:
         "settings": "Settings",
     }
     running = record.status.state is State.RUNNING
-    seconds = sum(_seconds(row) for row in record.rounds[-1:])
+    seconds = sum(round_seconds(row) for row in record.rounds[-1:])
     return {
         "title": run_title(record),
         "where": str(record.run_dir.absolute()),
@@ -219,73 +212,6 @@ def duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6 * 3600 else f"{seconds / 3600:.1f} h"
-
-
-# Curves.
-
-
-def positions(rounds: Sequence[Row], axis: str) -> list[float] | None:
-    """Returns the position of each round on an axis; None if a round does not have it.
-
-    Arguments:
-        rounds: The rows of the rounds.
-        axis: A key of `AXES`.
-    """
-    if axis == "time":
-        total, seconds = 0.0, []
-        for row in rounds:
-            total += _seconds(row)
-            seconds.append(total)
-        return seconds
-    values = [row[axis] for row in rounds if isinstance(row.get(axis), int | float)]
-    return values if len(values) == len(rounds) else None
-
-
-def shown_scores(record: RunRecord) -> list[Score]:
-    """Returns the scores that a run describes, and those that each run has."""
-    described = record.scores
-    names = {score.name for score in described}
-    return [*described, *(score for score in (HIDDEN_ENTRIES, LOSS) if score.name not in names)]
-
-
-def run_charts(record: RunRecord) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Returns the charts of a run's scores over its rounds, and the axes that they are over."""
-    truth = record.summary.get("truth") or {}
-    at = {axis: positions(record.rounds, axis) for axis in AXES}
-    axes = {axis: label for axis, label in AXES.items() if at[axis]}
-    charts = []
-    for score in shown_scores(record):
-        lines = []
-        if score.expected is not None:
-            lines.append(("expected", score.expected))
-        if isinstance(value := truth.get(score.name), int | float):
-            lines.append(("true images", value))
-        drawings = {}
-        for axis, label in axes.items():
-            series = _series(at[axis] or [], record.rounds, score.name)
-            chart = Chart(score.title, label, [series], lines, score.digits)
-            if drawing := svg(chart):
-                drawings[axis] = drawing
-        if drawings:
-            charts.append({"title": score.title, "note": direction(score), "drawings": drawings})
-    return charts, axes
-
-
-def direction(score: Score) -> str:
-    """Returns which values of a score are better."""
-    return "" if score.better is None else f"{score.better} is better"
-
-
-def _series(at: Sequence[float], rounds: Sequence[Row], name: str) -> Series:
-    """Returns the line of a score, with its standard errors where the rounds have them."""
-    pairs = [(x, r) for x, r in zip(at, rounds, strict=True) if _is_number(r.get(name))]
-    errors = [row.get(f"{name}_error") for _, row in pairs]
-    known = [float(e) if isinstance(e, int | float) else None for e in errors]
-    return Series("", [(x, row[name]) for x, row in pairs], errors=known)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def _values(record: RunRecord) -> list[list[str]]:
@@ -428,10 +354,6 @@ def _prior(held: Arrays) -> dict[str, Any]:
 
 
 # Cost and settings.
-
-
-def _seconds(row: Row) -> float:
-    return row["e_step_seconds"] + row["m_step_seconds"]
 
 
 def _cost(record: RunRecord) -> list[list[str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffem.report.record import RunRecord, last_logged
+from diffem.report.record import RunRecord, last_logged, round_seconds
 from diffem.storage.run_dir import RECONSTRUCTIONS
 
 LAST = 3  # rounds whose mean time is taken for that of the next ones
@@ -144,7 +144,7 @@ def _rounds_left(record: RunRecord) -> int | None:
     if record.planned is None or not isinstance(em, Mapping) or len(rows) < 2:
         return None
     counts = [record.planned - int(rows[-1]["round"])]
-    times = [row["e_step_seconds"] + row["m_step_seconds"] for row in rows]
+    times = [round_seconds(row) for row in rows]
     evaluations = [row.get("nfe") for row in rows]
     spent: dict[str, tuple[float, float]] = {"seconds": (sum(times), times[-1])}
     last, before = evaluations[-1], evaluations[-2]

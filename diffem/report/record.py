@@ -169,6 +169,11 @@ def logged_rounds(log: Path) -> list[dict[str, Any]]:
     return found if are_rows(found) else []
 
 
+def round_seconds(row: Mapping[str, Any]) -> float:
+    """Returns the seconds of the E- and the M-step of a round's row."""
+    return row["e_step_seconds"] + row["m_step_seconds"]
+
+
 TYPES: dict[str, type | UnionType] = {
     "dataset": str,
     "corruption": str,
