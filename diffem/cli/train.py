@@ -76,7 +76,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
-FEWEST = 64  # measurements that are looked at
+FEWEST = 64  # measurements that are looked at, at least
 
 
 def run(cfg: DictConfig) -> None:
@@ -197,7 +197,7 @@ def unmeasured(train: MeasurementSet) -> list[str] | None:
     Returns:
         None for a channel that is not linear, of which it is not known.
     """
-    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), LEAST))
+    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), FEWEST))
     coverage = take_coverage(MeasurementSet(train.select(few), train.channel))
     return None if coverage is None else coverage_findings(coverage).warnings
 
