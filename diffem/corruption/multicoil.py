@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fft import fftn, ifftn
 
+from diffem.corruption.basis import as_channels, as_complex
 from diffem.corruption.coils import sensitivity_maps
 from diffem.corruption.fourier import Fourier, centred
 
@@ -51,14 +52,14 @@ class MultiCoil(Fourier):
         return self._maps.to(like.device, dtype)
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
-        image = torch.complex(x[:, :1], x[:, 1:]) if self.shape[0] == 2 else x
+        image = as_complex(x)[:, None] if self.shape[0] == 2 else x
         y = centred(self._coils(x) * image, fftn)
         return operator * torch.cat([y.real, y.imag], dim=1)
 
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         image = centred(torch.complex(*(operator * y).chunk(2, dim=1)), ifftn)
-        x = (self._coils(y).conj() * image).sum(dim=1, keepdim=True)
-        return torch.cat([x.real, x.imag], dim=1) if self.shape[0] == 2 else x.real
+        x = (self._coils(y).conj() * image).sum(dim=1)
+        return as_channels(x) if self.shape[0] == 2 else x.real[:, None]
 
     def spectrum(self, operator: Tensor) -> None:
         return None
