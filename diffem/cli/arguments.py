@@ -22,7 +22,7 @@ def parse_evaluate(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=1, help="measurements of each held-out image, default 1"
     )
-    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    _add_device(parser)
     parser.add_argument(
         "overrides", nargs="*", help=f"settings of {', '.join(EVALUATED)}, as for diffem train"
     )
@@ -83,7 +83,7 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser,
         "a folder or a file of measurements, as dataset.path takes; of the run's shape, or larger",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_out(parser)
     parser.add_argument(
         "--n", type=int, default=8, help="samples of each measurement, default %(default)s"
     )
@@ -114,7 +114,7 @@ def parse_generate(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--count", type=int, default=64, help="the number of images, default %(default)s"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_out(parser)
     _add_sampling(parser)
     return parser.parse_args(arguments)
 
@@ -128,7 +128,7 @@ def parse_score(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run directories")
     _add_input(parser, "a folder or a file of measurements of the runs' shape")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_out(parser)
     parser.add_argument(
         "--channel",
         action="append",
@@ -152,7 +152,7 @@ def parse_export(arguments: Sequence[str] | None) -> argparse.Namespace:
         "reconstructions, ONNX.",
     )
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_out(parser)
     parser.add_argument(
         "--reconstructions",
         choices=("input", "npy", "dataset", "none"),
@@ -233,10 +233,20 @@ def _add_input(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--dims", type=int, help="as dataset.dims; default: that of the run")
 
 
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names the folder to write."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names the device."""
+    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `sample`, `score`, `generate` and `calibrate` share."""
     parser.add_argument("--seed", type=int, help="default: the run's")
-    parser.add_argument("--device", help="as in cpu or cuda:0; default: the GPU if there is one")
+    _add_device(parser)
     _add_trust(parser)
 
 
