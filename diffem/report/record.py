@@ -82,7 +82,8 @@ def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
         summary = {}
     if not are_rows(summary.get("rounds")):
         summary = {**summary, "rounds": logged_rounds(run_dir / "metrics.jsonl")}
-    calibration = max(run_dir.glob("calibration_*.json"), default=None)
+    numbered = run_dir.glob("calibration_*.json")  # 1000 comes after 999
+    calibration = max(numbered, key=lambda file: (len(file.name), file.name), default=None)
     config, overrides = _settings(run_dir, _modified(run_dir / ".hydra" / "config.yaml"))
     return RunRecord(
         run_dir,

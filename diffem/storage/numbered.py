@@ -31,4 +31,4 @@ def free_number(folder: Path, stem: str) -> Iterator[str]:
 
 def is_evaluation(path: Path) -> bool:
     """Returns whether a path is named like the file of an evaluation of a finished run."""
-    return re.fullmatch(r"(calibration|evaluation)_\d{3}\.json", path.name) is not None
+    return re.fullmatch(r"(calibration|evaluation)_\d{3,}\.json", path.name) is not None
