@@ -15,8 +15,10 @@ import diffem
 from diffem.cli import calibrate, evaluate, sample
 from diffem.cli.calibrate import Simulation
 from diffem.corruption import Channel, Measurement
+from diffem.metric import calibrate as metric_calibrate
 from diffem.metric.calibration import DISTANCE
 from diffem.posterior import Posterior
+from diffem.report.calibration import verdict
 from diffem.result import PosteriorSampler, PriorSampler, Result
 from diffem.runtime.errors import UserError
 
@@ -83,6 +85,19 @@ def test_measurements_of_another_shape_by_now_are_left_out(tmp_path: Path) -> No
     done = run(evaluate.main, run_dir)
     assert done.code == 1
     assert "of images [1, 6, 6], and the run was trained on [1, 8, 8]" in done.err
+
+
+@pytest.mark.parametrize(
+    ("factor", "shown"), [(0.0, False), (0.5, True), (2.0, True), (200, False)]
+)
+def test_only_a_factor_that_is_taken_is_recommended(factor: float, shown: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, samples, y = (
+        torch.randn(*size, generator=generator) for size in ((20, 3), (2, 20, 3), (20, 3))
+    )
+    found = replace(metric_calibrate(x, samples, y, generator), factor=(factor, 0.1))
+    said = verdict(found, None, None)[1]
+    assert (f"--recalibrate {factor:.3f})" in said) == shown
 
 
 @pytest.mark.parametrize(
