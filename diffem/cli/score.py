@@ -21,6 +21,7 @@ import torch
 from diffem.cli.arguments import parse_score
 from diffem.cli.errors import report_user_errors
 from diffem.cli.sample import check_measurements, reading_of
+from diffem.corruption import LinearChannel
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
 from diffem.data.held import Held, open_measurements
@@ -29,9 +30,11 @@ from diffem.result.evidence import Candidate, Evidences, compare_evidence
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
+from diffem.runtime.rng import generator
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
 SHOWN = 8  # measurements in the figure
+COMPARED = 16  # measurements by which two channels are compared
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
         for of_candidate in rows:
             check_measurements(of_candidate)
+        if len(candidates) == 1 and channels[0]:
+            own = FileRows(held, every, first.channel, first.scale)
+            if same_law(rows[0], own):
+                warn(
+                    f"--channel {candidates[0].name} has no effect: the run has it, or the "
+                    "measurements bring their own, as their operators"
+                )
         sampling = first.posterior.sampling
         total = len(candidates) * math.ceil(len(every) / sampling.chunk_size)
         with new_folder(chosen.out) as folder:
@@ -127,6 +137,22 @@ def check_alike(candidates: Sequence[Candidate]) -> None:
                 f"{other.result.path} works in another range of values than "
                 f"{first.result.path}; train both with one dataset.range"
             )
+
+
+def same_law(a: FileRows, b: FileRows) -> bool:
+    """Returns whether two channels give the first measurements the same q(y | x) and embedding."""
+    x = torch.randn(COMPARED, *a.channel.shape, generator=generator("same law"))
+    found = []
+    for rows in (a, b):
+        channel = rows.channel
+        assert isinstance(channel, LinearChannel)
+        try:
+            measurement = rows.select(slice(COMPARED))
+        except UserError:  # one needs what the other has, such as an operator
+            return False
+        likelihood = channel.log_likelihood(measurement, x[: len(measurement.y)])
+        found.append((likelihood, channel.embed(measurement)))
+    return all(map(torch.equal, *found))
 
 
 def write(folder: Path, held: Held, names: Sequence[str], found: Evidences) -> None:
