@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     seed=sampling.chosen(chosen.seed),
                     advance=advance,
                 )
+            check_finite(held, found)
             with writing(chosen.out):
                 write(folder, held, [c.name for c in candidates], found)
                 save_figure(folder / FIGURE, rows[0], found)
@@ -137,6 +138,21 @@ def check_alike(candidates: Sequence[Candidate]) -> None:
                 f"{other.result.path} works in another range of values than "
                 f"{first.result.path}; train both with one dataset.range"
             )
+
+
+def check_finite(held: Held, found: Evidences) -> None:
+    """Refuses scores that are not finite.
+
+    Raises:
+        UserError: If a measurement has one.
+    """
+    finite = found.log_evidence.isfinite().all(dim=0) & found.surprise.flatten(1).isfinite().all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise UserError(
+            f"log p(y) of {held.label(row)} is not finite: its values are too far from those that "
+            "the run was trained on; mark them by NaN, or leave it out"
+        )
 
 
 def same_law(a: FileRows, b: FileRows) -> bool:

@@ -148,6 +148,17 @@ def test_recorded_masks_are_not_changed_by_a_channel(tmp_path: Path) -> None:
     assert "--channel corruption.rho=0.9 has no effect" in said
 
 
+def test_numbers_that_are_not_finite_are_refused(
+    denoised: Path, digits: Path, tmp_path: Path
+) -> None:
+    y = np.load(digits)[:5]
+    y[2] = 1e30  # which squares to infinity
+    np.save(tmp_path / "y.npy", y)
+    said = score(denoised, "--input", tmp_path / "y.npy", "--n", 1, "--out", tmp_path / "out")
+    assert "row 2 of y is not finite: its values are too far from those" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_of_one_name_are_told_apart(
     blurred: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
