@@ -40,6 +40,7 @@ from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.status import ENDED
 
+FIGURE = "em.stop.figure"
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
     "resume",
@@ -406,7 +407,7 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
     changed = {
         k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
     }
-    if keys := [k for k in changed if not _is_mutable(k)]:
+    if keys := [k for k, values in changed.items() if not _may_change(k, values)]:
         was = ", ".join(f"{k} was {changed[k][0]} and is {changed[k][1]}" for k in keys)
         raise UserError(
             f"run_dir={run_dir} holds a run of another config: {was}; choose another run_dir, or "
@@ -491,6 +492,14 @@ def is_evaluation(path: Path) -> bool:
 
 def _is_mutable(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in MUTABLE)
+
+
+def _may_change(key: str, values: Sequence[object]) -> bool:
+    """Returns whether a key's value may differ from the saved one.
+
+    The best value of a figure to stop by is kept, and says nothing about another figure.
+    """
+    return _is_mutable(key) and not (key == FIGURE and None not in values)
 
 
 def _is_setting(override: object) -> bool:

@@ -322,6 +322,15 @@ def test_the_number_of_rounds_on_the_disk_may_change(opened: Callable[..., Path]
     opened(em__keep_rounds=2)
 
 
+def test_the_figure_to_stop_by_stays(opened: Callable[..., Path]) -> None:
+    """The best value of one figure was compared with another figure."""
+    opened()
+    opened(em__stop={"figure": "hidden_entries", "patience": 1})
+    opened(em__stop={"figure": "hidden_entries", "patience": 2})
+    with pytest.raises(UserError, match=r"em\.stop\.figure was hidden_entries and is other"):
+        opened(em__stop={"figure": "other", "patience": 2})
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"final": 3}', b"[" * 9999]
 )
