@@ -40,6 +40,7 @@ from diffem.storage.lock import NAMES as LOCK_NAMES
 from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.status import ENDED
 
+ENDS = ("em.seconds", "em.nfe", "em.stop")  # what ends EM before em.rounds
 FIGURE = "em.stop.figure"
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
@@ -424,7 +425,9 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
     if cfg.em.rounds == rounds and is_finished(run_dir):
         if cfg.resume == AUTO:
             if global_rank() == 0:
-                say(f"{run_dir} is finished already")
+                ends = next((name for name in ENDS for k in changed if _is_of(k, [name])), None)
+                without = "" if ends is None else f": {ends} has no effect without more em.rounds"
+                say(f"{run_dir} is finished already{without}")
             sys.exit(0)
         raise UserError(
             f"run_dir={run_dir} holds a finished run; choose another run_dir, or a larger "
@@ -491,7 +494,12 @@ def is_evaluation(path: Path) -> bool:
 
 
 def _is_mutable(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MUTABLE)
+    return _is_of(key, MUTABLE)
+
+
+def _is_of(key: str, names: Sequence[str]) -> bool:
+    """Returns whether a key is one of some, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _may_change(key: str, values: Sequence[object]) -> bool:

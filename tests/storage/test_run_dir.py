@@ -331,6 +331,21 @@ def test_the_figure_to_stop_by_stays(opened: Callable[..., Path]) -> None:
         opened(em__stop={"figure": "other", "patience": 2})
 
 
+def test_a_budget_that_a_finished_run_does_not_use_is_named(
+    opened: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = opened(em__seconds=3)
+    run = {"config_sha256": "a", "data_sha256": "b"}
+    write_record(run_dir / "run.json", run)
+    write_record(run_dir / "summary.json", {"final": {"psnr": 11.0}, "run": run})
+    for budget, shown in ((3, False), (None, True)):
+        with pytest.raises(SystemExit):
+            opened(resume="auto", em__seconds=budget)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is finished already" in said
+        assert ("em.seconds has no effect without more em.rounds" in said) == shown
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"final": 3}', b"[" * 9999]
 )
