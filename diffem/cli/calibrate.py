@@ -14,9 +14,8 @@ from pathlib import Path
 
 from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
-from diffem.cli.evaluate import compose_finished
+from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.cli.launch import quiet
-from diffem.cli.train import build_data
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
 from diffem.metric import Calibration, energy_test
@@ -143,8 +142,9 @@ def heldout_measurements(result: Result) -> MeasurementSet | None:
         result: The result, of a run directory.
     """
     try:
-        cfg = compose_finished(result.path, read_weights(weights_folder(result.path) / POSTERIOR))
-        _, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
+        weights = read_weights(weights_folder(result.path) / POSTERIOR)
+        cfg = compose_finished(result.path, weights)
+        _, heldout = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
     except UserError as error:
         say(f"the run's measurements are left out: {error}")
         return None

@@ -88,7 +88,7 @@ def evaluate_run(
             "on some of those that are evaluated"
         )
     source = build(cfg.dataset, "dataset")
-    train, heldout = build_data(cfg, source)
+    train, heldout = build_finished_data(cfg, source, weights)
     if repeats > 1:
         heldout = repeated(cfg, source, heldout, repeats)
     evaluation: Evaluation = build(cfg.metric, "metric")
@@ -145,6 +145,29 @@ def compose_finished(run_dir: Path, weights: Weights, overrides: Sequence[str] =
     keep_files(cfg, weights.about.config["corruption"])
     check_config(cfg)
     return cfg
+
+
+def build_finished_data(
+    cfg: DictConfig, source: ImageDataset | MeasurementFiles, weights: Weights
+) -> tuple[MeasurementSet, MeasurementSet]:
+    """Returns a finished run's training and held-out measurements, as `build_data` does.
+
+    Arguments:
+        cfg: The run's configuration; its dataset.shape is set to that of the files.
+        source: The data set of `dataset`.
+        weights: The posterior's weights.
+
+    Raises:
+        UserError: If the data cannot be read, or are of images of another shape than the run's.
+    """
+    train, heldout = build_data(cfg, source)
+    own = list(weights.about.config["dataset"]["shape"])
+    if (shape := list(train.channel.shape)) != own:
+        raise UserError(
+            f"dataset: the measurements are of images {shape}, and the run was trained on {own}; "
+            "give measurements of that shape"
+        )
+    return train, heldout
 
 
 def keep_files(cfg: DictConfig, carried: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ import torch
 from diffem.cli.arguments import parse_score
 from diffem.cli.errors import report_user_errors
 from diffem.cli.input import check_measurements, reading_of
+from diffem.corruption import LinearChannel
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
 from diffem.data.held import Held, open_measurements
@@ -30,9 +31,11 @@ from diffem.result.evidence import EvidenceTable, compare_evidence
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
+from diffem.runtime.rng import generator
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
 SHOWN = 8  # measurements in the figure
+COMPARED = 16  # measurements by which two channels are compared
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
         for of_candidate in rows:
             check_measurements(of_candidate)
+        if len(candidates) == 1 and channels[0]:
+            own = FileRows(held, every, first.channel, first.scale)
+            if same_law(rows[0], own):
+                warn(
+                    f"--channel {candidates[0].name} has no effect: the run has it, or the "
+                    "measurements bring their own, as their operators"
+                )
         sampling = first.posterior.sampling
         total = len(candidates) * chunk_count(len(every), sampling.chunk_size)
         with new_folder(chosen.out) as folder:
@@ -75,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     seed=sampling.chosen(chosen.seed),
                     advance=advance,
                 )
+            check_finite(held, found)
             with writing(chosen.out):
                 write(folder, held, [c.name for c in candidates], found)
                 save_figure(folder / FIGURE, rows[0], found)
@@ -128,6 +139,37 @@ def check_alike(candidates: Sequence[Candidate]) -> None:
                 f"{other.result.path} works in another range of values than "
                 f"{first.result.path}; train both with one dataset.range"
             )
+
+
+def check_finite(held: Held, found: EvidenceTable) -> None:
+    """Refuses scores that are not finite.
+
+    Raises:
+        UserError: If a measurement has one.
+    """
+    finite = found.log_evidence.isfinite().all(dim=0) & found.surprise.flatten(1).isfinite().all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise UserError(
+            f"log p(y) of {held.label(row)} is not finite: its values are too far from those that "
+            "the run was trained on; mark them by NaN, or leave it out"
+        )
+
+
+def same_law(a: FileRows, b: FileRows) -> bool:
+    """Returns whether two channels give the first measurements the same q(y | x) and embedding."""
+    x = torch.randn(COMPARED, *a.channel.shape, generator=generator("same law"))
+    found = []
+    for rows in (a, b):
+        channel = rows.channel
+        assert isinstance(channel, LinearChannel)
+        try:
+            measurement = rows.select(slice(COMPARED))
+        except UserError:  # one needs what the other has, such as an operator
+            return False
+        likelihood = channel.log_likelihood(measurement, x[: len(measurement.y)])
+        found.append((likelihood, channel.embed(measurement)))
+    return all(map(torch.equal, *found))
 
 
 def write(folder: Path, held: Held, names: Sequence[str], found: EvidenceTable) -> None:

@@ -266,7 +266,7 @@ def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
             f"em.stop has no effect: em.stop.patience={stop.patience} rounds do not fit into "
             f"em.rounds={settings.rounds}"
         )
-    if not settings.restart:
+    elif not settings.restart:
         warn(
             "em.stop may end EM before the learning rate has fallen, which it does over all of "
             "em.rounds; set em.restart=true for rounds that each are a training of their own"

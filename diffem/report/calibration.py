@@ -14,6 +14,7 @@ from diffem.metric.energy import EnergyTest
 from diffem.report.figures import freed
 from diffem.report.verdict import SMALL
 from diffem.runtime.progress import plain_console
+from diffem.runtime.ranges import RANGES
 
 BLIND_SPOTS = (
     "ranks, coverage and spread judge the sampler, not the prior: a wrong prior with its own "
@@ -67,9 +68,14 @@ def _spread(calibration: Calibration) -> str:
     if abs(factor - 1) <= 2 * error:
         return "Its samples spread as far as they err."
     much = "too little" if factor > 1 else "too much"
+    advice = (
+        f" (diffem sample … --recalibrate {factor:.3f})"
+        if RANGES["--recalibrate"].holds(round(factor, 3))
+        else ", which is further than --recalibrate corrects"
+    )
     return (
         f"Its samples spread {much}: their deviations from their mean, times {factor:.3f} ± "
-        f"{error:.3f}, are as large as the error (diffem sample … --recalibrate {factor:.3f})."
+        f"{error:.3f}, are as large as the error{advice}."
     )
 
 

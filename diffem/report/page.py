@@ -93,7 +93,8 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
             script=(TEMPLATES / "page.js").read_text(),
         )
     )
-    write_file(path, lambda file: file.write(html.encode()))
+    content = html.encode(errors="replace")  # a path may hold bytes that are no text
+    write_file(path, lambda file: file.write(content))
 
 
 @functools.cache

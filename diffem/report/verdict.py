@@ -292,7 +292,7 @@ def spread_over_error(gap: float, samples: int) -> float | None:
     Returns:
         None for a gap beyond that of pure spread, 10 log₁₀ n.
     """
-    g = 10 ** (gap / 10)
+    g = 10 ** min(gap / 10, 300)  # a float holds no more
     if g >= samples:
         return None
     return math.sqrt(max(g - 1, 0.0) / (1 - g / samples))

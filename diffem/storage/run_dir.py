@@ -41,6 +41,8 @@ from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.numbered import is_evaluation
 from diffem.storage.status import ENDED
 
+ENDS = ("em.seconds", "em.nfe", "em.stop")  # what ends EM before em.rounds
+FIGURE = "em.stop.figure"
 MUTABLE = (  # keys whose values may differ between the processes of one run
     "run_dir",
     "resume",
@@ -407,7 +409,7 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
     changed = {
         k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
     }
-    if keys := [k for k in changed if not _is_mutable(k)]:
+    if keys := [k for k, values in changed.items() if not _may_change(k, values)]:
         was = ", ".join(f"{k} was {changed[k][0]} and is {changed[k][1]}" for k in keys)
         raise UserError(
             f"run_dir={run_dir} holds a run of another config: {was}; choose another run_dir, or "
@@ -424,7 +426,9 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
     if cfg.em.rounds == rounds and is_finished(run_dir):
         if cfg.resume == AUTO:
             if global_rank() == 0:
-                say(f"{run_dir} is finished already")
+                ends = next((name for name in ENDS for k in changed if _is_of(k, [name])), None)
+                without = "" if ends is None else f": {ends} has no effect without more em.rounds"
+                say(f"{run_dir} is finished already{without}")
             sys.exit(0)
         raise UserError(
             f"run_dir={run_dir} holds a finished run; choose another run_dir, or a larger "
@@ -486,7 +490,20 @@ def is_lock_folder(path: Path) -> bool:
 
 
 def _is_mutable(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MUTABLE)
+    return _is_of(key, MUTABLE)
+
+
+def _is_of(key: str, names: Sequence[str]) -> bool:
+    """Returns whether a key is one of some, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _may_change(key: str, values: Sequence[object]) -> bool:
+    """Returns whether a key's value may differ from the saved one.
+
+    The best value of a figure to stop by is kept, and says nothing about another figure.
+    """
+    return _is_mutable(key) and not (key == FIGURE and None not in values)
 
 
 def _is_setting(override: object) -> bool:

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import run_here
 from test_sample import TINY, run, train
 from torch import Tensor
 
 import diffem
-from diffem.cli import calibrate, sample
+from diffem.cli import calibrate, evaluate, sample
 from diffem.corruption import Channel, Measurement
+from diffem.metric import calibrate as metric_calibrate
 from diffem.metric.calibration import DISTANCE
 from diffem.posterior import Posterior
+from diffem.report.calibration import findings
 from diffem.result import PosteriorSampler, PriorSampler, Result
 from diffem.result.simulation import Simulation
 from diffem.runtime.errors import UserError
@@ -66,6 +69,35 @@ def test_a_copied_run_is_calibrated_by_its_weights_alone(trained: Path, tmp_path
     assert "the run's measurements are left out: " in done.err
     held = json.loads((tmp_path / "calibration_001.json").read_text())
     assert held["truth"] is None and held["measurement_test"] is None
+
+
+def test_measurements_of_another_shape_by_now_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "y.npy"
+    np.save(file, np.random.default_rng(0).uniform(-1, 1, (60, 8, 8)).astype(np.float32))
+    run_dir = tmp_path / "run"
+    mine = ("dataset=measurements", f"dataset.path={file}", "dataset.heldout=0.3")
+    run_here(run_dir, *mine, "prior={steps:2}")
+    np.save(file, np.load(file)[:, :6, :6])
+    done = run(calibrate.main, run_dir, *SIZE)
+    assert "the run's measurements are left out: dataset: the measurements are of" in done.err
+    held = json.loads((run_dir / "calibration_001.json").read_text())
+    assert held["measurement_test"] is None
+    done = run(evaluate.main, run_dir)
+    assert done.code == 1
+    assert "of images [1, 6, 6], and the run was trained on [1, 8, 8]" in done.err
+
+
+@pytest.mark.parametrize(
+    ("factor", "shown"), [(0.0, False), (0.5, True), (2.0, True), (200, False)]
+)
+def test_only_a_factor_that_is_taken_is_recommended(factor: float, shown: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, samples, y = (
+        torch.randn(*size, generator=generator) for size in ((20, 3), (2, 20, 3), (20, 3))
+    )
+    found = replace(metric_calibrate(x, samples, y, generator), factor=(factor, 0.1))
+    said = findings(found, None, None)[1]
+    assert (f"--recalibrate {factor:.3f})" in said) == shown
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,12 @@ def blurred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def denoised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on noise alone, with a prior."""
+    return run_here(tmp_path_factory.mktemp("denoised") / "run", "prior={steps:2}")
+
+
+@pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("digits") / "y.npy"
     np.save(path, load_digits(return_X_y=True)[0][:30].reshape(30, 8, 8) / 8 - 1)
@@ -116,6 +122,41 @@ def test_candidates_of_the_same_numbers_are_named(
     said = score(blurred, "--input", digits, *channels, "--n", 1, "--out", tmp_path / "out")
     assert "sigma=1.0 gives the numbers of a candidate before it" in said
     assert said.count("a candidate before it") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"), [("corruption.noise.std=0.3", True), ("corruption.noise.std=0.4", False)]
+)
+def test_a_channel_that_changes_nothing_is_named(
+    setting: str, same: bool, denoised: Path, digits: Path, tmp_path: Path
+) -> None:
+    out = ("--n", 1, "--out", tmp_path / "out")
+    said = score(denoised, "--input", digits, f"--channel={setting}", *out)
+    assert (f"--channel {setting} has no effect" in said) == same
+
+
+def test_recorded_masks_are_not_changed_by_a_channel(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).uniform(0, 1, (60, 1, 8, 8)).astype(np.float32)
+    y[:, :, ::3] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    run = run_here(
+        tmp_path / "run", "dataset=measurements", f"dataset.path={tmp_path / 'y.npy'}",
+        "corruption=mask", "em.guard=null", "prior={steps:2}",
+    )  # fmt: skip
+    out = ("--n", 1, "--out", tmp_path / "out")
+    said = score(run, "--input", tmp_path / "y.npy", "--channel=corruption.rho=0.9", *out)
+    assert "--channel corruption.rho=0.9 has no effect" in said
+
+
+def test_numbers_that_are_not_finite_are_refused(
+    denoised: Path, digits: Path, tmp_path: Path
+) -> None:
+    y = np.load(digits)[:5]
+    y[2] = 1e30  # which squares to infinity
+    np.save(tmp_path / "y.npy", y)
+    said = score(denoised, "--input", tmp_path / "y.npy", "--n", 1, "--out", tmp_path / "out")
+    assert "row 2 of y is not finite: its values are too far from those" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_of_one_name_are_told_apart(

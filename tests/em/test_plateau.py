@@ -9,6 +9,7 @@ import torch
 from small_run import SmallRun
 from test_resume import Killed, dying
 
+from diffem.cli.train import check_stop
 from diffem.em import Guard, Plateau, Round
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
@@ -116,3 +117,14 @@ def test_other_figures_are_refused() -> None:
         Plateau("residual_chi2", patience=2)
     with pytest.raises(UserError, match=r"em\.stop\.patience must be"):
         Plateau("hidden_entries", patience=0)
+
+
+@pytest.mark.parametrize("patience", [ROUNDS - 1, ROUNDS])
+def test_a_stop_that_has_no_effect_is_not_said_to_end_the_run(
+    patience: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SmallRun(tmp_path / "r", rounds=ROUNDS).settings, restart=False)
+    check_stop(replace(settings, stop=Plateau(NAME, patience=patience)), 16, "")
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("em.stop has no effect" in said) == (patience == ROUNDS)
+    assert ("em.stop may end EM before" in said) == (patience < ROUNDS)

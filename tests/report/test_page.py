@@ -1,6 +1,7 @@
 """The page of a run: at its end, midway, and after it failed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ def test_nothing_in_a_run_directory_is_taken_for_html(finished: Path, tmp_path: 
     page = check_page(write_run_page(copy))
     assert len(page.all("script")) == 1 and evil in page.text
     assert page.all("img") == Page(finished / "report.html").all("img")
+
+
+def test_a_folder_s_name_may_hold_bytes_that_are_no_text(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / os.fsdecode(b"caf\xe9"))
+    page = check_page(write_run_page(copy))
+    assert "caf?" in page.text
 
 
 def test_scores_that_a_run_describes_are_charts(finished: Path, tmp_path: Path) -> None:

@@ -241,3 +241,8 @@ def test_the_channel_is_never_proved() -> None:
     assert "learned from clean images" in said({**WELL, "clean_images": True}, "Channel").text
     for summary in (WELL, learned):
         assert said(summary, "Channel").judgement is UNKNOWN
+
+
+def test_an_absurd_gap_is_beyond_that_of_pure_spread() -> None:
+    assert spread_over_error(1e308, 8) is None
+    assert spread_over_error(-1e308, 8) == 0

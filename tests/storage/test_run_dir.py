@@ -322,6 +322,30 @@ def test_the_number_of_rounds_on_the_disk_may_change(opened: Callable[..., Path]
     opened(em__keep_rounds=2)
 
 
+def test_the_figure_to_stop_by_stays(opened: Callable[..., Path]) -> None:
+    """The best value of one figure was compared with another figure."""
+    opened()
+    opened(em__stop={"figure": "hidden_entries", "patience": 1})
+    opened(em__stop={"figure": "hidden_entries", "patience": 2})
+    with pytest.raises(UserError, match=r"em\.stop\.figure was hidden_entries and is other"):
+        opened(em__stop={"figure": "other", "patience": 2})
+
+
+def test_a_budget_that_a_finished_run_does_not_use_is_named(
+    opened: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = opened(em__seconds=3)
+    run = {"config_sha256": "a", "data_sha256": "b"}
+    write_record(run_dir / "run.json", run)
+    write_record(run_dir / "summary.json", {"final": {"psnr": 11.0}, "run": run})
+    for budget, shown in ((3, False), (None, True)):
+        with pytest.raises(SystemExit):
+            opened(resume="auto", em__seconds=budget)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is finished already" in said
+        assert ("em.seconds has no effect without more em.rounds" in said) == shown
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"final": 3}', b"[" * 9999]
 )
