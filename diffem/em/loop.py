@@ -250,7 +250,10 @@ class EMLoop(StateCheckpoint):
         All processes take that of the first one.
         """
         stop, state = self.settings.stop, self.state
-        if stop is None or state.round == 0:  # no network drew round 0
+        if stop is None:
+            state.improved = (-1, ())  # a later process may stop by another figure
+            return
+        if state.round == 0:  # no network drew it
             return
         values = trainer.strategy.broadcast(figures.get(stop.figure))
         k, best = state.improved
