@@ -1,4 +1,4 @@
-"""The guard of E-steps: a network draws new reconstructions once it predicts better than the last.
+"""The guard of E-steps: networks draw new reconstructions once one predicts better than the init.
 
 A part h of what each held-out y measured is hidden. x̂ is drawn given the rest, and what it would
 have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
@@ -26,7 +26,10 @@ FEW = 16  # of fewer measurements the score is mostly chance
 
 @dataclass(frozen=True)
 class Guard:
-    """Compares the posterior that drew D_k with the one that would draw D_k+1.
+    """Compares a network's posterior with the init's, until one is better.
+
+    Later E-steps are not held back: a network that learns from the same reconstructions for long
+    learns them by heart, and predicts worse and worse (docs/results.md, When E-steps pay).
 
     Raises:
         UserError: If a number is out of its range.

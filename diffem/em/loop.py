@@ -3,7 +3,7 @@
 round 0   x̂_i ~ p_0(x | y_i)                             the init
 M-step    d_θ learns from D_k, corrupted afresh          Lightning's training epochs
 E-step    x̂_i ~ p_θ(x | y_i), θ the EMA weights → D_k+1  at a round's last epoch, unless the
-                                                         guard keeps D_k
+                                                         guard keeps D_0
 
 The state of training is saved after each epoch, and before and after each E-step: a process that
 was killed anywhere resumes from there, to the same weights.
@@ -235,8 +235,8 @@ class EMLoop(StateCheckpoint):
         costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
         if error is not None:
             costs["hidden_entries_error"] = error
-        if redrawn:
-            self.state.score = score
+        if redrawn:  # the guard asks until a network has overtaken the init, and no longer
+            self.state.score = score if self.state.round == 0 else None
         figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
         if trainer.is_global_zero:
             k, uncounted = self.state.round, posterior.uncounted()

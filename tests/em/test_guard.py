@@ -142,6 +142,15 @@ def test_a_better_network_replaces_all(tmp_path: Path, monkeypatch: pytest.Monke
     assert run.store.digest(2) == free.store.digest(2)
 
 
+def test_the_guard_asks_until_one_network_has_overtaken_the_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([3.0, 2.0, 9.0])
+    monkeypatch.setattr(Guard, "scores", lambda *_, **__: torch.tensor([next(scores)] * 2))
+    run = guarded(tmp_path).fit()
+    assert redrawn(run) == [1, 1, 1] and run.data.state.score is None
+
+
 def test_a_fraction_of_the_chunks_is_drawn_anew(tmp_path: Path) -> None:
     """Of four chunks ⌈0.3 · 4⌉ = 2, as they would be if all were drawn anew."""
     part = guarded(tmp_path / "a", guard=False, refresh=0.3).fit()
