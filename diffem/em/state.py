@@ -32,7 +32,7 @@ class EMState:
     nfe_before: int = 0
     """The NFE of all finished rounds."""
     score: float | None = None
-    """The guard's score of the init, while D_k is still the init's; None otherwise, or without a guard."""
+    """The guard's score of the init while D_k is the init's; None later, or without a guard."""
     improved: tuple[int, tuple[float, ...]] = (-1, ())
     """The last round whose figure improved, by which EM stops, and that figure of each held-out
     measurement; round -1 before any."""
