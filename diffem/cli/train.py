@@ -228,13 +228,13 @@ def unused_settings(
 
 
 def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:
-    """Returns why no E-step is guarded, if there is a reason."""
+    """Returns why hidden parts of y are not scored, if there is a reason."""
     if cfg.method.supervised or not objective.uses_reconstructions:
         return "the M-step of this method does not learn from the reconstructions"
     if channel.learn:
         return "the channel is learned, and scores under different channels do not compare"
     if not Guard.fits(channel):
-        return f"measured entries of {channel} cannot be hidden one by one"
+        return f"no part of what {channel} measures can be hidden"
     return None
 
 

@@ -16,6 +16,9 @@ from diffem.corruption.operator import expand
 from diffem.corruption.parameter import ChannelParameter, assume_each, draw_each
 from diffem.runtime.ranges import check
 
+Split = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Two measurements, each with its noise's parameters."""
+
 
 class Noise(ABC):
     """Abstract noise model of independent entries, E[y | A x] = A x.
@@ -73,6 +76,25 @@ class Noise(ABC):
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         """Returns V[y | A x], which broadcasts against the mean A x, (B, *M)."""
 
+    def split(
+        self, y: Tensor, noise: Tensor, fraction: float, generator: Generator
+    ) -> Split | None:
+        """Splits y into two independent measurements of the same A x, if that can be done.
+
+        Both have noise of this kind, and the second has a fraction of the information: data
+        fission (Leiner et al. 2023, 2112.11079).
+
+        Arguments:
+            y: The measurements, (B, *M).
+            noise: Their parameters, (B, K).
+            fraction: The second's share of the inverse variance, in (0, 1).
+            generator: The source of all randomness.
+
+        Returns:
+            The two measurements and the parameters of each; None where this noise has no split.
+        """
+        return None
+
     def log_likelihood(self, y: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
         """Returns log N(y; A x, V[y | A x]) of each entry, (B, *M).
 
@@ -117,6 +139,13 @@ class GaussianNoise(Noise):
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         return expand(noise[:, 0] ** 2, mean)
 
+    def split(self, y: Tensor, noise: Tensor, fraction: float, generator: Generator) -> Split:
+        """Returns y + a σ_y ε and y - σ_y ε / a, with a² = f / (1 - f)."""
+        a = math.sqrt(fraction / (1 - fraction))
+        added = expand(noise[:, 0], y) * torch.randn(y.shape, generator=generator, device=y.device)
+        rest = (y + a * added, noise / math.sqrt(1 - fraction))
+        return rest, (y - added / a, noise / math.sqrt(fraction))
+
 
 class PoissonNoise(Noise):
     """Photon counting: y = 2 (n - b) / λ - 1,  n ~ Poisson(λ I + b),  I = (A x + 1) / 2.
@@ -155,6 +184,20 @@ class PoissonNoise(Noise):
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         photons = expand(noise[:, 0], mean)
         return 4 * self._rate(mean, photons) / photons**2
+
+    def split(
+        self, y: Tensor, noise: Tensor, fraction: float, generator: Generator
+    ) -> Split | None:
+        """Returns the counts thinned at random, each part with counts of its own for the dark."""
+        photons = expand(noise[:, 0], y)
+        count = (photons * (y + 1) / 2 + self.background).round().clamp(min=0)
+        kept = torch.binomial(count, torch.full_like(count, 1 - fraction), generator=generator)
+        parts = []
+        for part, share in ((kept, 1 - fraction), (count - kept, fraction)):
+            dark = torch.full_like(count, (1 - share) * self.background)
+            part = part + torch.poisson(dark, generator=generator)
+            parts.append((2 * (part - self.background) / (share * photons) - 1, share * noise))
+        return parts[0], parts[1]
 
     def _rate(self, mean: Tensor, photons: Tensor) -> Tensor:
         return photons * ((mean + 1) / 2).clamp(min=0) + self.background
@@ -195,6 +238,9 @@ class PoissonGaussianNoise(PoissonNoise):
 
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         return super().variance(mean, noise) + expand(noise[:, 1] ** 2, mean)
+
+    def split(self, y: Tensor, noise: Tensor, fraction: float, generator: Generator) -> None:
+        """Returns None: counts and read-out noise cannot be told apart."""
 
 
 class SpeckleNoise(Noise):

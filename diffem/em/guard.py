@@ -1,7 +1,8 @@
 """The guard of E-steps: networks draw new reconstructions once one predicts better than the init.
 
-A part h of what each held-out y measured is hidden. x̂ is drawn given the rest, and what it would
-have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
+A part h of what each held-out y measured is hidden: entries of y where the operator can go
+without them, a part that is split off by the noise elsewhere. x̂ is drawn given the rest, and what
+it would have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
 
     E‖ĥ - h‖ - ½ E‖ĥ - ĥ'‖
 
@@ -38,7 +39,8 @@ class Guard:
     measurements: int
     """The largest number of held-out measurements that are predicted."""
     hidden: float
-    """The probability in (0, 1) of each measured entry to be hidden."""
+    """The fraction in (0, 1) that is hidden: the probability of each measured entry, or the share
+    of the inverse variance (`Noise.split`)."""
 
     def __post_init__(self) -> None:
         check("em.guard.measurements", self.measurements)
@@ -46,7 +48,20 @@ class Guard:
 
     @staticmethod
     def fits(channel: Channel) -> bool:
-        """Returns whether measured entries of a channel can be hidden one by one."""
+        """Returns whether a part of what a channel measures can be hidden."""
+        if not isinstance(channel, LinearChannel):
+            return False
+        noise = channel.noise.draw_parameters(1, generator("fits"))
+        y = torch.zeros(1, 1)
+        splits = channel.noise.split(y, noise, 0.5, generator("fits")) is not None
+        return splits or Guard.holds_back(channel)
+
+    @staticmethod
+    def holds_back(channel: Channel) -> bool:
+        """Returns whether a score can hold E-steps back: whether single entries can be hidden.
+
+        Where every measurement lacks the same, only E-steps bring in what the score cannot see.
+        """
         if not isinstance(channel, LinearChannel):
             return False
         operator, any_key = channel.forward_operator, generator("fits")
@@ -91,14 +106,14 @@ class Guard:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Measurements, and what is left of them where a part is hidden."""
+    """Measurements of which a part is hidden."""
 
-    whole: Measurement
-    """The measurements, of which each has a hidden entry."""
     rest: Measurement
-    """What is not hidden of them."""
+    """What is not hidden."""
+    target: Measurement
+    """What is hidden: measurements by the same operators, each with a noise of its own."""
     entries: Tensor
-    """1 where y is hidden, (n, *M)."""
+    """1 where the target is known, (n, *M)."""
 
     def __len__(self) -> int:
         return len(self.rest.y)
@@ -116,34 +131,39 @@ def hide(
     Arguments:
         channel: A channel that the guard fits.
         measurement: The measurements, on the CPU.
-        fraction: The probability of each measured entry to be hidden, in (0, 1).
-        key: What the choice of entries depends on.
+        fraction: How much is hidden, in (0, 1); see `Guard.hidden`.
+        key: What the choice depends on.
     """
-    operator = channel.forward_operator
-    left = operator.leave_out(measurement.operator, fraction, generator(*key))
-    assert left is not None
-    measured = channel.measured_mask(measurement.y, measurement.operator)
-    entries = measured - channel.measured_mask(measurement.y, left)
+    y, operator, noise = measurement
+    left = channel.forward_operator.leave_out(operator, fraction, generator(*key))
+    measured = channel.measured_mask(y, operator).expand_as(y)
+    if left is None:
+        parts = channel.noise.split(y, noise, fraction, generator(*key))
+        assert parts is not None
+        rest, target = (Measurement(part * measured, operator, own) for part, own in parts)
+        return Hidden(rest, target, measured)
+    entries = measured - channel.measured_mask(y, left)
     some = entries.flatten(1).any(dim=1)
-    whole, entries = measurement.select(some), entries[some]
-    return Hidden(whole, Measurement(whole.y * (1 - entries), left[some], whole.noise), entries)
+    target, entries = measurement.select(some), entries[some]
+    rest = Measurement(target.y * (1 - entries), left[some], target.noise)
+    return Hidden(rest, target, entries)
 
 
 def energy_score(
     channel: LinearChannel, task: Hidden, samples: Tensor, *, key: tuple[Key, ...]
 ) -> Tensor:
-    """Returns the energy score of each measurement's hidden entries, (n,).
+    """Returns the energy score of what is hidden of each measurement, (n,).
 
     Arguments:
         channel: The channel.
-        task: The measurements and their hidden entries.
+        task: What is hidden of the measurements, and what is not.
         samples: Two samples x̂ given the rest of each, (2, n, *shape).
         key: The key of the noise.
     """
     noise, predicted = generator(*key, "noise"), []
+    y, operator, own = task.target
     for x in samples:
-        mean = channel.apply(x, task.whole.operator)
-        y = channel.noise.draw(mean, task.whole.noise, noise)
-        predicted.append(((y - task.whole.y) * task.entries).flatten(1).double())
+        drawn = channel.noise.draw(channel.apply(x, operator), own, noise)
+        predicted.append(((drawn - y) * task.entries).flatten(1).double())
     a, b = predicted
     return (a.norm(dim=1) + b.norm(dim=1) - (a - b).norm(dim=1)) / 2

@@ -26,7 +26,7 @@ from diffem.em.blind import Blind, Estimates
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import StateCheckpoint
 from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.guard import FEW
+from diffem.em.guard import FEW, Guard
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
@@ -236,7 +236,8 @@ class EMLoop(StateCheckpoint):
         if error is not None:
             costs["hidden_entries_error"] = error
         if redrawn:  # the guard asks until a network has overtaken the init, and no longer
-            self.state.score = score if self.state.round == 0 else None
+            asks = self.state.round == 0 and Guard.holds_back(data.measurements.channel)
+            self.state.score = score if asks else None
         figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
         if trainer.is_global_zero:
             k, uncounted = self.state.round, posterior.uncounted()

@@ -18,7 +18,7 @@ MEASUREMENT_ENERGY_DISTANCE = Score(
 MEASUREMENT_P = Score("measurement_p", "p of measurements drawn again", images=2)
 HIDDEN_ENTRIES = Score(
     "hidden_entries",
-    "energy score of hidden entries",
+    "energy score of hidden parts",
     heading="hidden",
     digits=4,
     better="lower",

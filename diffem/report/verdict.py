@@ -109,8 +109,8 @@ def _improvement(rounds: Sequence[Row], final: Row, scores: Mapping[str, Score])
         judgement = Judgement.GOOD if good else Judgement.ATTENTION
         return Statement(topic, judgement, text, "" if good else LONGER)
     text = (
-        "No figure of this run says whether the rounds improve on the init: entries of its "
-        "measurements cannot be hidden one by one, and there are no clean images. Compare the "
+        "No figure of this run says whether the rounds improve on the init: no part of its "
+        "measurements was hidden to be predicted, and there are no clean images. Compare the "
         "reconstructions over the rounds below."
     )
     return Statement(topic, Judgement.UNKNOWN, text)

@@ -108,6 +108,42 @@ def test_the_wrong_number_of_photons_is_seen() -> None:
     assert 0.4 < float(statistic.mean()) < 0.6
 
 
+@pytest.mark.parametrize("fraction", [0.25, 0.8])
+@pytest.mark.parametrize("name", ["gaussian", "poisson"])
+def test_two_parts_of_a_measurement_are_independent_measurements(
+    name: str, fraction: float
+) -> None:
+    """Each has the law of the noise's own draws under its parameters; a and b are uncorrelated."""
+    noise, n = NOISES[name], 200_000
+    mean = torch.full((n, 2), 0.3)
+    parameters = noise.draw_parameters(n, torch.Generator().manual_seed(0))
+    y = noise.draw(mean, parameters, torch.Generator().manual_seed(1))
+    parts = noise.split(y, parameters, fraction, torch.Generator().manual_seed(2))
+    assert parts is not None
+    for k, (part, own) in enumerate(parts):
+        drawn = noise.draw(mean, own, torch.Generator().manual_seed(3 + k))
+        variance = noise.variance(mean, own)[0].max()
+        # Of n values the mean has the standard error √(V / n), the variance V √(2 / n) and more
+        # where there is kurtosis, and quantiles as below.
+        assert abs(part.mean() - 0.3) < 4 * (variance / (2 * n)) ** 0.5
+        assert abs(part.var() / variance - 1) < 6 * (2 / n) ** 0.5
+        levels = torch.linspace(0.05, 0.95, 10)
+        ours, theirs = (torch.quantile(x.flatten()[:n], levels) for x in (part, drawn))
+        step = 2 / own[0, 0] if name == "poisson" else 0.02 * variance**0.5  # of counts
+        assert (ours - theirs).abs().max() <= step * 1.001
+    (a, _), (b, _) = parts
+    correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+    assert abs(correlation) < 4 / (2 * n) ** 0.5
+
+
+def test_noise_that_cannot_be_split() -> None:
+    y, generator = torch.zeros(3, 2), torch.Generator().manual_seed(0)
+    for name in ("poisson_gaussian", "speckle"):
+        noise = NOISES[name]
+        parameters = noise.draw_parameters(3, generator)
+        assert noise.split(y, parameters, 0.5, generator) is None
+
+
 @pytest.mark.parametrize("name", NOISES)
 def test_entries_are_independent(name: str) -> None:
     n = 20000

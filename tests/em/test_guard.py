@@ -10,7 +10,14 @@ from small_run import CHUNK, SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
-from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
+from diffem.corruption import (
+    Denoising,
+    GaussianNoise,
+    LinearGaussianChannel,
+    Mask,
+    Measurement,
+    make_channel,
+)
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import Guard
@@ -79,7 +86,7 @@ def test_the_posterior_is_not_given_what_is_hidden() -> None:
     for given in posterior.given:
         assert all(torch.equal(a, b) for a, b in zip(given, task.rest, strict=True))
     assert not (task.rest.y * task.entries).any() and not (task.rest.operator * task.entries).any()
-    assert torch.equal(task.rest.y + task.whole.y * task.entries, task.whole.y)
+    assert torch.equal(task.rest.y + task.target.y * task.entries, task.target.y)
     # Of the measured entries the fraction is hidden: Bernoulli, five standard deviations.
     y, operator, _ = measurements.select(slice(None))
     measured = CHANNEL.measured_mask(y, operator).sum()
@@ -102,6 +109,37 @@ def test_few_measurements_have_no_score() -> None:
     few = MeasurementSet(measurement, CHANNEL)
     guard = Guard(measurements=n, hidden=0.9)
     assert guard.scores(Normal(0, 1), few, seed=0, chunk_size=8, device="cpu") is None
+
+
+def test_where_no_entry_can_be_hidden_a_part_is_split_off_by_the_noise() -> None:
+    """x ~ N(0, I) and y = x + σ ε: of the two parts the second, y_2, is predicted from y_1.
+
+    The posterior given y_1 has mean y_1 v / (v + s²) and variance v s² / (v + s²), with v = 1 and
+    s² = σ² / (1 - f). It is the best of three laws of another spread or mean.
+    """
+    sigma, fraction = 0.5, 0.8
+    channel = make_channel(Denoising((1, 2, 2)), GaussianNoise(sigma))
+    assert Guard.fits(channel) and not Guard.holds_back(channel) and Guard.holds_back(CHANNEL)
+    guard = Guard(measurements=N, hidden=fraction)
+    measurements = independent_entries(channel)
+    s2 = sigma**2 / (1 - fraction)
+
+    class Exact(Normal):
+        def draw(self, measurement: Measurement) -> Tensor:
+            assert torch.allclose(measurement.noise, torch.tensor(s2**0.5))
+            mean = measurement.y / (1 + s2)
+            std = (s2 / (1 + s2)) ** 0.5
+            return self.mean + mean + self.std * std * torch.randn_like(mean)
+
+    def of(posterior: Posterior) -> Tensor:
+        values = guard.scores(posterior, measurements, seed=0, chunk_size=N, device="cpu")
+        assert values is not None and len(values) == N
+        return values
+
+    best = of(Exact(0, 1))
+    for other in (Exact(0, 0), Exact(0, 2), Exact(0.5, 1)):
+        difference = of(other) - best
+        assert difference.mean() > 3 * difference.std() / N**0.5
 
 
 def guarded(path: Path, *, guard: bool = True, refresh: float = 1.0) -> SmallRun:
