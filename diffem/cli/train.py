@@ -41,12 +41,11 @@ from diffem.em import (
     PosteriorFactory,
     ReconstructionDataModule,
     Round,
-    Unconditional,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
-from diffem.em.init import FromCheckpoint, FromClean, Mixture
+from diffem.em.init import Confined, FromCheckpoint, FromClean, Mixture
 from diffem.em.plateau import LEAST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
@@ -62,6 +61,7 @@ from diffem.result import (
     build_channel,
     build_denoiser,
     build_posterior,
+    build_sampler,
     load,
     write_weights,
 )
@@ -157,8 +157,9 @@ def run(cfg: DictConfig) -> None:
         return figures
 
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    confine = getattr(build_sampler(cfg).func, "confine", None)
     em = EMLoop(
-        init,
+        init if confine is None else Confined(init, confine),
         make_posterior,
         state=state,
         settings=settings,
@@ -175,7 +176,9 @@ def run(cfg: DictConfig) -> None:
         with compile_errors(cfg.compile):
             trainer = fit(make_trainer, module, data, checkpoint)
             if cfg.prior is not None:
-                prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
+                prior = module
+                if not objective.learns_prior:
+                    prior = fit_prior(cfg, objective, data, trainer.loggers)
         if trainer.is_global_zero:
             export(cfg, module, prior, data, files=files)
             device = module.trainer.strategy.root_device
@@ -495,14 +498,24 @@ def build_trainer(
 
 
 def fit_prior(
-    cfg: DictConfig, data: ReconstructionDataModule, loggers: Sequence[Logger]
+    cfg: DictConfig,
+    objective: Objective,
+    data: ReconstructionDataModule,
+    loggers: Sequence[Logger],
 ) -> DenoiserModule:
-    """Trains an unconditional denoiser on the last reconstructions."""
+    """Trains an unconditional denoiser on the last reconstructions.
+
+    Arguments:
+        cfg: The configuration.
+        objective: The objective of EM, which knows that of its prior.
+        data: The reconstructions.
+        loggers: The loggers of EM.
+    """
     state = EMState(round=data.state.round, e_step_pending=False)
     settings = replace(
         data.settings, steps_per_round=cfg.prior.steps, epochs_per_round=None, restart=True
     )
-    module = build_module(cfg, Unconditional(), data.measurements.channel, "prior")
+    module = build_module(cfg, objective.prior(), data.measurements.channel, "prior")
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
     last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)
