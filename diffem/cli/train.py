@@ -76,6 +76,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
+UNIFORM = 5.0  # the level from which on folded noise is uniform, to 1e-13
 FEWEST = 64  # measurements that are looked at, at least
 
 
@@ -118,7 +119,11 @@ def run(cfg: DictConfig) -> None:
             f"em.refresh has no effect: {settings.refresh} of {chunks} chunks, rounded up, is "
             "all of them; set a smaller em.chunk_size"
         )
-    for line in (weak_noise(cfg, train.channel), assumed_independence(objective, train.channel)):
+    for line in (
+        weak_noise(cfg, train.channel),
+        trivial_noise(cfg),
+        assumed_independence(objective, train.channel),
+    ):
         if line:
             warn(line)
     run_dir = open_run(cfg, HydraConfig.get())
@@ -319,6 +324,18 @@ def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
         f"corruption.noise.std is {std:.3g} on the scale of [-1, 1], and samples keep noise of "
         f"schedule.sigma_min={left}: their residual χ² is about {1 + (left / std) ** 2:.2g} in "
         f"place of 1; set schedule.sigma_min={std:.3g}"
+    )
+
+
+def trivial_noise(cfg: DictConfig) -> str | None:
+    """Returns what to set where a reflected run learns from noise without an image in it."""
+    reflected = cfg.method.posterior["_target_"] == "diffem.posterior.Reflected"
+    if not reflected or cfg.schedule.sigma_max <= UNIFORM:
+        return None
+    return (
+        f"schedule.sigma_max={cfg.schedule.sigma_max}: nothing is left of an image under folded "
+        f"noise of more than {UNIFORM:g}, which method=reflected need not learn from; set "
+        f"schedule.sigma_max={UNIFORM:g}"
     )
 
 
