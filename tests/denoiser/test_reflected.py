@@ -68,7 +68,7 @@ def test_what_is_drawn_has_the_law_of_the_kernel() -> None:
     schedule, n = VESchedule(0.005, 5.0), 20_000
     x = torch.full((n, 1), 0.9)
     for t in (0.5, 0.7, 0.8, 1.0):
-        with seeded(t):
+        with seeded(f"{t}"):
             x_t, m = reflect(schedule, x, torch.full((n,), t))
         assert x_t.abs().max() <= 1 and m.shape == x.shape
         sigma = float(schedule(torch.tensor(t))[1])

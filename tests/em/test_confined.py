@@ -16,39 +16,40 @@ from diffem.corruption import Denoising, GaussianNoise, make_channel
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.denoiser.bounds import Bounds
-from diffem.denoiser.reflected import reflect
+from diffem.denoiser.reflected import fold, reflect
 from diffem.em.init import Confined, ConfinedPosterior, Gaussian
 from diffem.em.objective import Reflected as ReflectedObjective
-from diffem.posterior import Conditional, Posterior, Reflected, ReflectedSampler, SamplerFactory
+from diffem.posterior import Conditional, Posterior, Reflected, ReflectedSampler
 from diffem.posterior.bounded import bounded
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
 
 UNFUSED = Conditioning(fuse=False)
 BOUNDS = Bounds(-1.0, 1.0)
+Confine = Callable[[torch.Tensor], torch.Tensor]
 
 
-def with_bounds(path: Path) -> tuple[SmallRun, SamplerFactory]:
+def with_bounds(path: Path) -> tuple[SmallRun, Confine]:
     sampler = partial(bounded(DDIMSampler, BOUNDS), steps=4)
     run = SmallRun(path)
     run.posterior = partial(Conditional, sampler=sampler, condition=Conditioning())
-    return run, sampler
+    return run, BOUNDS.clamp
 
 
-def reflected(path: Path) -> tuple[SmallRun, SamplerFactory]:
+def reflected(path: Path) -> tuple[SmallRun, Confine]:
     sampler = partial(ReflectedSampler, steps=4)
     objective = ReflectedObjective(condition=UNFUSED, p_uncond=0.0, fresh=True)
     rival = partial(Reflected, sampler=sampler, condition=UNFUSED)
-    return SmallRun(path, objective=objective, rival=rival), sampler
+    return SmallRun(path, objective=objective, rival=rival), fold
 
 
 MAKE = {"bounds": with_bounds, "reflected": reflected}
-Make = Callable[[Path], tuple[SmallRun, SamplerFactory]]
+Make = Callable[[Path], tuple[SmallRun, Confine]]
 
 
 def fitted(make: Make, path: Path) -> SmallRun:
-    run, sampler = make(path)
-    return run.fit(Confined(Gaussian(rank=64, iterations=2, samples=SIZE), sampler.func.confine))
+    run, confine = make(path)
+    return run.fit(Confined(Gaussian(rank=64, iterations=2, samples=SIZE), confine))
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -59,8 +60,8 @@ def test_no_pixel_of_any_round_is_outside_and_a_kill_changes_nothing(
     for k in range(ROUNDS + 1):
         x = run.store.open(k).__getitems__(range(SIZE)).x
         assert x.abs().max() <= 1
-    first, sampler = MAKE[name](tmp_path / "r")
-    init = Confined(Gaussian(rank=64, iterations=2, samples=SIZE), sampler.func.confine)
+    first, confine = MAKE[name](tmp_path / "r")
+    init = Confined(Gaussian(rank=64, iterations=2, samples=SIZE), confine)
     with pytest.raises(Killed):
         dying(first, first.store, "write", 7).fit(init)  # the third chunk of E-step 1
     resumed = fitted(MAKE[name], tmp_path / "r")
