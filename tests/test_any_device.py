@@ -38,7 +38,6 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffem.config.build import build
 from diffem.corruption import (
     Blur,
     Channel,
@@ -59,6 +58,7 @@ from diffem.corruption import (
 )
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import BetaMixture, Conditioning, Denoiser
+from diffem.denoiser.bounds import Bounds
 from diffem.em.augment import Augment
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Lifted, Resampled
@@ -78,12 +78,15 @@ from diffem.posterior import (
     Prior,
     Restoration,
     SamplerFactory,
+    SDESampler,
     SplitGibbs,
     gaussian,
     reconstruct,
 )
 from diffem.posterior.ambient import AmbientPrior
+from diffem.posterior.bounded import bounded
 from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
+from diffem.result import build_sampler
 from diffem.storage.reconstructions import Batch
 
 CUDA = torch.device("cuda")
@@ -92,9 +95,10 @@ IMAGE, VECTOR = (3, 8, 8), (6,)
 SCHEDULE = VESchedule(0.02, 20.0)
 DDPM = partial(DDPMSampler, steps=4)
 SAMPLERS: dict[str, SamplerFactory] = {
-    path.stem: partial(build(OmegaConf.load(path), "sampler"), steps=4)
+    path.stem: partial(build_sampler({"sampler": OmegaConf.load(path)}), steps=4)
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml"))
 }
+SAMPLERS["sde with bounds"] = partial(bounded(SDESampler, Bounds(-1.0, 1.0)), steps=4)
 OPERATORS: dict[str, LinearOperator] = {
     "mask": Mask(IMAGE, rho=0.5),
     "mask of vectors": Mask(VECTOR, rho=0.5),

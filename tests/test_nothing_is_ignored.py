@@ -56,6 +56,7 @@ TINY = (
     "corruption=blur",  # under a mask, one iteration of a solver is exact
 )
 VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another one
+    "sampler.bounds": (None, [-0.5, 0.5]),
     "sampler.steps": (4, 6),
     "sampler.eta": (0.0, 0.5),
     "sampler.order": (2, 3),
@@ -117,6 +118,9 @@ ELSEWHERE = {  # keys that no sample, loss or measurement of this file shows, an
 STEPS_OF_THEIR_OWN = ("em_dps", "em_pnp", "fast_em_dps")  # on DDPM's steps
 AMBIENT = ("method=ambient", "corruption=mask")
 REFUSED = {(m, s) for m in STEPS_OF_THEIR_OWN for s in NAMES["sampler"] if s != "ddpm"}
+UNUSED = (("ambient", "sampler.bounds"), ("reflected", "method.condition.fuse"))  # refused too
+REFUSED |= {(m, "reflected") for m in NAMES["method"] if m != "reflected"}
+REFUSED |= {("reflected", s) for s in NAMES["sampler"] if s != "reflected"}
 
 
 def load(group: str, name: str) -> DictConfig:
@@ -161,6 +165,7 @@ SAMPLED = [
         *leaves(load("sampler", sampler), "sampler"),
         *keys_of(method, "posterior", "condition"),
     )
+    if (method, key) not in UNUSED
 ]
 TRAINED = [
     (method, key)
@@ -201,6 +206,7 @@ def config(*overrides: str) -> DictConfig:
     for key, (value, _) in VALUES.items():
         # cov_t's variance is its point, and a null would be no number to start from.
         keep = key.endswith("covariance.variance") or key.startswith("corruption")
+        keep |= key == "method.condition.fuse" and "method=reflected" in overrides
         if not keep and exists(cfg, key):
             OmegaConf.update(cfg, key, value)
     return cfg
@@ -288,14 +294,16 @@ def test_settings_change_the_samples(method: str, sampler: str, key: str) -> Non
 
 @pytest.mark.parametrize("method", NAMES["method"])
 def test_the_same_settings_give_the_same_samples(method: str) -> None:
-    assert torch.equal(
-        base_samples(method, "ddpm"), Problem(method_config(method, "ddpm")).samples()
-    )
+    sampler = "reflected" if method == "reflected" else "ddpm"
+    again = Problem(method_config(method, sampler)).samples()
+    assert torch.equal(base_samples(method, sampler), again)
 
 
 @pytest.mark.parametrize(("method", "sampler"), sorted(REFUSED))
 def test_samplers_that_a_method_does_not_use_are_refused(method: str, sampler: str) -> None:
-    with pytest.raises(UserError, match=r"choose sampler=ddpm$") as error:
+    own = "reflected" if method == "reflected" else "ddpm"
+    advice = "another sampler" if sampler == "reflected" else f"sampler={own}"
+    with pytest.raises(UserError, match=rf"choose {advice}$") as error:
         Problem(method_config(method, sampler)).samples()
     assert "\n" not in str(error.value)
 
@@ -328,6 +336,12 @@ def test_ambient_s_delta_changes_its_prior() -> None:
         (("m_step.augment={_target_:diffem.em.Augment,saturation:0.1}",), "augment.saturation"),
         (("m_step.augment={_target_:diffem.em.Augment,flip:false}",), "m_step.augment"),
         (("method=em_pnp", "method.posterior.sweeps=1"), "method.posterior.sweeps"),
+        ((*AMBIENT, "sampler.bounds=[-1,1]"), "sampler.bounds has no effect"),
+        (("method=reflected", "method.condition.fuse=null"), "method.condition.fuse must be fal"),
+        (("method=reflected", "schedule.sigma_max=1"), "schedule.sigma_max must be at least 2"),
+        (("sampler.bounds=[1,-1]",), r"sampler.bounds must be null or two numbers"),
+        (("sampler.bounds=[-1]",), r"sampler.bounds must be null or two numbers"),
+        (("sampler.bounds=0.5",), r"sampler.bounds must be null or two numbers"),
     ],
 )
 def test_settings_without_an_effect_are_refused(overrides: tuple[str, ...], sentence: str) -> None:

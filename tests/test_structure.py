@@ -90,7 +90,9 @@ def targets(path: Path) -> list[str]:
 
 def test_groups_target_their_folders() -> None:
     elsewhere = {
-        "sampler": ("azula.sample", "diffem.posterior.SDESampler"),
+        "sampler": (
+            *("azula.sample", "diffem.posterior.ReflectedSampler", "diffem.posterior.SDESampler"),
+        ),
         "init": "diffem.em.init",
         "dataset": "diffem.data",
         "logger": ("diffem.logging", "lightning.pytorch.loggers"),

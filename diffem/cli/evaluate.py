@@ -202,7 +202,7 @@ def without_lost_keys(arguments: Sequence[str], overrides: Sequence[str]) -> lis
         arguments: The run's own overrides and those given in place of them.
         overrides: Those given.
     """
-    kept = list(arguments)
+    kept, absent = list(arguments), object()
     for choice in overrides:
         group = choice.partition("=")[0]
         if group in ("dataset", "metric", "sampler"):
@@ -212,7 +212,10 @@ def without_lost_keys(arguments: Sequence[str], overrides: Sequence[str]) -> lis
                 for argument in kept
                 if argument in overrides
                 or not (key := override_key(argument)).startswith(f"{group}.")
-                or (group != "dataset" and OmegaConf.select(chosen, key) is not None)
+                or (
+                    group != "dataset"
+                    and OmegaConf.select(chosen, key, default=absent) is not absent
+                )
             ]
     return kept
 

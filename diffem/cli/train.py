@@ -41,12 +41,11 @@ from diffem.em import (
     PosteriorFactory,
     ReconstructionDataModule,
     Round,
-    Unconditional,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
-from diffem.em.init import FromCheckpoint, FromClean, Mixture
+from diffem.em.init import Confined, FromCheckpoint, FromClean, Mixture
 from diffem.em.plateau import LEAST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
@@ -62,6 +61,7 @@ from diffem.result import (
     build_channel,
     build_denoiser,
     build_posterior,
+    build_sampler,
     load,
     write_weights,
 )
@@ -76,6 +76,7 @@ from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
+UNIFORM = 5.0  # the level from which on folded noise is uniform, to 1e-13
 FEWEST = 64  # measurements that are looked at, at least
 
 
@@ -118,7 +119,11 @@ def run(cfg: DictConfig) -> None:
             f"em.refresh has no effect: {settings.refresh} of {chunks} chunks, rounded up, is "
             "all of them; set a smaller em.chunk_size"
         )
-    for line in (weak_noise(cfg, train.channel), assumed_independence(objective, train.channel)):
+    for line in (
+        weak_noise(cfg, train.channel),
+        trivial_noise(cfg),
+        assumed_independence(objective, train.channel),
+    ):
         if line:
             warn(line)
     run_dir = open_run(cfg, HydraConfig.get())
@@ -157,8 +162,9 @@ def run(cfg: DictConfig) -> None:
         return figures
 
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    confine = getattr(build_sampler(cfg).func, "confine", None)
     em = EMLoop(
-        init,
+        init if confine is None else Confined(init, confine),
         make_posterior,
         state=state,
         settings=settings,
@@ -175,7 +181,9 @@ def run(cfg: DictConfig) -> None:
         with compile_errors(cfg.compile):
             trainer = fit(make_trainer, module, data, checkpoint)
             if cfg.prior is not None:
-                prior = module if objective.learns_prior else fit_prior(cfg, data, trainer.loggers)
+                prior = module
+                if not objective.learns_prior:
+                    prior = fit_prior(cfg, objective, data, trainer.loggers)
         if trainer.is_global_zero:
             export(cfg, module, prior, data, files=files)
             device = module.trainer.strategy.root_device
@@ -316,6 +324,18 @@ def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
         f"corruption.noise.std is {std:.3g} on the scale of [-1, 1], and samples keep noise of "
         f"schedule.sigma_min={left}: their residual χ² is about {1 + (left / std) ** 2:.2g} in "
         f"place of 1; set schedule.sigma_min={std:.3g}"
+    )
+
+
+def trivial_noise(cfg: DictConfig) -> str | None:
+    """Returns what to set where a reflected run learns from noise without an image in it."""
+    reflected = cfg.method.posterior["_target_"] == "diffem.posterior.Reflected"
+    if not reflected or cfg.schedule.sigma_max <= UNIFORM:
+        return None
+    return (
+        f"schedule.sigma_max={cfg.schedule.sigma_max}: nothing is left of an image under folded "
+        f"noise of more than {UNIFORM:g}, which method=reflected need not learn from; set "
+        f"schedule.sigma_max={UNIFORM:g}"
     )
 
 
@@ -495,14 +515,24 @@ def build_trainer(
 
 
 def fit_prior(
-    cfg: DictConfig, data: ReconstructionDataModule, loggers: Sequence[Logger]
+    cfg: DictConfig,
+    objective: Objective,
+    data: ReconstructionDataModule,
+    loggers: Sequence[Logger],
 ) -> DenoiserModule:
-    """Trains an unconditional denoiser on the last reconstructions."""
+    """Trains an unconditional denoiser on the last reconstructions.
+
+    Arguments:
+        cfg: The configuration.
+        objective: The objective of EM, which knows that of its prior.
+        data: The reconstructions.
+        loggers: The loggers of EM.
+    """
     state = EMState(round=data.state.round, e_step_pending=False)
     settings = replace(
         data.settings, steps_per_round=cfg.prior.steps, epochs_per_round=None, restart=True
     )
-    module = build_module(cfg, Unconditional(), data.measurements.channel, "prior")
+    module = build_module(cfg, objective.prior(), data.measurements.channel, "prior")
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
     last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)

@@ -16,13 +16,14 @@ from diffem.runtime.errors import UserError
 Registry = Mapping[str, tuple[str, ...]]
 """The arguments of each class by its full name."""
 
-_SAMPLER = ("steps",)
+_SAMPLER = ("bounds", "steps")
 _MULTISTEP = (*_SAMPLER, "order")
 _LOSS = ("foreach", "lr", "maximize", "weight_decay")  # of every optimizer but Muon
 _ADAM = (*_LOSS, "betas", "capturable", "eps")
 _CONDITIONING: Registry = {"diffem.denoiser.Conditioning": ("fuse", "maps")}
 _METRICS: Registry = {
     "diffem.metric.LPIPS": ("required", "weights"),
+    "diffem.metric.Outside": ("required",),
     "diffem.metric.PSNR": ("required",),
     "diffem.metric.ResidualChi2": ("required",),
     "diffem.metric.SSIM": ("required",),
@@ -141,6 +142,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     "method.objective": {
         "diffem.em.objective.Ambient": ("delta",),
         "diffem.em.objective.Recorrupted": ("condition", "fresh", "imputed", "p_uncond"),
+        "diffem.em.objective.Reflected": ("condition", "fresh", "imputed", "p_uncond"),
         "diffem.em.objective.Unconditional": (),
     },
     "method.objective.condition": _CONDITIONING,
@@ -150,6 +152,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.posterior.DiffPIR": ("iterations", "lmbda"),
         "diffem.posterior.MMPS": ("iterations", "solver"),
         "diffem.posterior.PiGDM": ("covariance",),
+        "diffem.posterior.Reflected": ("condition",),
         "diffem.posterior.Restoration": (),
         "diffem.posterior.SplitGibbs": ("coupling", "sweeps"),
     },
@@ -167,6 +170,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.metric.Classifier": ("path",),
         "diffem.metric.DINOv2": ("model", "weights"),
         "diffem.metric.Inception": ("weights",),
+        "diffem.metric.PixelEnergy": (),
         "diffem.metric.PixelFeatures": ("shape",),
     },
     "metric.lpips": {"diffem.metric.LPIPS": ("required", "weights")},
@@ -187,6 +191,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "azula.sample.xEABSampler": _MULTISTEP,
         "azula.sample.zABSampler": _MULTISTEP,
         "azula.sample.zEABSampler": _MULTISTEP,
+        "diffem.posterior.ReflectedSampler": ("steps",),
         "diffem.posterior.SDESampler": _SAMPLER,
     },
     "schedule": {

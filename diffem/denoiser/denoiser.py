@@ -11,6 +11,8 @@ EDM's preconditioning follows with this σ, coefficient by coefficient. Where y 
 (missing pixels, no spectrum, no measurement at all) it is EDM's own.
 """
 
+from collections.abc import Callable
+
 import torch
 from azula.denoise import Denoiser as AzulaDenoiser
 from azula.denoise import DiracPosterior
@@ -22,6 +24,17 @@ from diffem.corruption.operator import expand
 from diffem.denoiser.condition import Condition
 
 PRECISE = 25.0  # the largest precision s²/σ_y² of a measured coefficient in the loss's weight
+
+
+Perturbation = Callable[[Schedule, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Draws x_t of images x, (B, *shape), at times t, (B,), under a schedule; returns x_t and what a
+denoiser predicts of it."""
+
+
+def add_noise(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns x_t = α_t x + σ_t z, z from the global generators, and x, each (B, *shape)."""
+    alpha_t, sigma_t = (expand(s, x) for s in schedule(t))
+    return alpha_t * x + sigma_t * torch.randn_like(x), x
 
 
 class Denoiser(AzulaDenoiser):
@@ -93,7 +106,7 @@ class Denoiser(AzulaDenoiser):
         t: Tensor,
         condition: Condition | None = None,
         *,
-        seen: Tensor | float = 1.0,
+        perturb: Perturbation = add_noise,
         weight: Tensor | float = 1.0,
         basis: Spectrum | None = None,
     ) -> Tensor:
@@ -108,14 +121,14 @@ class Denoiser(AzulaDenoiser):
             x: Images, (B, *shape); x_t is drawn from the global generators.
             t: Times in [0, 1], (B,).
             condition: The condition of fresh measurements of x.
-            seen: A factor of x_t, which broadcasts against it: 0 hides an entry.
+            perturb: Draws x_t, and says what the denoiser predicts of it in place of x.
             weight: A factor of the squared error: 0 leaves an entry out.
             basis: The basis in whose coefficients the error is weighted; None for the entries.
         """
         alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
-        x_t = seen * (alpha_t * x + sigma_t * torch.randn_like(x))
+        x_t, target = perturb(self.schedule, x, t)
         w = (alpha_t / sigma_t) ** 2 + 1
-        error = self(x_t, t, condition).mean - x
+        error = self(x_t, t, condition).mean - target
         fused = Spectrum(ENTRIES, w) if condition is None else condition.spectrum
         if condition is not None:
             w = w + condition.precision.clamp(max=PRECISE)

@@ -5,6 +5,7 @@ An init prepares a posterior p_0(x | y), from which round 0 is drawn.
 
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,6 +223,50 @@ class Undistorted(Posterior):
     def draw(self, measurement: Measurement) -> Tensor:
         """Draws x, (B, *shape), as if there were no distortions."""
         return self.posterior.draw(self.channel.undistorted(measurement))
+
+
+class Confined:
+    """Another init, whose draws are brought into the range that later rounds are drawn in.
+
+    Arguments:
+        init: The init.
+        confine: Returns images, (B, *shape), brought into the range.
+    """
+
+    def __init__(self, init: Init, confine: Callable[[Tensor], Tensor]) -> None:
+        self.init = init
+        self.confine = confine
+
+    def prepare(
+        self, module: DenoiserModule, data: ReconstructionDataModule, posterior: Posterior
+    ) -> Posterior:
+        """Returns the other init's posterior with its draws confined."""
+        return ConfinedPosterior(self.init.prepare(module, data, posterior), self.confine)
+
+
+class ConfinedPosterior(Posterior):
+    """Another posterior, whose draws are brought into a range.
+
+    Arguments:
+        posterior: The posterior.
+        confine: Returns images, (B, *shape), brought into the range.
+    """
+
+    def __init__(self, posterior: Posterior, confine: Callable[[Tensor], Tensor]) -> None:
+        self.posterior = posterior
+        self.confine = confine
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        """Draws one x for each measurement, (B, *shape), in the range."""
+        return self.confine(self.posterior.draw(measurement))
+
+    def under(self, channel: Channel) -> "ConfinedPosterior":
+        """Returns the posterior under another channel, its draws confined."""
+        return ConfinedPosterior(self.posterior.under(channel), self.confine)
+
+    def uncounted(self) -> "ConfinedPosterior":
+        """Returns the posterior with a denoiser whose evaluations are not counted as EM's."""
+        return ConfinedPosterior(self.posterior.uncounted(), self.confine)
 
 
 class FromMeasurement:

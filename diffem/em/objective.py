@@ -7,6 +7,7 @@ differ in what the denoiser is conditioned on besides x_t, and Ambient Diffusion
 from abc import ABC, abstractmethod
 
 import torch
+from azula.noise import Schedule
 from torch import Tensor
 
 from diffem.corruption import (
@@ -20,8 +21,9 @@ from diffem.corruption import (
 )
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
-from diffem.denoiser import Conditioning, Denoiser
+from diffem.denoiser import Conditioning, Denoiser, Perturbation, add_noise
 from diffem.denoiser.condition import embedding_only, measured_coefficients
+from diffem.denoiser.reflected import reflect
 from diffem.posterior.posterior import has_spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -35,10 +37,12 @@ class Objective(ABC):
     """What the M-step minimises. It holds settings alone, and no channel: the loop's is given.
 
     Attributes:
+        perturb: Draws x_t of x, and says what the denoiser predicts of it.
         learns_prior: Whether the denoiser is one of p(x) too.
         uses_reconstructions: Whether it learns from the batch's images.
     """
 
+    perturb: Perturbation = staticmethod(add_noise)
     learns_prior = True
     uses_reconstructions = True
 
@@ -76,6 +80,10 @@ class Objective(ABC):
         """Returns whether the loss looks at which part of x a row's own measurement measures."""
         return False
 
+    def prior(self) -> "Objective":
+        """Returns the objective of a prior that is learned from the same images after EM."""
+        return Unconditional()
+
     def prior_removed(self, channel: Channel) -> float | None:
         """Returns the fraction of pixels hidden from the prior it learns; None: it sees all."""
         return None
@@ -94,7 +102,7 @@ class Unconditional(Objective):
         key: tuple[Key, ...],
     ) -> Tensor:
         """Returns the denoising loss of the batch."""
-        return denoiser.loss(batch.x, t)
+        return denoiser.loss(batch.x, t, perturb=self.perturb)
 
 
 class Recorrupted(Objective):
@@ -166,9 +174,11 @@ class Recorrupted(Objective):
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
         if not self.weighs_rows(channel):
-            return denoiser.loss(batch.x, t, condition)
+            return denoiser.loss(batch.x, t, condition, perturb=self.perturb)
         weight, basis = self._weight(batch, measurements)
-        return denoiser.loss(batch.x, t, condition, weight=weight, basis=basis)
+        return denoiser.loss(
+            batch.x, t, condition, perturb=self.perturb, weight=weight, basis=basis
+        )
 
     def weighs_rows(self, channel: Channel) -> bool:
         """Returns whether what a row's own measurement measures counts for more than the rest."""
@@ -199,6 +209,26 @@ class Recorrupted(Objective):
             for i, row in enumerate(batch.rows.tolist())
         ]
         return Measurement(*(torch.cat(field) for field in zip(*draws, strict=True)))
+
+
+class Reflected(Recorrupted):
+    """DiffEM's M-step on folded x_t (Lou & Ermon 2023, arXiv 2304.04740).
+
+    The denoiser predicts m = x_t + σ_t² ∂ log p(x_t | x̂) / ∂x_t (`diffem.denoiser.reflected`),
+    with the same weights. Arguments as of `Recorrupted`.
+    """
+
+    perturb = staticmethod(reflect)
+
+    def prior(self) -> Objective:
+        """Returns the objective of a prior whose x_t are folded too."""
+        return ReflectedPrior()
+
+
+class ReflectedPrior(Unconditional):
+    """x ~ D_k, folded x_t and no measurement."""
+
+    perturb = staticmethod(reflect)
 
 
 class Ambient(Objective):
@@ -241,7 +271,12 @@ class Ambient(Objective):
         """Returns the loss on what the measurements of the batch's rows measure."""
         y, mask, _ = measurements.select(batch.rows).to(batch.x.device)
         further = mask * (torch.rand_like(mask) >= self.delta)
-        return denoiser.loss(y, t, embedding_only(further), seen=further, weight=mask)
+
+        def masked(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            x_t, x = self.perturb(schedule, x, t)
+            return further * x_t, x
+
+        return denoiser.loss(y, t, embedding_only(further), perturb=masked, weight=mask)
 
     def prior_removed(self, channel: Channel) -> float:
         """Returns 1 - (1 - ρ)(1 - δ), the fraction that a mask and a further one remove."""

@@ -19,6 +19,8 @@ from diffem.metric.inception import Inception
 from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
 from diffem.metric.nearest import nearest
+from diffem.metric.outside import Outside
+from diffem.metric.pixel_energy import PixelEnergy
 from diffem.metric.psnr import PSNR, psnr
 from diffem.metric.residual import ResidualChi2
 from diffem.metric.residual_law import residual_law
@@ -37,6 +39,8 @@ __all__ = [
     "Extractor",
     "Inception",
     "Metric",
+    "Outside",
+    "PixelEnergy",
     "PixelFeatures",
     "ResidualChi2",
     "Score",

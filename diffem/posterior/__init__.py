@@ -19,6 +19,7 @@ from diffem.posterior.posterior import (
     reconstruct,
     sample_chunks,
 )
+from diffem.posterior.reflected import Reflected, ReflectedSampler
 from diffem.posterior.sde import SDESampler
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Posterior",
     "PrincipalComponents",
     "Prior",
+    "Reflected",
+    "ReflectedSampler",
     "Restoration",
     "SDESampler",
     "SamplerFactory",

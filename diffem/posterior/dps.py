@@ -6,6 +6,7 @@ from torch import Tensor
 
 from diffem.corruption import LinearGaussianChannel
 from diffem.denoiser import Denoiser
+from diffem.posterior.bounded import bounded, bounds_of
 from diffem.posterior.guided import Guided
 from diffem.posterior.linear_problem import FlatDenoiser, LinearProblem
 from diffem.posterior.posterior import SamplerFactory, steps_of
@@ -80,4 +81,5 @@ class DPS(Guided):
 
     def process(self, denoiser: FlatDenoiser, problem: LinearProblem) -> Sampler:
         """Returns the sampler whose steps follow the likelihood's gradient."""
-        return DPSSampler(denoiser, problem, zeta=self.zeta, steps=self.steps)
+        make = bounded(DPSSampler, bounds_of(self.sampler.func))
+        return make(denoiser, problem, zeta=self.zeta, steps=self.steps)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffem.corruption import LinearGaussianChannel, Measurement
 from diffem.denoiser import Denoiser
+from diffem.posterior.bounded import bounded, bounds_of
 from diffem.posterior.posterior import (
     DenoiserPosterior,
     SamplerFactory,
@@ -71,6 +72,7 @@ class SplitGibbs(DenoiserPosterior):
             raise UserError(f"method.posterior.coupling must be two numbers, got {coupling}")
         first, last = check("method.posterior.coupling", coupling)
         steps = steps_of(sampler)
+        self.make = bounded(DDPMSampler, bounds_of(sampler.func))
         if steps < sweeps:
             raise UserError(
                 f"sampler.steps must be at least method.posterior.sweeps={sweeps}, got {steps}: "
@@ -97,6 +99,6 @@ class SplitGibbs(DenoiserPosterior):
             z = (At_y / var + spectrum.analyse(x) / rho**2) / precision
             z = spectrum.synthesise(z + torch.randn_like(z) / precision.sqrt())
             alpha, _ = denoiser.schedule(torch.full((), start, device=z.device))
-            process = DDPMSampler(denoiser, start=start, steps=steps, silent=True, device=z.device)
+            process = self.make(denoiser, start=start, steps=steps, silent=True, device=z.device)
             x = process(alpha * z)
         return x

@@ -27,7 +27,6 @@ from azula.denoise import Denoiser as AzulaDenoiser
 from azula.sample import Sampler
 from torch import Tensor
 
-from diffem.denoiser import Denoiser, TiledDenoiser
 from diffem.denoiser.levels import level, times_at
 from diffem.runtime.ranges import check
 
@@ -89,6 +88,6 @@ class SDESampler(Sampler):
             before = d
         mean = self.denoiser(x, times[-1], **kwargs).mean
         noise = torch.randn_like(mean)
-        if isinstance(self.denoiser, Denoiser | TiledDenoiser):
-            return mean + self.denoiser.fused_noise(noise, times[-1], **kwargs)
+        if (fused := getattr(self.denoiser, "fused_noise", None)) is not None:
+            return mean + fused(noise, times[-1], **kwargs)
         return mean + sigma[-1] / alpha[-1] * noise

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffem.corruption import Channel
 from diffem.data.measurements import MeasurementSet
+from diffem.em.init import ConfinedPosterior
 from diffem.em.module import DenoiserModule
 from diffem.em.round import Round
 from diffem.logging.rounds import log_round
@@ -540,10 +541,12 @@ class RunReport:
 
     def _keep(self, row: dict[str, Any], round: Round) -> None:
         """Writes a round's row, in place of one that a killed process may have left."""
-        truth = self.heldout.truth
-        if isinstance(round.posterior, GaussianPosterior | MixturePosterior) and truth is not None:
+        truth, posterior = self.heldout.truth, round.posterior
+        if isinstance(posterior, ConfinedPosterior):
+            posterior = posterior.posterior
+        if isinstance(posterior, GaussianPosterior | MixturePosterior) and truth is not None:
             heldout = self.heldout.under(round.measurements.channel)
-            mean = round.posterior.mean(heldout.select(slice(self.evaluation.heldout)))
+            mean = posterior.mean(heldout.select(slice(self.evaluation.heldout)))
             score = psnr(mean, truth[: self.evaluation.heldout])
             row["heldout_init_psnr_mean"] = float(score.mean())
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]

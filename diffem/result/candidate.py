@@ -12,7 +12,7 @@ from yaml import YAMLError
 from diffem.config.build import TARGET
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
-from diffem.posterior import Conditional
+from diffem.posterior import Conditional, Reflected
 from diffem.posterior.ambient import AmbientPrior
 from diffem.result.parts import build_channel
 from diffem.result.result import Result
@@ -40,8 +40,10 @@ class Candidate:
             raise UserError(
                 f"{path} has no prior, which the evidence takes; train it with a prior"
             )
-        if not isinstance(posterior, Conditional) or isinstance(
-            self.result.prior.prior, AmbientPrior
+        if (
+            not isinstance(posterior, Conditional)
+            or isinstance(posterior, Reflected)  # its x_t are not Gaussian
+            or isinstance(self.result.prior.prior, AmbientPrior)
         ):
             raise UserError(
                 f"{path} is of a method without a denoiser of x given y, which the evidence "

@@ -12,7 +12,7 @@ from diffem.config.extras import ONNX
 from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.corruption.operator import expand
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.posterior import Conditional
+from diffem.posterior import Conditional, Reflected
 from diffem.posterior.ambient import MaskedDenoiser, Restoration
 from diffem.posterior.posterior import DenoiserPosterior
 from diffem.result.result import Result
@@ -154,6 +154,11 @@ def write_onnx(folder: Path, result: Result, *, prior: Path) -> dict[str, tuple[
     """
     posterior = result.posterior.posterior
     assert isinstance(posterior, DenoiserPosterior)
+    if isinstance(posterior, Reflected):
+        raise UserError(
+            "--onnx writes E[x | x_t, y] of noisy images, and the denoiser of method=reflected "
+            "gives another mean, of folded ones; leave out --onnx"
+        )
     if isinstance(posterior, Conditional):
         graph = Conditioned(posterior.denoiser, result.channel, posterior.condition)
     else:

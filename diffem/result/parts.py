@@ -17,8 +17,16 @@ from diffem.corruption import (
     make_channel,
 )
 from diffem.denoiser import Denoiser
-from diffem.posterior import DenoiserPosterior, Prior
+from diffem.denoiser.bounds import Bounds
+from diffem.posterior import (
+    DenoiserPosterior,
+    Prior,
+    Reflected,
+    ReflectedSampler,
+    SamplerFactory,
+)
 from diffem.posterior.ambient import AmbientPrior
+from diffem.posterior.bounded import bounded, bounds_of
 from diffem.posterior.posterior import check_sampler
 from diffem.runtime.errors import UserError
 
@@ -94,6 +102,24 @@ def build_denoiser(cfg: Node, *, cond_channels: int) -> Denoiser:
     return Denoiser(network, build(cfg["schedule"], "schedule"))
 
 
+def build_sampler(cfg: Node) -> SamplerFactory:
+    """Returns what makes the sampler from a denoiser.
+
+    Arguments:
+        cfg: The configuration: its `sampler`.
+
+    Raises:
+        UserError: If `sampler.bounds` are none.
+    """
+    node = cfg["sampler"]
+    settings = {key: value for key, value in node.items() if key != "bounds"}
+    sampler = build(settings, "sampler")
+    if (bounds := node.get("bounds")) is None:
+        return sampler
+    given = OmegaConf.to_container(bounds) if OmegaConf.is_config(bounds) else bounds
+    return partial(bounded(sampler.func, Bounds.of(given)), **sampler.keywords)
+
+
 def build_posterior(cfg: Node) -> partial[DenoiserPosterior]:
     """Returns what makes the posterior of `method.posterior` from a denoiser and a channel.
 
@@ -101,14 +127,24 @@ def build_posterior(cfg: Node) -> partial[DenoiserPosterior]:
         cfg: The configuration: its `method.posterior` and `sampler`.
 
     Raises:
-        UserError: If the posterior would not use the sampler.
+        UserError: If the posterior would not use the sampler, or a setting of it.
     """
     make: partial[DenoiserPosterior] = build(cfg["method"]["posterior"], "method.posterior")
     posterior = make.func
     assert isinstance(posterior, type) and issubclass(posterior, DenoiserPosterior)
+    sampler = build_sampler(cfg)
+    if sampler.func is ReflectedSampler and not issubclass(posterior, Reflected):
+        raise UserError(
+            "sampler=reflected needs method=reflected, whose denoiser learns from folded images, "
+            f"got method.posterior={posterior.__name__}; choose another sampler"
+        )
     if not posterior.samplers:
+        if bounds_of(sampler.func) is not None:
+            raise UserError(
+                f"sampler.bounds has no effect on method.posterior={posterior.__name__}, which "
+                "draws without a sampler; set it to null"
+            )
         return make
-    sampler = build(cfg["sampler"], "sampler")
     check_sampler(posterior, sampler)
     return partial(make, sampler=sampler)
 
@@ -121,7 +157,7 @@ def build_prior(cfg: Node, denoiser: Denoiser, *, removed: float | None = None) 
         denoiser: A denoiser that takes no condition.
         removed: Of Ambient Diffusion's denoiser: the probability that a pixel is masked.
     """
-    shape, sampler = list(cfg["dataset"]["shape"]), build(cfg["sampler"], "sampler")
+    shape, sampler = list(cfg["dataset"]["shape"]), build_sampler(cfg)
     if removed is None:
         return Prior(denoiser, shape, sampler=sampler)
     return AmbientPrior(denoiser, shape, sampler=sampler, removed=removed)

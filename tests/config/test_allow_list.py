@@ -137,8 +137,9 @@ HANDED_ON = {"azula.sample.": Sampler, "lightning.pytorch.strategies.": Distribu
 @pytest.mark.parametrize("name", NAMES)
 def test_allowed_keys_are_arguments(name: str) -> None:
     """All of those of diffem's own classes."""
-    # `noise` and `learn` stand beside those of an operator, in the node of a corruption.
-    places = [{*names[name]} - {"noise", "learn"} for names in ALLOWED.values() if name in names]
+    # They stand beside those of an operator and of a sampler, in its node.
+    beside = {"noise", "learn", "bounds"}
+    places = [{*names[name]} - beside for names in ALLOWED.values() if name in names]
     keys = places[0]
     assert all(other == keys for other in places)
     if keys == {"parts"}:  # what a composition is made of

@@ -8,7 +8,7 @@ from scipy.stats import kstest
 
 from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data import Digits
-from diffem.metric import energy_distance, energy_test
+from diffem.metric import PixelEnergy, energy_distance, energy_test
 from diffem.report.sets import measurement_distance_scores
 
 
@@ -81,3 +81,20 @@ def test_p_is_uniform_for_equal_laws_whose_pairs_depend_on_each_other(shared: fl
         a, b = (shared * common + torch.randn(30, 4, generator=g) for _ in range(2))
         values.append(energy_test(a, b, g).p)
     assert kstest(values, "uniform").pvalue > 0.01
+
+
+def test_the_energy_of_pixels_is_without_bias_and_known_of_normals() -> None:
+    """Of N(0, 1) and N(m, 1): 2 E|z √2 + m| - 4 / √π, in one dimension."""
+    shift, distances = 0.5, []
+    for i in range(40):
+        gen = torch.Generator().manual_seed(i)
+        a, b, c = (torch.randn(n, 1, generator=gen) for n in (60, 200, 200))
+        distances.append([PixelEnergy().compare(a, x)["energy_distance"] for x in (b, c + shift)])
+    found = torch.tensor(distances)
+    mean, error = found.mean(dim=0), found.std(dim=0) / 40**0.5
+    half = shift / math.sqrt(2)
+    across = math.sqrt(2) * (
+        math.sqrt(2 / math.pi) * math.exp(-(half**2) / 2) + half * math.erf(half / math.sqrt(2))
+    )
+    expected = torch.tensor([0.0, 2 * across - 4 / math.sqrt(math.pi)])
+    assert ((mean - expected).abs() < 4 * error).all()

@@ -25,6 +25,7 @@ from diffem.metric import (
     SSIM,
     Evaluation,
     Metric,
+    Outside,
     ResidualChi2,
     Score,
     describe_scores,
@@ -48,6 +49,13 @@ def test_psnr_has_data_range_2() -> None:
 def test_psnr_of_equal_images_is_finite() -> None:
     x = torch.randn(2, 1, 4, 4)
     assert (psnr(x, x) - 106.02).abs().max() < 0.01  # 10 log10(4 / 1e-10)
+
+
+def test_outside_is_the_fraction_beyond_the_range() -> None:
+    x = torch.tensor([[-1.0, 1.0, 0.3, 0.0], [-1.001, 1.5, 0.3, 0.0]])
+    channel = make_channel(Denoising((4,)), NOISE)
+    found = Outside().compute(x, x, channel, channel.draw(x, generator(0)))
+    assert found.tolist() == [0.0, 0.5]
 
 
 def reference_ssim(x: np.ndarray, y: np.ndarray, sigma: float, radius: int) -> float:

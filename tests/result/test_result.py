@@ -177,6 +177,8 @@ def test_the_same_call_gives_the_same_result_and_other_measurements_are_refused(
         ("method=em_mmps_cov_x", "method.posterior.covariance.rank=4"),  # fits moments
         ("method=ambient",),  # its prior is drawn under a mask
         ("method.objective.p_uncond=0.2",),  # one network
+        ("method=reflected", "schedule.sigma_max=5"),
+        ("sampler.bounds=[-1,1]",),
         ("corruption.learn=[noise]", "blind.iterations=2", "blind.samples=16"),
     ],
 )
