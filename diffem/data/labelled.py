@@ -40,7 +40,8 @@ class LabelChoice:
             for fraction in self.thin.values():
                 check("dataset.thin", fraction)
         if self.groups is not None:
-            if not isinstance(self.groups, list) or not self.groups:
+            lists = isinstance(self.groups, list) and all(isinstance(g, list) for g in self.groups)
+            if not (lists and self.groups):
                 raise UserError(
                     f"dataset.groups must be lists of labels, as in [[4,7]], got {self.groups!r}"
                 )
