@@ -7,6 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffem.cli.data import build_data
@@ -191,18 +192,20 @@ def in_units_of(train: MeasurementSet, earlier: Result, x: Tensor) -> Tensor:
 
 
 def earlier_runs(
-    memory: Memory, train: MeasurementSet, *, trust: Sequence[str]
+    module: DenoiserModule, train: MeasurementSet, *, trust: Sequence[str]
 ) -> Iterator[EarlierRun]:
     """Yields the runs before a run, the newest first: its memory.path, that one's, and so on.
 
-    Those whose held-out measurements are not there any more are left out, with a warning.
+    Those whose held-out measurements are not there any more, or are none that the run's network
+    could take, are left out with a warning.
 
     Arguments:
-        memory: The run's memory.
-        train: Its training measurements.
+        module: The module that is trained.
+        train: The training measurements.
         trust: Packages besides diffem whose classes the runs' settings may name.
     """
-    path, seen = memory.path, set[Path]()
+    path, seen = module.m_step.memory.path, set[Path]()
+    channels = module.objective.cond_channels
     while path is not None and path.resolve() not in seen:
         seen.add(path.resolve())
         following = None
@@ -217,12 +220,15 @@ def earlier_runs(
             summary = read_summary(path / "summary.json")
             if heldout.scale != train.scale or heldout.channel.shape != train.channel.shape:
                 raise UserError("its images have another shape or range of values")
+            if channels(heldout.channel) != channels(train.channel):
+                raise UserError("its corruption is another")
             if summary is None:
                 raise UserError("it is not finished")
             yield EarlierRun(
                 str(path), heldout, summary["samples"], cfg.metric.heldout, summary["final"]
             )
-        except (KeyError, UserError) as error:
-            missing = f"its settings have no {error}" if isinstance(error, KeyError) else error
-            warn(f"what is forgotten of memory.path={path} is not measured: {missing}")
+        except (KeyError, OmegaConfBaseException, UserError) as error:
+            reason = " ".join(str(error).split())
+            reason = f"its settings have no {reason}" if isinstance(error, KeyError) else reason
+            warn(f"what is forgotten of memory.path={path} is not measured: {reason}")
         path = None if following is None else Path(following)

@@ -162,7 +162,7 @@ def run(cfg: DictConfig) -> None:
     if settings.stop is not None:
         report.figure = settings.stop.figure
     if global_rank() == 0:
-        runs = earlier_runs(module.m_step.memory, train, trust=list(cfg.trust))
+        runs = earlier_runs(module, train, trust=list(cfg.trust))
         report.earlier = list(runs)
     files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
 
