@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from diffem.cli.compose import compose_run
+from diffem.cli.data import build_data
 from diffem.cli.train import (
-    build_data,
     build_loggers,
     build_module,
     build_trainer,

@@ -27,7 +27,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffem.cli.compose import check_config
-from diffem.cli.train import build_module, check_noise
+from diffem.cli.data import check_noise
+from diffem.cli.train import build_module
 from diffem.config.allow_list import ALLOWED
 from diffem.config.build import build, locate
 from diffem.config.types import check_types

@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffem.cli.arguments import EVALUATED, parse_evaluate
 from diffem.cli.compose import check_config, compose_config, compose_run, describe_run
 from diffem.cli.composition import override_key
+from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
-from diffem.cli.train import build_data, sampling_config
+from diffem.cli.train import sampling_config
 from diffem.config.build import build
 from diffem.corruption import Measurement
 from diffem.corruption.array_file import KEYS

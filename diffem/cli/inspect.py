@@ -22,9 +22,9 @@ from diffem.cli.arguments import parse_inspect
 from diffem.cli.compose import check_channel_given, check_config, compose_run
 from diffem.cli.composition import CONF, is_hydra_choice, override_key
 from diffem.cli.cost import RunCost, measure_cost
+from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
-from diffem.cli.train import build_data
 from diffem.config.build import build, locate
 from diffem.config.paths import path_override, unquoted
 from diffem.corruption import LinearChannel

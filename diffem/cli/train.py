@@ -20,26 +20,31 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli.compose import assumed_corruption, describe_run, is_given, public_config
+from diffem.cli.data import build_data
+from diffem.cli.memory import FILE, earlier_runs, open_earlier, recall
 from diffem.cli.processes import expect_processes
 from diffem.config.build import build
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.array_file import array_files, carried, read_array
-from diffem.data import ImageDataset, MeasurementFiles
+from diffem.data import MeasurementFiles
 from diffem.data.digest import data_digest
-from diffem.data.measurements import MeasurementSet, simulate_measurements
+from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Denoiser
 from diffem.em import (
     Augment,
+    Balance,
     CheckpointEachEpoch,
     DenoiserModule,
     EMLoop,
     EMSettings,
     EMState,
     Guard,
+    Memory,
     MStep,
     Objective,
     PosteriorFactory,
     ReconstructionDataModule,
+    Replay,
     Round,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
@@ -58,7 +63,6 @@ from diffem.report.summary import BEST
 from diffem.result import (
     Description,
     Result,
-    build_channel,
     build_denoiser,
     build_posterior,
     build_sampler,
@@ -68,7 +72,6 @@ from diffem.result import (
 from diffem.result.result import MOST, POSTERIOR, PRIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
-from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import seeded
 from diffem.storage.identity import RunIdentity, bind
@@ -100,11 +103,20 @@ def run(cfg: DictConfig) -> None:
         module.m_step.clean.load(train)
     make_posterior = check_posterior(cfg, module.denoiser, train.channel)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
-    kept = Path(HydraConfig.get().runtime.output_dir) / "checkpoints" / "init.ckpt"
+    folder = Path(HydraConfig.get().runtime.output_dir) / "checkpoints"
+    kept = folder / "init.ckpt"
     if isinstance(init, FromClean):
         train.known_truth("init=clean")
     elif isinstance(init, FromCheckpoint):
         init.read(kept)
+    earlier = open_earlier(
+        module.m_step.memory,
+        init,
+        folder / FILE,
+        device="cpu" if cfg.trainer.accelerator == "cpu" else None,
+        trust=list(cfg.trust),
+    )
+    module.m_step.balance.divide(train.groups)
 
     for key, reason in unused_settings(cfg, objective, train.channel):
         warn(f"{key} has no effect: {reason}")
@@ -133,6 +145,7 @@ def run(cfg: DictConfig) -> None:
         bind(run_dir, identity, threads=torch.get_num_threads())
         if isinstance(init, FromCheckpoint):
             init.keep(kept)
+    recall(module, earlier, init, train, folder / FILE)
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
     )
@@ -153,6 +166,9 @@ def run(cfg: DictConfig) -> None:
     report = RunReport(run_dir, about, evaluation, train, heldout, store=store)
     if settings.stop is not None:
         report.figure = settings.stop.figure
+    if global_rank() == 0:
+        runs = earlier_runs(module, train, trust=list(cfg.trust))
+        report.earlier = list(runs)
     files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
 
     def on_round(module: DenoiserModule, round: Round) -> dict[str, list[float]]:
@@ -181,9 +197,10 @@ def run(cfg: DictConfig) -> None:
         with compile_errors(cfg.compile):
             trainer = fit(make_trainer, module, data, checkpoint)
             if cfg.prior is not None:
+                memory = module.m_step.memory
                 prior = module
                 if not objective.learns_prior:
-                    prior = fit_prior(cfg, objective, data, trainer.loggers)
+                    prior = fit_prior(cfg, objective, data, trainer.loggers, memory=memory)
         if trainer.is_global_zero:
             export(cfg, module, prior, data, files=files)
             device = module.trainer.strategy.root_device
@@ -339,45 +356,6 @@ def trivial_noise(cfg: DictConfig) -> str | None:
     )
 
 
-def build_data(
-    cfg: DictConfig, source: MeasurementFiles | ImageDataset
-) -> tuple[MeasurementSet, MeasurementSet]:
-    """Returns the training and the held-out measurements, under the assumed channel.
-
-    Arguments:
-        cfg: The configuration; its dataset.shape is set to that of the files.
-        source: The data set of `dataset`: measurements, or clean images to simulate them from.
-
-    Raises:
-        UserError: If the data cannot be read, or do not fit the channel.
-    """
-    if isinstance(source, MeasurementFiles):
-        cfg.dataset.shape = list(source.shape)
-        if cfg.assumed:
-            raise UserError(
-                "assumed has no effect on measurements of your own; set the corruption's keys"
-            )
-        sets = source.measurement_sets(build_channel(cfg.corruption, source.shape))
-        check_noise(sets[0].channel)
-        return sets
-    shape = cfg.dataset.shape
-    channel, assumed = (build_channel(c, shape) for c in (cfg.corruption, assumed_corruption(cfg)))
-    for each in (channel, assumed):
-        check_noise(each)
-    clean = source.load()
-    darkest = min(float(x.min()) for x in clean)
-    if isinstance(channel, LinearChannel) and channel.noise.needs_intensity and darkest < -1:
-        raise UserError(
-            f"corruption.noise={channel.noise} needs images in [-1, 1], where -1 is dark, and the "
-            f"data go down to {darkest:.3g}; choose corruption/noise=gaussian"
-        )
-    train, heldout = (
-        simulate_measurements(x, channel, seed=cfg.seed, split=split, assumed=assumed)
-        for split, x in zip(clean._fields, clean, strict=True)
-    )
-    return train, heldout
-
-
 def other_files(cfg: DictConfig, m_step: MStep) -> Iterator[Tensor]:
     """Yields what a run reads from files besides its measurements.
 
@@ -394,16 +372,6 @@ def other_files(cfg: DictConfig, m_step: MStep) -> Iterator[Tensor]:
             yield torch.from_numpy(read_array(key, part[key]))
 
 
-def check_noise(channel: Channel) -> None:
-    """Refuses noise whose variance, on the scale of [-1, 1], is no number of float32.
-
-    Raises:
-        UserError: If its standard deviation is too small or too large.
-    """
-    if isinstance(channel, LinearChannel) and (std := channel.noise.parameters.get("std")):
-        check("corruption.noise.std, on the scale of [-1, 1],", std.bounds)
-
-
 def build_module(
     cfg: DictConfig, objective: Objective, channel: Channel, stage: str
 ) -> DenoiserModule:
@@ -414,7 +382,10 @@ def build_module(
     """
     with seeded(cfg.seed, "weights", stage):
         denoiser = build_denoiser(cfg, cond_channels=objective.cond_channels(channel))
-    m_step: MStep = build(cfg.m_step, "m_step")
+    balance = build(cfg.balance, "balance") if stage == "m_step" else Balance()
+    m_step: MStep = build(
+        cfg.m_step, "m_step", memory=build(cfg.memory, "memory"), balance=balance
+    )
     if isinstance(m_step.augment, Augment):
         m_step.augment.check(cfg.dataset.shape)
     for key in ("augment", "clean"):
@@ -428,12 +399,25 @@ def build_module(
         "m_step.augment": m_step.augment,
         "m_step.clean": m_step.clean,
         "method.supervised": cfg.method.supervised,
+        "memory": m_step.memory.remembers,
+        "balance": balance.balances,
     }
     for key, value in ignored.items():
         if value and not objective.uses_reconstructions:
             raise UserError(
                 f"{key} has no effect on method.objective={type(objective).__name__}, which "
                 "learns from the measurements; leave it out"
+            )
+    others = (
+        ("m_step.clean", m_step.clean is not None),
+        ("memory", isinstance(m_step.memory, Replay)),
+    )
+    for key, chosen in others:
+        if chosen and balance.balances:
+            raise UserError(
+                f"{key} puts images of no group in the place of a group's, by which balance="
+                f"{type(balance).__name__.lower()} weighs them; set balance=none, or leave {key} "
+                "out"
             )
     module = DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
     if cfg.compile:
@@ -519,6 +503,8 @@ def fit_prior(
     objective: Objective,
     data: ReconstructionDataModule,
     loggers: Sequence[Logger],
+    *,
+    memory: Memory | None = None,
 ) -> DenoiserModule:
     """Trains an unconditional denoiser on the last reconstructions.
 
@@ -527,6 +513,7 @@ def fit_prior(
         objective: The objective of EM, which knows that of its prior.
         data: The reconstructions.
         loggers: The loggers of EM.
+        memory: Images of an earlier run that it learns from too, if there are any.
     """
     state = EMState(round=data.state.round, e_step_pending=False)
     settings = replace(
@@ -535,6 +522,8 @@ def fit_prior(
     module = build_module(cfg, objective.prior(), data.measurements.channel, "prior")
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
+    if isinstance(memory, Replay):  # the others are of the posterior's network alone
+        module.m_step = replace(module.m_step, memory=memory)
     last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)
     checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
     callbacks = [CheckpointEachEpoch(state, checkpoint)]

@@ -55,6 +55,11 @@ _PARTS: Registry = {  # operators and distortions, which a corruption is made of
 }
 
 ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one part of a key
+    "balance": {
+        "diffem.em.Balance": (),
+        "diffem.em.Dual": ("rate",),
+        "diffem.em.Oversample": (),
+    },
     "blind": {"diffem.em.Blind": ("iterations", "samples", "widen")},
     "corruption": {
         name: (*keys, "learn", "noise")
@@ -68,14 +73,17 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "corruption.parts.*": _PARTS,
     "dataset": {
-        "diffem.data.Digits": ("shape", "train"),
+        "diffem.data.Digits": ("groups", "only", "shape", "thin", "train"),
         "diffem.data.HubImages": (
             *("column", "crop", "label", "limits", "path", "range", "shape", "splits"),
         ),
-        "diffem.data.IdxImages": ("heldout", "path", "range", "shape", "train"),
+        "diffem.data.IdxImages": (
+            *("groups", "heldout", "only", "path", "range", "shape", "thin", "train"),
+        ),
         "diffem.data.Manifold": ("frequencies", "heldout", "shape", "smoothness", "train"),
         "diffem.data.MeasurementFiles": (
-            *("axes", "dims", "heldout", "key", "limit", "patch", "path", "range", "shape"),
+            *("axes", "dims", "groups", "heldout", "key", "limit", "patch", "path", "range"),
+            "shape",
         ),
     },
     "em": {
@@ -138,6 +146,12 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "diffem.em.Linear": ("decay", "final", "warmup"),
     },
     "m_step.times": {"diffem.denoiser.BetaMixture": ("components",)},
+    "memory": {
+        "diffem.em.Generative": ("fraction", "path", "size"),
+        "diffem.em.Memory": ("path",),
+        "diffem.em.Projection": ("energy", "path", "size"),
+        "diffem.em.Replay": ("fraction", "path", "size"),
+    },
     "method.condition": _CONDITIONING,
     "method.objective": {
         "diffem.em.objective.Ambient": ("delta",),

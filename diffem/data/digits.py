@@ -1,11 +1,12 @@
 """1,797 handwritten digits of 8 × 8 pixels, which are part of scikit-learn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffem.data.labelled import LabelChoice
 from diffem.data.source import Labels, Splits, checked
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
@@ -17,24 +18,47 @@ class Digits:
     Arguments:
         shape: (1, 8, 8).
         train: The number of training images, in [1, 1796]; the others are held out.
+        only: The digits of which images are used; None for all.
+        thin: For some digits the fraction of their training images that is used.
+        groups: The digits of each group but the last, which has the others; None for no groups.
 
     Raises:
-        UserError: If `train` is out of its range.
+        UserError: If `train`, a digit or a fraction is out of its range.
     """
 
-    def __init__(self, shape: Sequence[int], train: int) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        train: int,
+        *,
+        only: Sequence[int] | None = None,
+        thin: Mapping[str, float] | None = None,
+        groups: list[Sequence[int]] | None = None,
+    ) -> None:
         self.shape = shape
         self.train = check("dataset.train@digits", train)
+        self.choice = LabelChoice(only, thin, groups)
 
     def load(self) -> Splits:
         """Returns the images of both splits, (N, 1, 8, 8), in [-1, 1]."""
         pixels, _ = _load()
         x = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
         x = x[_order()]
-        return checked(Splits(x[: self.train], x[self.train :]), self.shape)
+        images = Splits(x[: self.train], x[self.train :])
+        if self.choice.selects:
+            images = self.choice.select(images, self._labels())
+        return checked(images, self.shape)
 
     def labels(self) -> Labels:
         """Returns the digits in the images of both splits, (N,), 0 to 9."""
+        return self.choice.select_labels(self._labels())
+
+    def groups(self) -> Labels | None:
+        """Returns the number of each image's group, (N,); None without groups."""
+        return self.choice.groups_of(self.labels()) if self.choice.groups is not None else None
+
+    def _labels(self) -> Labels:
+        """Returns the digits in all images of both splits."""
         _, digits = _load()
         labels = torch.as_tensor(digits, dtype=torch.int64)[_order()]
         return Labels(labels[: self.train], labels[self.train :])

@@ -25,6 +25,7 @@ from diffem.data.measurements import MeasurementSet
 from diffem.data.npy import ComplexRows, Rows, verify_npz
 from diffem.data.patches import Patches
 from diffem.data.scale import Scale
+from diffem.data.source import unreadable
 from diffem.data.stack import FileStack
 from diffem.data.survey import OUTSIDE, row_chunks, rows_at_once, take_survey
 from diffem.runtime.errors import UserError
@@ -128,6 +129,8 @@ class MeasurementFiles:
         dims: The number of spatial axes of a measurement, 1 to 3: of a volume, 2 gives its slices
             along Z; of slices of DICOM, 3 gives the volume of each series. None for all axes of
             space that the files name.
+        groups: A .npy file with one whole number for each measurement of the file or folder, in
+            its order: the instrument, the site or the class that it is of; None for no groups.
 
     Raises:
         UserError: If a file is missing, damaged or of another shape than the first, holds infinity
@@ -146,6 +149,7 @@ class MeasurementFiles:
         key: str | None = None,
         axes: str | None = None,
         dims: int | None = None,
+        groups: str | None = None,
     ) -> None:
         self.heldout = check("dataset.heldout@measurements", heldout)
         given = Scale.of(range)
@@ -157,9 +161,14 @@ class MeasurementFiles:
         self.count = held if limit is None else min(held, limit)
         if self.held.format.suffix == ".npz" and self.count == held:
             verify_npz(Path(path), self.held.name)
+        self.groups = None if groups is None else read_groups(groups, held)[: self.count]
         if patch is not None:
             self.held = cut_into_patches(self.held, self.count, patch, shape)
             self.count = len(self.held.y)
+            if self.groups is not None:  # patches are numbered image by image
+                assert isinstance(self.held.y, Patches)
+                patches = torch.from_numpy(np.diff(self.held.y.first))
+                self.groups = self.groups.repeat_interleave(patches)
         if self.count < 4:
             raise UserError(
                 f"{self.held.name} holds {self.count} measurements; at least 4 are needed"
@@ -216,7 +225,8 @@ class MeasurementFiles:
         for rows in self._split():
             source = replace(every, rows=rows)
             true = None if truth is None else truth[rows]
-            sets.append(MeasurementSet(source, assumed, true, self.scale))
+            groups = None if self.groups is None else self.groups[rows]
+            sets.append(MeasurementSet(source, assumed, true, self.scale, groups))
         return sets[0], sets[1]
 
     def _check_given(self, channel: Channel) -> None:
@@ -339,6 +349,32 @@ def clean_shape(y: Rows) -> tuple[int, ...]:
     size = tuple(y.shape[1:])
     has_channels = isinstance(y.images if isinstance(y, Patches) else y, FileStack | ComplexRows)
     return size if has_channels or len(size) != 2 else (1, *size)
+
+
+def read_groups(path: str, count: int) -> Tensor:
+    """Returns the number of each measurement's group, (count,), int64.
+
+    Arguments:
+        path: A .npy file of whole numbers.
+        count: The number of measurements.
+
+    Raises:
+        UserError: If it is none, or has another number of them.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise unreadable(f"dataset.groups={path}", error) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        raise UserError(
+            f"dataset.groups={path} must hold whole numbers; save them by np.save('groups.npy', …)"
+        )
+    if values.shape != (count,):
+        raise UserError(
+            f"dataset.groups={path} must hold one number for each of {count} measurements, and "
+            f"has the shape {list(values.shape)}; give as many"
+        )
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def _mixed_first(rows: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffem.data.labelled import LabelChoice
 from diffem.data.scale import Scale, clean_images
 from diffem.data.source import Labels, Splits, checked, inside
 from diffem.runtime.errors import UserError
@@ -32,9 +33,12 @@ class IdxImages:
             clipped.
         train: The largest number of training images to use; None for all.
         heldout: The largest number of held-out images to use; None for all.
+        only: The labels of which images are used, among those; None for all.
+        thin: For some labels the fraction of their training images that is used.
+        groups: The labels of each group but the last, which has the others; None for no groups.
 
     Raises:
-        UserError: If a number is too small.
+        UserError: If a number is out of its range.
     """
 
     def __init__(
@@ -45,6 +49,9 @@ class IdxImages:
         range: Sequence[float] | None = None,
         train: int | None = None,
         heldout: int | None = None,
+        only: Sequence[int] | None = None,
+        thin: Mapping[str, float] | None = None,
+        groups: list[Sequence[int]] | None = None,
     ) -> None:
         for key, number in (("train", train), ("heldout", heldout)):
             check(f"dataset.{key}", number)
@@ -53,6 +60,7 @@ class IdxImages:
         self.scale = Scale.of(range)
         self.train = train
         self.heldout = heldout
+        self.choice = LabelChoice(only, thin, groups)
 
     def load(self) -> Splits:
         """Returns the images of both splits, (N, 1, H, W).
@@ -63,7 +71,10 @@ class IdxImages:
         """
         train = self._images("train-images-idx3", self.train)
         heldout = self._images("t10k-images-idx3", self.heldout)
-        return checked(Splits(train, heldout), self.shape)
+        images = Splits(train, heldout)
+        if self.choice.selects:  # which needs the files of labels
+            images = self.choice.select(images, self._labels())
+        return checked(images, self.shape)
 
     def labels(self) -> Labels:
         """Returns the labels of both splits, (N,), from the folder's idx1 files.
@@ -71,6 +82,13 @@ class IdxImages:
         Raises:
             UserError: If a file is missing or damaged.
         """
+        return self.choice.select_labels(self._labels())
+
+    def groups(self) -> Labels | None:
+        """Returns the number of each image's group, (N,); None without groups."""
+        return self.choice.groups_of(self.labels()) if self.choice.groups is not None else None
+
+    def _labels(self) -> Labels:
         train = read_idx(self._find("train-labels-idx1"), axes=1, limit=self.train)
         heldout = read_idx(self._find("t10k-labels-idx1"), axes=1, limit=self.heldout)
         return Labels(*(torch.from_numpy(part.astype(np.int64)) for part in (train, heldout)))

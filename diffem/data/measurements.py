@@ -39,6 +39,8 @@ class MeasurementSet:
     """The clean images, (N, *shape); seen by metrics alone, and by methods marked †."""
     scale: Scale = Scale(-1.0, 1.0)  # noqa: RUF009 - immutable
     """The data's own units."""
+    groups: Tensor | None = None
+    """The number of each measurement's group, (N,), int64; None without groups."""
 
     def __len__(self) -> int:
         # The length of a named tuple is that of its fields.

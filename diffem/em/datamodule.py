@@ -29,6 +29,7 @@ class StepSampler(Sampler[list[int]]):
         steps: The range of steps.
         key: What the permutations depend on.
         rank: This process's rank and the number of processes.
+        order: The rows that are the samples, (N,); None for 0 … N - 1.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class StepSampler(Sampler[list[int]]):
         steps: range,
         key: Sequence[int | str],
         rank: tuple[int, int] = (0, 1),
+        order: Tensor | None = None,
     ) -> None:
+        self.order = order
         self.size = size
         self.batch_size = batch_size
         self.steps = steps
@@ -59,7 +62,8 @@ class StepSampler(Sampler[list[int]]):
                     number = place // self.size
                     permutation = torch.randperm(self.size, generator=generator(*self.key, number))
                 start = place % self.size
-                batch += permutation[start : start + missing].tolist()
+                rows = permutation[start : start + missing]
+                batch += (rows if self.order is None else self.order[rows]).tolist()
             yield batch[self.rank :: self.world_size]
 
 
@@ -175,12 +179,15 @@ class ReconstructionDataModule(LightningDataModule):
         assert self.trainer is not None
         rank = self.trainer.global_rank, self.trainer.world_size
         start = self.state.epoch * self.steps_per_epoch
+        module = self.trainer.lightning_module
+        order: Tensor | None = module.m_step.balance.order  # type: ignore[attr-defined]
         sampler = StepSampler(
-            len(self.measurements),
+            len(self.measurements) if order is None else len(order),
             self.batch_size,
             steps=range(start, min(self.steps, start + self.steps_per_epoch)),
             key=(self.seed, "order", self.state.round),
             rank=rank,
+            order=order,
         )
         data = (
             CleanImages(self.measurements.known_truth("method.supervised=true"), self.state.round)

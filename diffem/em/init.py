@@ -390,6 +390,15 @@ class FromCheckpoint:
         Raises:
             UserError: If the checkpoint is of another network.
         """
+        self.restore(module)
+        return posterior
+
+    def restore(self, module: DenoiserModule) -> None:
+        """Puts the other run's averaged weights into a module.
+
+        Raises:
+            UserError: If the checkpoint is of another network.
+        """
         try:
             module.load_state_dict(self.checkpoint["state_dict"])
         except (RuntimeError, TypeError) as error:
@@ -398,4 +407,3 @@ class FromCheckpoint:
                 "corruption that it was trained with"
             ) from error
         module.restore_average()
-        return posterior

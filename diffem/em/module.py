@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffem.denoiser import BetaMixture, Denoiser
+from diffem.em.balance import Balance
 from diffem.em.clean import CleanShare
+from diffem.em.memory import Memory
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -50,6 +52,10 @@ class MStep:
     """What is done to the reconstructions before they are corrupted afresh."""
     rollbacks: int = 0
     """How often numbers may go bad and the rate be halved before the run ends, >= 0."""
+    memory: Memory = field(default_factory=Memory)
+    """What keeps it from forgetting what an earlier run had learned."""
+    balance: Balance = field(default_factory=Balance)
+    """How groups of measurements are weighed against one another."""
 
     def __post_init__(self) -> None:
         check("m_step.ema_decay", self.ema_decay)
@@ -114,18 +120,35 @@ class DenoiserModule(LightningModule):
         with seeded(*key, device=self.device):
             if self.m_step.clean is not None:
                 batch = batch._replace(x=self.m_step.clean(batch.x))
+            batch = self.m_step.balance.weighed(self.m_step.memory(batch))
             if self.m_step.augment is not None:
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)
             loss = self.objective.loss(
                 self.denoiser, batch, t, measurements=data.measurements, key=key
             )
+        self.m_step.balance.learn(loss, batch, self._total)
         # At the steps alone that Lightning passes on: the others would take a millisecond each.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.trainer.global_step + 1) % every == 0:
             self.log(f"{self.stage}/loss", loss)
         # Times 1, or NaN if it is not finite, so that all-reduce spreads it to every rank.
         return loss * (1 + 0 * loss.detach())
+
+    def _total(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all processes."""
+        total = self.trainer.strategy.reduce(values, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Takes out of the gradients what must not change."""
+        self.m_step.memory.project_gradients(self.denoiser)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's own
+        """Takes an optimiser step, of which only what may change is left."""
+        with self.m_step.memory.projected(self.denoiser):
+            super().optimizer_step(*args, **kwargs)
 
     def configure_gradient_clipping(
         self,
@@ -160,16 +183,18 @@ class DenoiserModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the number of halvings; a checkpoint of weights that are not finite is refused.
+        """Keeps the number of halvings, and the balance; weights that are not finite are refused.
 
         Raises:
             NonFiniteError: If a weight is not finite.
         """
         self._check(all(bool(weight.isfinite().all()) for weight in self.parameters()))
         checkpoint["rollbacks"] = self.rollbacks
+        checkpoint["balance"] = self.m_step.balance.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the number of halvings, unless a roll-back has just raised it."""
+        """Takes up the balance and the number of halvings, if no roll-back has just raised it."""
+        self.m_step.balance.restore(checkpoint.get("balance", ()))
         self.rollbacks = max(self.rollbacks, checkpoint.get("rollbacks", 0))
 
     def on_train_start(self) -> None:

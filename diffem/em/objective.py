@@ -102,7 +102,7 @@ class Unconditional(Objective):
         key: tuple[Key, ...],
     ) -> Tensor:
         """Returns the denoising loss of the batch."""
-        return denoiser.loss(batch.x, t, perturb=self.perturb)
+        return denoiser.loss(batch.x, t, perturb=self.perturb, weight=batch.factor())
 
 
 class Recorrupted(Objective):
@@ -174,8 +174,11 @@ class Recorrupted(Objective):
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
         if not self.weighs_rows(channel):
-            return denoiser.loss(batch.x, t, condition, perturb=self.perturb)
+            return denoiser.loss(
+                batch.x, t, condition, perturb=self.perturb, weight=batch.factor()
+            )
         weight, basis = self._weight(batch, measurements)
+        weight = batch.factor() * weight
         return denoiser.loss(
             batch.x, t, condition, perturb=self.perturb, weight=weight, basis=basis
         )
@@ -196,7 +199,11 @@ class Recorrupted(Objective):
         precision, _ = measured_coefficients(channel, own, spectrum, variance)
         share = precision / (1 + precision)  # of a coefficient of variance 1, what y_i tells of it
         weight = share + (self.imputed or 0.0) * (1 - share)
-        return weight / weight.mean(), spectrum
+        weight = weight / weight.mean()
+        if batch.remembered is not None:  # nothing is known of what was measured of them
+            alone = batch.remembered.view(-1, *(1,) * (weight.ndim - 1))
+            weight = torch.where(alone, 1.0, weight)
+        return weight, spectrum
 
     def _draw(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device

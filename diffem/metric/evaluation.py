@@ -11,6 +11,7 @@ from diffem.metric.energy import HIDDEN_ENTRIES, MEASUREMENT_ENERGY_DISTANCE, ME
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
+from diffem.metric.parts import FORGETTING, OLD_PSNR_MEAN, OTHER_GROUPS, WORST_GROUP
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_KS, RESIDUAL_PIXEL
 from diffem.metric.score import Score
 from diffem.metric.sinkhorn import SINKHORN
@@ -79,6 +80,10 @@ class Evaluation:
         of_features = [score for extractor in self.features for score in extractor.scores]
         return [
             *against_truth,
+            WORST_GROUP,
+            OTHER_GROUPS,
+            OLD_PSNR_MEAN,
+            FORGETTING,
             *of_features,
             FRECHET_PIXELS,
             SINKHORN,

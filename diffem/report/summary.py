@@ -41,7 +41,9 @@ from diffem.posterior import Posterior, sample_chunks
 from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.mixture import MixturePosterior
 from diffem.posterior.posterior import chunk_count
+from diffem.report.earlier import EarlierRun, compare_with_earlier
 from diffem.report.figures import save_curves, save_panel, save_samples
+from diffem.report.groups import group_scores
 from diffem.report.page import write_run_page
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.report.record import are_rows, logged_rounds
@@ -88,6 +90,7 @@ class RunReport:
         heldout: The held-out measurements.
         store: The reconstructions of the rounds.
         figure: The figure without ground truth by which rounds are compared; lower is better.
+        earlier: The runs that this one continues, whose held-out measurements are evaluated too.
     """
 
     run_dir: Path
@@ -97,6 +100,7 @@ class RunReport:
     heldout: MeasurementSet
     store: ReconstructionStore
     figure: str = HIDDEN_ENTRIES.name
+    earlier: Sequence[EarlierRun] = ()
     rounds: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -313,7 +317,11 @@ class RunReport:
             self.truth_scores,
         )
         best = {"figure": self.figure, "round": self.best_round}
-        self._write("summary", {"rounds": self.rounds, "final": final, "best": best})
+        after = [self._score_earlier(run, posterior, device) for run in self.earlier]
+        rows, means = compare_with_earlier(self.earlier, after)
+        final |= means
+        results = {"rounds": self.rounds, "final": final, "best": best}
+        self._write("summary", results | ({"earlier": rows} if rows else {}))
         self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
         print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
@@ -381,6 +389,16 @@ class RunReport:
         final = self._score_heldout(samples, heldout, device)
         path = self.figures / f"{prefix}prior.png"
         return final, self._score_sets(final, samples[0], prior, device, path)
+
+    def _score_earlier(
+        self, run: EarlierRun, posterior: Posterior, device: torch.device
+    ) -> dict[str, Any]:
+        """Returns the scores of an earlier run's held-out measurements under a posterior."""
+        channel = run.heldout.channel
+        part = MeasurementSet(run.heldout.select(slice(run.count)), channel)
+        key = ("heldout", "earlier")
+        samples = self._samples(posterior.under(channel), part, key, run.samples, device)
+        return self._score_heldout(samples, run.heldout, device)
 
     def _samples(
         self,
@@ -472,6 +490,8 @@ class RunReport:
         final: dict[str, Any] = {name: mean_of(value) for name, value in values.items()}
         final |= left_out(values)
         final |= self._score_means(samples, heldout, device)
+        if heldout.groups is not None and truth is not None:
+            final |= group_scores(psnr(samples.mean(dim=0), truth), heldout.groups[rows])
         if first.ndim == 2 and truth is not None:
             final[SINKHORN.name] = sinkhorn_divergence(first, truth)
         final |= diversity_metrics(first)

@@ -88,6 +88,16 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         console.print(kept, soft_wrap=True)
     if (floor := final.get("init_psnr_mean")) is not None:
         console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
+    if (worst := final.get("worst_group_psnr_mean")) is not None:
+        others = final["other_groups_psnr_mean"]
+        groups = f"worst group {worst:.2f} dB, others {others:.2f} dB"
+        console.print(f"PSNR of mean, held-out: {groups}")
+    if (now := final.get("old_psnr_mean")) is not None:
+        console.print(
+            f"PSNR of mean, held-out measurements of earlier runs: {now:.2f} dB, before this run "
+            f"{final['old_psnr_mean_before']:.2f} dB",
+            soft_wrap=True,
+        )
     if estimate := rounds[-1].get("estimate"):
         learned = ", ".join(f"{name} {level:.4g}" for name, level in estimate.items())
         console.print(f"channel, learned: {learned}")

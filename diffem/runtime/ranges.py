@@ -74,6 +74,7 @@ IN_MEMORY = whole(1, 2**20)
 """Images, or measurements, that are in memory at once."""
 
 RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the group differs
+    "balance.rate": POSITIVE,
     "blind.iterations": COUNT,
     "blind.samples": COUNT,
     "blind.widen": Range(1, 1e3),
@@ -109,15 +110,18 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "dataset.crop": COUNT._replace(also=NULL),
     "dataset.dims": whole(1, 3)._replace(also=NULL),
     "dataset.frequencies": whole(1, 2**10),
+    "dataset.groups": whole(0)._replace(each=True),
     "dataset.heldout": COUNT._replace(also=NULL),
     "dataset.heldout@manifold": COUNT,
     "dataset.heldout@measurements": FRACTION._replace(ends="()"),
     "dataset.limit": whole(4)._replace(also=NULL),
     "dataset.limits": COUNT._replace(each=True, also=NULL),
+    "dataset.only": whole(0)._replace(each=True, also=NULL),
     "dataset.patch": whole(2)._replace(each=True, also=NULL),
     "dataset.range": Range(-1e30, 1e30, each=True, also=NULL),
     "dataset.shape": COUNT._replace(each=True),
     "dataset.smoothness": Range(0, 100),
+    "dataset.thin": Range(0, 1, ends="(]", also=NULL),
     "dataset.train": COUNT._replace(also=NULL),
     "dataset.train@digits": whole(1, 1796),  # one of the 1,797 is held out
     "dataset.train@manifold": COUNT,
@@ -175,6 +179,9 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "m_step.schedule.final": Range(0, 1),
     "m_step.schedule.warmup": FRACTION,
     "m_step.times.components": Range(1e-2, 1e6, each=True),
+    "memory.energy": Range(0, 1, ends="()"),
+    "memory.fraction": Range(0, 1, ends="()"),
+    "memory.size": IN_MEMORY,
     "method.objective.delta": Range(1e-6, 1, ends="[)"),
     "method.objective.imputed": Range(0, 1, also=NULL),
     "method.objective.p_uncond": FRACTION,

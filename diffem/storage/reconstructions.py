@@ -60,6 +60,17 @@ class Batch(NamedTuple):
     """The round k that they come from."""
     rows: Tensor
     """Their rows in D_k, (B,)."""
+    remembered: Tensor | None = None
+    """Which of them took the place of a row of D_k and have no measurement, (B,) bool, on the
+    device of x; None for none."""
+    weight: Tensor | None = None
+    """The weight of each one's loss, (B,), on the device of x; None for 1."""
+
+    def factor(self) -> Tensor | float:
+        """Returns the weight of each one's loss, as it broadcasts against x."""
+        if self.weight is None:
+            return 1.0
+        return self.weight.view(-1, *(1,) * (self.x.ndim - 1))
 
 
 class Reconstructions(Dataset[Batch]):

@@ -32,6 +32,7 @@ This page is written by `make reference`, from the files of `conf/`, from
 TABLE = "| key | default | allowed | meaning |\n|---|---|---|---|"
 GROUPS = (
     *("dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init"),
+    *("memory", "balance"),
     *("metric", "trainer", "strategy", "logger"),
 )
 MOST_NAMES = 5  # choices that are named in a cell

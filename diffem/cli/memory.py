@@ -1,0 +1,234 @@
+"""What a run keeps of the runs before it, and how well it still does what they did."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from diffem.cli.data import build_data
+from diffem.config.allow_list import check_targets
+from diffem.config.build import build
+from diffem.config.interpolation import check_interpolations
+from diffem.data.measurements import MeasurementSet
+from diffem.em import DenoiserModule, Generative, Memory, Projection, Replay
+from diffem.em.init import FromCheckpoint, Init
+from diffem.em.memory import pooled
+from diffem.report import EarlierRun
+from diffem.result import Result, load, read_weights
+from diffem.result.result import POSTERIOR, newest_round, read_summary
+from diffem.runtime.errors import UserError
+from diffem.runtime.progress import progress_bar, warn
+from diffem.runtime.rank import global_rank
+from diffem.runtime.rng import Key, seeded
+from diffem.storage.atomic import sha256, write_file
+from diffem.storage.checkpoint import digests, record_digest
+from diffem.storage.reconstructions import Batch, wait_until
+from diffem.storage.run_dir import read_settings
+
+FILE = "memory.safetensors"  # in checkpoints/: what the run keeps of the one before it
+ROWS = 64  # images whose inputs to the layers are in memory at once
+PASSES = 8  # times and measurements that each of them is shown at
+
+
+def read_kept(kept: Path) -> dict[str, Tensor] | None:
+    """Returns what a run keeps of the one before it; None if it is absent or damaged."""
+    if not kept.is_file() or sha256(kept) not in digests(kept.parent):
+        return None
+    return safetensors.torch.load_file(kept)
+
+
+def open_earlier(
+    memory: Memory, init: Init, kept: Path, *, device: str | None, trust: Sequence[str]
+) -> Result | None:
+    """Returns the run that is remembered; None if nothing is, or the run has kept what it needs.
+
+    Arguments:
+        memory: The memory.
+        init: The init.
+        kept: The run's copy of what is remembered, which may not exist yet.
+        device: Where to sample; None for the GPU if there is one.
+        trust: Packages besides diffem whose classes the earlier run's settings may name.
+
+    Raises:
+        UserError: If the run does not continue another, or the other is not finished or lacks
+            what the memory needs.
+    """
+    if not memory.remembers:
+        return None
+    name = type(memory).__name__.lower()
+    if not isinstance(init, FromCheckpoint):
+        raise UserError(
+            f"memory={name} keeps what the weights have learned, and needs those of an earlier "
+            f"run: add init=checkpoint init.path={memory.path}, or leave it out"
+        )
+    if read_kept(kept) is not None:
+        return None
+    assert memory.path is not None
+    try:
+        earlier = load(memory.path, device=device, trust=trust)
+    except UserError as error:
+        raise UserError(f"memory.path: {error}") from error
+    if isinstance(memory, Generative) and earlier.prior is None:
+        raise UserError(
+            f"memory=generative needs a prior, and {memory.path} has none; train that run with "
+            "one, or choose memory=replay"
+        )
+    return earlier
+
+
+def recall(
+    module: DenoiserModule,
+    earlier: Result | None,
+    init: Init,
+    train: MeasurementSet,
+    kept: Path,
+) -> None:
+    """Fills a run's memory from the earlier run, or from what the run has kept of it.
+
+    The first process keeps it; the others wait until it has.
+
+    Arguments:
+        module: The module that is trained.
+        earlier: The earlier run; None if the run has kept what it needs.
+        init: The init.
+        train: The training measurements.
+        kept: The run's copy.
+
+    Raises:
+        UserError: If the earlier run's images have another shape.
+    """
+    memory = module.m_step.memory
+    if not memory.remembers:
+        return
+    if earlier is not None and global_rank() == 0 and read_kept(kept) is None:
+        if earlier.channel.shape != train.channel.shape:
+            raise UserError(
+                f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
+                f"run's are {list(train.channel.shape)}; give another run"
+            )
+        content = safetensors.torch.save(gathered(module, earlier, init, train))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        # The digest first: whatever the disk makes of the file, a difference is seen.
+        record_digest(kept, hashlib.sha256(content).hexdigest())
+        write_file(kept, lambda file: file.write(content))
+    wait_until(lambda: read_kept(kept) is not None)
+    memory.recall(read_kept(kept) or {}, module.denoiser)
+
+
+def gathered(
+    module: DenoiserModule, earlier: Result, init: Init, train: MeasurementSet
+) -> dict[str, Tensor]:
+    """Returns what a memory needs of an earlier run, by name: images, or bases of layers."""
+    memory, key = module.m_step.memory, (module.seed, "memory")
+    if isinstance(memory, Generative):
+        assert earlier.prior is not None
+        x = torch.cat(list(drawn(memory, earlier, module.seed)))
+        return {"images": in_units_of(train, earlier, x)}
+    assert memory.path is not None
+    about = read_weights(memory.path / "checkpoints" / POSTERIOR).about
+    before = read_kept(memory.path / "checkpoints" / FILE) or {}
+    x = newest_round(about, memory.path).__getitems__(range(about.size)).x
+    if isinstance(memory, Replay):
+        held = pooled(x, before, size=memory.size, count=about.size, key=key)
+        return held | {"images": in_units_of(train, earlier, held["images"])}
+    assert isinstance(memory, Projection) and isinstance(init, FromCheckpoint)
+    init.restore(module)
+    x = in_units_of(train, earlier, x[: memory.size])
+
+    def passes() -> None:
+        with progress_bar("bases of the layers' inputs", PASSES, "passes") as advance:
+            for i in range(PASSES):
+                for rows in torch.arange(len(x)).split(ROWS):
+                    show(module, x[rows], train, key=(*key, i, int(rows[0])))
+                advance()
+
+    module.denoiser.eval()
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        bases = memory.learn(module.denoiser, passes, before)
+    module.denoiser.train()
+    module.take_nfe()  # not EM's
+    return bases
+
+
+def show(
+    module: DenoiserModule, x: Tensor, train: MeasurementSet, *, key: tuple[Key, ...]
+) -> None:
+    """Evaluates a module's denoiser on images of an earlier run, as an optimiser step does.
+
+    Arguments:
+        module: The module.
+        x: The images, (B, *shape).
+        train: The training measurements, whose channel draws measurements of the images.
+        key: What the draws depend on.
+    """
+    rows = torch.arange(len(x)) % len(train)  # of no meaning: they are all remembered
+    batch = Batch(x, 0, rows, remembered=torch.ones(len(x), dtype=torch.bool))
+    with seeded(*key):
+        t = module.m_step.times.sample(len(x), x.device)
+        module.objective.loss(module.denoiser, batch, t, measurements=train, key=key)
+
+
+def drawn(memory: Generative, earlier: Result, seed: int) -> Iterator[Tensor]:
+    """Yields samples of an earlier run's prior, on the scale of [-1, 1], chunk by chunk."""
+    prior, step = earlier.prior, earlier.posterior.sampling.chunk_size
+    assert prior is not None
+    starts = range(0, memory.size, step)
+    with progress_bar("samples of the earlier prior", len(starts), "chunks") as advance:
+        for start in starts:
+            yield prior.draw(min(step, memory.size - start), "memory", start, seed=seed)
+            advance()
+
+
+def in_units_of(train: MeasurementSet, earlier: Result, x: Tensor) -> Tensor:
+    """Returns an earlier run's images, in its range of values, in that of a run's."""
+    if earlier.scale == train.scale:
+        return x
+    return train.scale.normalise(earlier.scale.denormalise(x.double())).float()
+
+
+def earlier_runs(
+    module: DenoiserModule, train: MeasurementSet, *, trust: Sequence[str]
+) -> Iterator[EarlierRun]:
+    """Yields the runs before a run, the newest first: its memory.path, that one's, and so on.
+
+    Those whose held-out measurements are not there any more, or are none that the run's network
+    could take, are left out with a warning.
+
+    Arguments:
+        module: The module that is trained.
+        train: The training measurements.
+        trust: Packages besides diffem whose classes the runs' settings may name.
+    """
+    path, seen = module.m_step.memory.path, set[Path]()
+    channels = module.objective.cond_channels
+    while path is not None and path.resolve() not in seen:
+        seen.add(path.resolve())
+        following = None
+        try:
+            settings, _ = read_settings(path)
+            check_interpolations(settings)
+            parts = {key: settings[key] for key in ("dataset", "corruption", "assumed")}
+            check_targets(parts, trust=trust)
+            cfg = OmegaConf.create(settings)
+            following = OmegaConf.select(cfg, "memory.path")
+            _, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
+            summary = read_summary(path / "summary.json")
+            if heldout.scale != train.scale or heldout.channel.shape != train.channel.shape:
+                raise UserError("its images have another shape or range of values")
+            if channels(heldout.channel) != channels(train.channel):
+                raise UserError("its corruption is another")
+            if summary is None:
+                raise UserError("it is not finished")
+            yield EarlierRun(
+                str(path), heldout, summary["samples"], cfg.metric.heldout, summary["final"]
+            )
+        except (KeyError, OmegaConfBaseException, UserError) as error:
+            reason = " ".join(str(error).split())
+            reason = f"its settings have no {reason}" if isinstance(error, KeyError) else reason
+            warn(f"what is forgotten of memory.path={path} is not measured: {reason}")
+        path = None if following is None else Path(following)
