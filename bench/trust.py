@@ -38,10 +38,8 @@ from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.cli.launch import quiet
 from diffem.config.build import build
 from diffem.metric import Evaluation, Score, distribution_scores, frechet_pixels
-from diffem.metric.distribution import FRECHET_PIXELS
 from diffem.metric.energy import MEASUREMENT_P
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_PIXEL
-from diffem.metric.sinkhorn import SINKHORN
 from diffem.report.comparison import markdown
 from diffem.report.record import read_record
 from diffem.result import read_weights
@@ -164,8 +162,7 @@ def read_run(run_dir: Path, row: str, seed: int) -> Run:
     )
     drawn = [round["round"] for round in rounds if round.get("redrawn", 1.0) == 1.0]
     distances = frechet_distances(store, drawn, train.known_truth("bench.trust"), evaluation)
-    against_truth = truth_names(evaluation)
-    figures = [score for score in record.scores if score.name not in against_truth]
+    figures = evaluation.truth_free
     points = []
     for round in rounds:
         values = {score.name: _oriented(score, round.get(score.name)) for score in figures}
@@ -173,14 +170,6 @@ def read_run(run_dir: Path, row: str, seed: int) -> Run:
         known = {name: value for name, value in values.items() if value is not None}
         points.append(Point(round["round"], known, truth))
     return Run(row, seed, record.overrides, points)
-
-
-def truth_names(evaluation: Evaluation) -> set[str]:
-    """Returns the names of the scores that need clean images."""
-    metrics = [*evaluation.metrics.values(), *([evaluation.lpips] if evaluation.lpips else [])]
-    scores = [s for metric in metrics if metric.needs_truth for s in metric.scores]
-    of_features = [score for extractor in evaluation.features for score in extractor.scores]
-    return {score.name for score in (*scores, *of_features, FRECHET_PIXELS, SINKHORN)}
 
 
 def _oriented(score: Score, value: object) -> float | None:

@@ -16,8 +16,11 @@ from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.cli.launch import quiet
+from diffem.cli.train import build_loggers
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
+from diffem.logging.calibration import log_calibration
+from diffem.logging.rounds import close
 from diffem.metric import Calibration, energy_test
 from diffem.metric import calibrate as calibration_of
 from diffem.report.calibration import BLIND_SPOTS, findings, print_calibration, save_calibration
@@ -32,6 +35,9 @@ from diffem.storage.atomic import write_file
 from diffem.storage.entries import check_entries
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
+
+ADDED_TO = ("wandb", "tensorboard")
+"""The loggers of a run that its calibrations are added to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,6 +139,30 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
     print_calibration(own, truth, says)
     for file in (run_dir / f"{name}.json", figure):
         plain_console().print(f"wrote {file}", soft_wrap=True)
+    show_in_loggers(run_dir)
+
+
+def show_in_loggers(run_dir: Path) -> None:
+    """Adds a run's newest calibration to what the run logged to W&B and TensorBoard.
+
+    A failure is a line, and nothing else: the calibration is in its files.
+
+    Arguments:
+        run_dir: The run directory. Nothing is added of a logger that wrote nothing there.
+    """
+    if not any(run_dir.glob("wandb/offline-run-*")) and not (run_dir / "tensorboard").is_dir():
+        return
+    try:
+        cfg = compose_finished(run_dir, read_weights(weights_folder(run_dir) / POSTERIOR))
+        kept = {name: cfg.logger[name] for name in ADDED_TO if name in cfg.logger}
+        if "wandb" in kept:
+            kept["wandb"].artifacts = False  # the run's own process has sent them
+        cfg.logger = kept
+        loggers = build_loggers(cfg)
+        log_calibration(loggers, run_dir)
+        close(loggers)
+    except UserError as error:
+        say(f"the calibration is not added to what the run logged: {error}")
 
 
 def heldout_measurements(result: Result) -> MeasurementSet | None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb_file
+from command import wait_until
 from in_process import run_here
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_sample import TINY, run, train
 from torch import Tensor
 
@@ -204,3 +207,29 @@ def test_samples_are_scaled_about_their_mean_on_request(trained: Path, tmp_path:
         "--out", tmp_path / "one", "--recalibrate", 1.5,
     )  # fmt: skip
     assert done.code == 1 and "--recalibrate has no effect on a single sample" in done.err
+
+
+def test_it_is_added_to_what_the_run_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_dir = tmp_path / "run"
+    board = "{_target_:lightning.pytorch.loggers.TensorBoardLogger,save_dir:${run_dir}"
+    more = f"+logger.tensorboard={board},name:tensorboard,version:''}}"
+    train(f"run_dir={run_dir}", "dataset.train=60", "logger=wandb", more, *TINY)
+    (before,) = run_dir.glob("wandb/offline-run-*")
+    done = run(calibrate.main, run_dir, "--n", "2", "--measurements", "16")
+    assert "later: wandb sync" in done.err
+    (new,) = set(run_dir.glob("wandb/offline-run-*")) - {before}
+    assert new.name.rpartition("-")[2] == before.name.rpartition("-")[2]  # the same W&B run
+    (file,) = new.glob("run-*.wandb")
+    wait_until(lambda: wandb_file.exit_code(file) is not None)
+    held = json.loads((run_dir / "calibration_001.json").read_text())["simulated"]
+    assert wandb_file.summary(file)["calibration/p/all"] == held["p"]["all"]
+    assert len(wandb_file.table(file, "calibration_coverage")) == 21 * 2 + 2
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert "calibration_001/coverage/TARP" in events.Tags()["scalars"]
+
+
+def test_a_run_without_those_loggers_gets_no_folder_of_them(trained: Path) -> None:
+    assert not (trained / "wandb").exists() and not (trained / "tensorboard").exists()
