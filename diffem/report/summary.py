@@ -311,7 +311,8 @@ class RunReport:
             self.evaluation.scores,
             self.truth_scores,
         )
-        best = {"figure": self.figure, "round": self.best_round}
+        k = self.best_round
+        best = None if k is None else {"figure": self.figure, "round": k}
         self._write("summary", {"rounds": self.rounds, "final": final, "best": best})
         self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
