@@ -12,26 +12,36 @@ anything.
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.cli.launch import quiet
+from diffem.cli.train import build_loggers, other_files
 from diffem.config.build import build
+from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet
+from diffem.logging.calibration import log_calibration
+from diffem.logging.rounds import close
 from diffem.metric import Calibration, energy_test
 from diffem.metric import calibrate as calibration_of
 from diffem.report.calibration import BLIND_SPOTS, findings, print_calibration, save_calibration
 from diffem.result import Result, load, read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.result.simulation import KEY, Simulation, draw_samples
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import plain_console, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 from diffem.storage.atomic import write_file
 from diffem.storage.entries import check_entries
+from diffem.storage.identity import check_data
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
+
+ADDED_TO = ("wandb", "tensorboard")
+"""The loggers of a run that its calibrations are added to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,6 +108,9 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
         UserError: If there is no prior, or the figure cannot be written.
     """
     run_dir = result.path
+    figures = run_dir / "figures"
+    with usable("run", figures):  # now, and not after minutes
+        figures.mkdir(exist_ok=True)
     with free_number(run_dir, "calibration") as name:
         simulation = Simulation.of(result, n, count, seed=seed)
         own = calibration_of_simulation(result, simulation, seed=seed)
@@ -117,8 +130,7 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
                     heldout.truth[: len(first.y)], samples, lifted, generator(*key, "truth")
                 )
         says = findings(own, test, truth)
-        figure = run_dir / "figures" / f"{name}.png"
-        figure.parent.mkdir(exist_ok=True)
+        figure = figures / f"{name}.png"
         save_calibration(figure, own, truth)
         content = {
             "seed": result.posterior.sampling.chosen(seed),
@@ -133,6 +145,30 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
     print_calibration(own, truth, says)
     for file in (run_dir / f"{name}.json", figure):
         plain_console().print(f"wrote {file}", soft_wrap=True)
+    show_in_loggers(run_dir)
+
+
+def show_in_loggers(run_dir: Path) -> None:
+    """Adds a run's newest calibration to what the run logged to W&B and TensorBoard.
+
+    A failure is a line, and nothing else: the calibration is in its files.
+
+    Arguments:
+        run_dir: The run directory. Nothing is added of a logger that wrote nothing there.
+    """
+    if not any(run_dir.glob("wandb/offline-run-*")) and not (run_dir / "tensorboard").is_dir():
+        return
+    try:
+        cfg = compose_finished(run_dir, read_weights(weights_folder(run_dir) / POSTERIOR))
+        kept = {name: cfg.logger[name] for name in ADDED_TO if name in cfg.logger}
+        if "wandb" in kept:
+            kept["wandb"].artifacts = False  # the run's own process has sent them
+        cfg.logger = kept
+        loggers = build_loggers(cfg)
+        log_calibration(loggers, run_dir)
+        close(loggers)
+    except UserError as error:
+        say(f"the calibration is not added to what the run logged: {error}")
 
 
 def heldout_measurements(result: Result) -> MeasurementSet | None:
@@ -144,8 +180,29 @@ def heldout_measurements(result: Result) -> MeasurementSet | None:
     try:
         weights = read_weights(weights_folder(result.path) / POSTERIOR)
         cfg = compose_finished(result.path, weights)
-        _, heldout = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+        train, heldout = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+        check_own_data(result.path, cfg, train, heldout)
     except UserError as error:
         say(f"the run's measurements are left out: {error}")
         return None
     return heldout.under(result.channel)
+
+
+def check_own_data(
+    run_dir: Path, cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
+) -> None:
+    """Refuses measurements that are not those which a run was trained on.
+
+    Arguments:
+        run_dir: The run directory, which is bound to the hash of its measurements.
+        cfg: The run's configuration.
+        train: The training measurements.
+        heldout: The held-out measurements.
+
+    Raises:
+        UserError: If they have another hash.
+    """
+    m_step = build(cfg.m_step, "m_step")
+    if m_step.clean is not None:
+        m_step.clean.load(train)
+    check_data(run_dir, data_digest(train, heldout, others=other_files(cfg, m_step)))

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffem.cli.arguments import parse_dashboard
+from diffem.cli.compose import compose
 from diffem.cli.errors import report_user_errors
+from diffem.config.build import build
 from diffem.config.extras import WANDB, WORKSPACES
+from diffem.metric import Evaluation
+from diffem.metric.distribution import FRECHET_PIXELS
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.extras import check_installed
 from diffem.runtime.progress import plain_console
@@ -39,12 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from diffem.logging.wandb_workspace import make_workspace
 
         entity, project = split_project(chosen.project)
-        workspace = make_workspace(entity, project)
+        workspace = make_workspace(entity, project, shown_scores())
         if chosen.out is None:
             plain_console().print(f"saved {save(workspace)}", soft_wrap=True)
         else:
             write_specification(workspace, chosen.out)
             plain_console().print(f"wrote {chosen.out}", soft_wrap=True)
+
+
+def shown_scores() -> list[tuple[str, str]]:
+    """Returns the titles and names of the scores that rounds may have: first without truth."""
+    evaluation: Evaluation = build(compose([]).metric, "metric")
+    first = evaluation.truth_free
+    others = [s for s in evaluation.scores if s not in (*first, FRECHET_PIXELS)]
+    return [(score.title, score.name) for score in (*first, *others)]
 
 
 def split_project(given: str) -> tuple[str, str]:

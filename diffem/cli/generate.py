@@ -15,7 +15,6 @@ from diffem.cli.errors import report_user_errors
 from diffem.data.format import write_generated
 from diffem.posterior.posterior import chunk_count
 from diffem.result import PriorSampler, load
-from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar
 from diffem.runtime.ranges import check
 
@@ -33,15 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report_user_errors():
         count = check("--count", chosen.count)
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
-        if result.prior is None:
-            raise UserError(
-                f"{chosen.run} has no prior, as it was trained with prior=null; train one with it"
-            )
+        prior = result.known_prior()
         write_generated(
             chosen.out,
             result.format,
             result.channel.shape,
-            shown(result.prior, count, seed=chosen.seed),
+            shown(prior, count, seed=chosen.seed),
             count=count,
         )
         console.print(f"wrote {chosen.out}: {count} images", soft_wrap=True)

@@ -28,4 +28,4 @@ def check_measurements(rows: FileRows) -> None:
     Raises:
         UserError: If one cannot be read, or does not fit the channel.
     """
-    rows.check_fit(take_survey(rows.held, len(rows), None).missing)
+    rows.check_fit(take_survey(rows.held, len(rows)).missing)

@@ -85,11 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     seed=sampling.chosen(chosen.seed),
                     advance=advance,
                 )
-            check_finite(held, found)
+            named = held._replace(name=chosen.input.name)  # in place of "--input"
+            check_finite(named, found)
             with writing(chosen.out):
-                write(folder, held, [c.name for c in candidates], found)
+                write(folder, named, [c.name for c in candidates], found)
                 save_figure(folder / FIGURE, rows[0], found)
-        report(held, [c.name for c in candidates], found)
+        report(named, [c.name for c in candidates], found)
         console.print(f"wrote {chosen.out}: {TABLE}, {MAPS}, {FIGURE}", soft_wrap=True)
 
 

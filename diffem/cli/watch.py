@@ -118,9 +118,10 @@ def shown(record: RunRecord, position: Position | None = None) -> list[Renderabl
         lines.append(Text(f"Running: {position_text(position)}"))
     else:
         lines.append(Text(status_text(record)))
-    return (
-        [*lines, score_table(run_title(record), (*record.scores, *TIMES), rows)] if rows else lines
-    )
+    if rows:
+        scores, width = (*record.scores, *TIMES), plain_console().width
+        lines.append(score_table(run_title(record), scores, rows, width=width))
+    return lines
 
 
 def position_text(position: Position) -> str:

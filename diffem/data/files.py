@@ -34,6 +34,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.runtime.rng import generator
 
+BY_NOISE = 4.0  # standard deviations by which noise takes values out of the range of clean images
 MIXED = 2**14  # patches of a set that come first, of all its images; as many as init.samples
 
 
@@ -175,7 +176,7 @@ class MeasurementFiles:
             )
         self.shape = tuple(shape or clean_shape(self.held.y))
         self.given = {"shape": shape is not None, "range": range is not None}
-        self.survey = take_survey(self.held, self.count, given)
+        self.survey = take_survey(self.held, self.count)
         self.scale = given or self.survey.scale()
 
     @property
@@ -199,9 +200,9 @@ class MeasurementFiles:
             UserError: If the measurements do not fit the channel.
         """
         self._check_given(channel)
+        channel = channel.scaled(self.scale.factor)
         if isinstance(channel, LinearChannel):
             self._report_range(channel)
-        channel = channel.scaled(self.scale.factor)
         if self.patch is not None:
             require_pixelwise(channel, f"dataset.patch={self.patch}", "leave dataset.patch out")
         missing = self.survey.missing is not None
@@ -313,15 +314,26 @@ class MeasurementFiles:
         return split if patches is None else (_mixed_first(split[0]), _mixed_first(split[1]))
 
     def _report_range(self, channel: LinearChannel) -> None:
-        """Says what the range is if it was estimated, and warns of a given one that is left."""
+        """Says what the range is if it was estimated, and warns of a given one that is left.
+
+        The range is of clean images: that measurements leave it by their noise is not said.
+
+        Arguments:
+            channel: The channel on the scale of [-1, 1].
+        """
         low, high = self.scale.low, self.scale.high
         if not self.given["range"]:
             if not global_rank():
                 say(f"dataset.range=[{low:.6g},{high:.6g}], estimated from the measurements")
-        elif self.survey.outside > OUTSIDE and channel.forward_operator.keeps_units:
+            return
+        if not channel.forward_operator.keeps_units:
+            return
+        below, above = (BY_NOISE * std / self.scale.factor for std in noise_at_the_ends(channel))
+        if self.survey.outside(low - below, high + above) > OUTSIDE:
             warn(
-                f"{100 * self.survey.outside:.3g} % of the measured values are outside "
-                f"dataset.range=[{low:g},{high:g}]; they are kept, not clipped"
+                f"{100 * self.survey.outside(low, high):.3g} % of the measured values are outside "
+                f"dataset.range=[{low:g},{high:g}], some by more than noise; they are kept, not "
+                "clipped"
             )
 
     def _truth(self) -> Tensor | None:
@@ -342,6 +354,15 @@ class MeasurementFiles:
                 f"{list(x.shape[1:])}; mend it, or leave it out"
             )
         return x
+
+
+def noise_at_the_ends(channel: LinearChannel) -> tuple[float, float]:
+    """Returns the largest standard deviation of the noise of the entries -1 and 1."""
+    parameters = channel.noise.parameters.values()
+    levels = torch.tensor([[p.bounds[i] for p in parameters] for i in (0, 1)])
+    variance = channel.noise.variance(torch.tensor([[-1.0, 1.0]] * 2), levels).expand(2, 2)
+    low, high = variance.amax(dim=0).sqrt().tolist()
+    return low, high
 
 
 def clean_shape(y: Rows) -> tuple[int, ...]:

@@ -29,8 +29,10 @@ class Survey:
     """Measured values, or as many of them as tell the quantiles; in their own dtype."""
     missing: int | None
     """The first row that holds NaN; None if none does."""
-    outside: float
-    """The fraction of the measured values that are outside the given range."""
+
+    def outside(self, low: float, high: float) -> float:
+        """Returns the fraction of the measured values that are outside a range."""
+        return float(((self.values < low) | (self.values > high)).mean())
 
     def scale(self) -> Scale:
         """Returns the range of the values, without the outermost 0.1 %."""
@@ -38,19 +40,18 @@ class Survey:
         return Scale(low, high) if low < high else Scale(low - 1, low + 1)
 
 
-def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
+def take_survey(held: Held, count: int) -> Survey:
     """Reads the measurements once, in chunks, and returns what was found.
 
     Arguments:
         held: The file or folder.
         count: How many of its measurements are used, the first ones.
-        scale: The range that was given, if any.
 
     Raises:
         UserError: If one cannot be read, or holds infinity, or a parameter is not finite.
     """
     sample, rng = [], np.random.default_rng(0)  # the same values each time
-    missing, measured, outside = None, 0, 0
+    missing, measured = None, 0
     total = count * math.prod(held.y.shape[1:])
     chunks = list(row_chunks(held.y, count))
     long = _is_long(held, count)
@@ -67,12 +68,10 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
                 missing = int(rows[nan.argmax()])
             values = values[~np.isnan(values)] if nan.any() else values.ravel()
             measured += len(values)
-            if scale is not None:
-                outside += int(((values < scale.low) | (values > scale.high)).sum())
-            elif total > SUBSAMPLE and len(values):
+            if total > SUBSAMPLE and len(values):
                 share = math.ceil(SUBSAMPLE * values.size / total)
                 values = values[rng.integers(len(values), size=share)]
-            sample.append(values if scale is None else values[:0])
+            sample.append(values)
             advance()
     if not measured:
         raise UserError(f"{held.name} holds no measured value, only NaN; give other measurements")
@@ -84,9 +83,7 @@ def take_survey(held: Held, count: int, scale: Scale | None) -> Survey:
             values = numbers(array[rows], f"{held.name}: {name}", nan=maps)
             if name == "std" and values.ndim == 1 and not (values > 0).all():
                 raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
-    return Survey(
-        np.concatenate(sample), missing, max(0, outside - 2) / max(1, measured)
-    )  # the ends of an estimated range are between values
+    return Survey(np.concatenate(sample), missing)
 
 
 def _storable(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import wandb
 
+from diffem.logging.calibration import COLUMNS, read_charts
 from diffem.logging.rounds import numbers
 from diffem.storage.atomic import read_json
 from diffem.storage.npz import load_arrays
@@ -42,6 +43,24 @@ def log_result(run: wandb.Run, run_dir: Path) -> None:
             run.summary[f"final/{name}_panel"] = wandb.Image(str(file), caption=caption)
     if (table := samples_table(figures / "heldout.npz")) is not None:
         run.summary["samples"] = table
+    log_calibration(run, run_dir)
+
+
+def log_calibration(run: wandb.Run, run_dir: Path) -> None:
+    """Adds the newest calibration of a run: its numbers, the tables of its charts, its figure.
+
+    Arguments:
+        run: The W&B run.
+        run_dir: The run directory; nothing is added if it holds no calibration.
+    """
+    if (calibration := read_charts(run_dir)) is None:
+        return
+    run.summary.update(calibration.numbers)
+    for name, columns in COLUMNS.items():
+        rows: list[Any] = calibration.rows(name)
+        run.summary[name] = wandb.Table(list(columns), rows)
+    if (figure := run_dir / "figures" / f"{calibration.name}.png").is_file():
+        run.summary["calibration/figure"] = wandb.Image(str(figure), caption=calibration.name)
 
 
 def log_artifacts(run: wandb.Run, run_dir: Path) -> None:

@@ -153,3 +153,10 @@ class Evaluation:
             needed = max(score.images for score in few)
             warn(f"{labels}: each needs {needed} images, {there}: what lacks them is left out")
         return replace(self, metrics=fitting)
+
+    @property
+    def truth_free(self) -> list[Score]:
+        """The scores that need no clean images."""
+        metrics = {key: m for key, m in self.metrics.items() if not m.needs_truth}
+        others = replace(self, metrics=metrics, features=(), lpips=None).scores
+        return [score for score in others if score not in (FRECHET_PIXELS, SINKHORN)]

@@ -18,6 +18,7 @@ COLOURS = 8  # that the page's style sheet has, as --line-0 and so on
 DASHES = ("", "6 3", "2 3")
 SPAN = 10.0  # the ratio of values from which a score with an expectation is on a log scale
 CLOSE = 0.05  # of the range, around it
+LARGEST = 1e300  # differences of larger values are no numbers; they are drawn at this one
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Axis:
         whole: bool = False,
     ) -> None:
         self.log, self.start, self.end = log, start, end
-        low, high = min(values), max(values)
+        low, high = (_drawn(end) for end in (min(values), max(values)))
         if not whole and not log:
             margin = CLOSE * (high - low) or 0.1 * abs(high) or 1.0
             low, high = low - margin, high + margin
@@ -149,10 +150,14 @@ class _Axis:
 
     def __call__(self, value: float) -> float:
         """Returns where a value is, in the units of the SVG."""
-        low, high, at = self.low, self.high, value
+        low, high, at = self.low, self.high, _drawn(value)
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(value)
         return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+
+def _drawn(value: float) -> float:
+    return max(-LARGEST, min(value, LARGEST))
 
 
 def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:

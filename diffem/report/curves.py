@@ -1,5 +1,6 @@
 """Curves of scores over the rounds of a run, or of the runs of a comparison."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 def positions(rounds: Sequence[Row], axis: str) -> list[float] | None:
-    """Returns the position of each round on an axis; None if a round does not have it.
+    """Returns the position of each round on an axis; None if a round has none that is a number.
 
     Arguments:
         rounds: The rows of the rounds.
@@ -33,7 +34,7 @@ def positions(rounds: Sequence[Row], axis: str) -> list[float] | None:
         for row in rounds:
             total += round_seconds(row)
             seconds.append(total)
-        return seconds
+        return seconds if all(map(math.isfinite, seconds)) else None
     values = [row[axis] for row in rounds if isinstance(row.get(axis), int | float)]
     return values if len(values) == len(rounds) else None
 

@@ -13,6 +13,7 @@ from diffem.metric import Score, read_scores
 from diffem.metric.score import is_description
 from diffem.runtime.ranges import LARGEST_COUNT
 from diffem.storage.atomic import read_json
+from diffem.storage.numbered import newest
 from diffem.storage.run_dir import read_settings
 from diffem.storage.status import RunStatus, read_status
 
@@ -82,8 +83,7 @@ def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
         summary = {}
     if not are_rows(summary.get("rounds")):
         summary = {**summary, "rounds": logged_rounds(run_dir / "metrics.jsonl")}
-    numbered = run_dir.glob("calibration_*.json")  # 1000 comes after 999
-    calibration = max(numbered, key=lambda file: (len(file.name), file.name), default=None)
+    calibration = newest(run_dir, "calibration")
     config, overrides = _settings(run_dir, _modified(run_dir / ".hydra" / "config.yaml"))
     return RunRecord(
         run_dir,

@@ -316,7 +316,8 @@ class RunReport:
             self.evaluation.scores,
             self.truth_scores,
         )
-        best = {"figure": self.figure, "round": self.best_round}
+        k = self.best_round
+        best = None if k is None else {"figure": self.figure, "round": k}
         after = [self._score_earlier(run, posterior, device) for run in self.earlier]
         rows, means = compare_with_earlier(self.earlier, after)
         final |= means

@@ -1,8 +1,10 @@
 """What a run, an evaluation and `diffem watch` print of scores: a table and a few lines."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from diffem.metric import Score
@@ -13,6 +15,7 @@ TIMES = (
     Score("e_step_seconds", "E-step time", heading="E-step s", digits=1),
     Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
 )
+BORDER = 3  # characters of a column besides its cells
 HELDOUT = "held-out"  # the row of the final scores
 
 
@@ -32,7 +35,8 @@ def print_table(
         first: The heading of the names.
     """
     title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(about)
-    plain_console().print(score_table(title, scores, rows, first=first))
+    console = plain_console()
+    console.print(score_table(title, scores, rows, first=first, width=console.width))
 
 
 def score_table(
@@ -41,21 +45,32 @@ def score_table(
     rows: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     first: str = "round",
+    width: int,
 ) -> Table:
     """Returns a table of scores.
 
     Arguments:
         title: What stands above it.
-        scores: The scores; the table has those with a heading.
+        scores: The scores; the table has those with a heading. Where it is too narrow for all, the
+            last ones are left out, which a line below it says.
         rows: The name and the scores of each row.
         first: The heading of the names.
+        width: The characters that a line has.
     """
-    columns = [score for score in scores if score.heading]
+    shown = [score for score in scores if score.heading]
+    columns = [(first, [name for name, _ in rows])]
+    columns += [(s.heading, [s.text(row.get(s.name)) for _, row in rows]) for s in shown]
+    # No number and no word of a heading is broken.
+    least = [max(map(cell_len, (*heading.split(), *cells))) for heading, cells in columns]
+    ends = list(accumulate(each + BORDER for each in least))
+    count = max(2, sum(end < width for end in ends))
     table = Table(title=title)
-    for heading in (first, *(score.heading for score in columns)):
-        table.add_column(heading, justify="right")
-    for name, row in rows:
-        table.add_row(name, *(s.text(row.get(s.name)) for s in columns))
+    if left_out := [heading for heading, _ in columns[count:]]:
+        table.caption = f"too narrow for {', '.join(left_out)}"
+    for (heading, _), narrowest in zip(columns[:count], least, strict=False):
+        table.add_column(heading, justify="right", min_width=narrowest)
+    for cells in zip(*(cells for _, cells in columns[:count]), strict=True):
+        table.add_row(*cells)
     return table
 
 

@@ -36,14 +36,11 @@ class Candidate:
 
     def __post_init__(self) -> None:
         path, posterior = self.result.path, self.result.posterior.posterior
-        if self.result.prior is None:
-            raise UserError(
-                f"{path} has no prior, which the evidence takes; train it with a prior"
-            )
+        prior = self.result.known_prior().prior
         if (
             not isinstance(posterior, Conditional)
             or isinstance(posterior, Reflected)  # its x_t are not Gaussian
-            or isinstance(self.result.prior.prior, AmbientPrior)
+            or isinstance(prior, AmbientPrior)
         ):
             raise UserError(
                 f"{path} is of a method without a denoiser of x given y, which the evidence "

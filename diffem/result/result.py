@@ -261,6 +261,24 @@ class Result:
     summary: Mapping[str, Any] | None
     """The run's summary.json; None if one file of weights was loaded."""
 
+    def known_prior(self) -> PriorSampler:
+        """Returns the prior, for what needs one.
+
+        Raises:
+            UserError: If there is none; it says why.
+        """
+        if self.prior is not None:
+            return self.prior
+        final = (self.summary or {}).get("final")
+        if isinstance(final, Mapping) and final.get("prior"):
+            raise UserError(
+                f"{weights_folder(self.path) / PRIOR} is missing, and the run has trained a "
+                "prior; put the file back, or train again in a new run_dir"
+            )
+        raise UserError(
+            f"{self.path} has no prior, as it was trained with prior=null; train one with it"
+        )
+
 
 def load(
     path: str | Path, *, device: str | torch.device | None = None, trust: Sequence[str] = ()

@@ -14,7 +14,6 @@ from diffem.corruption import Measurement
 from diffem.data.measurements import MeasurementSet
 from diffem.posterior.posterior import chunk_count
 from diffem.result.result import Result
-from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator
 
@@ -45,12 +44,7 @@ class Simulation:
         Raises:
             UserError: If there is no prior.
         """
-        prior, sampling = result.prior, result.posterior.sampling
-        if prior is None:
-            raise UserError(
-                f"{result.path} has no prior to draw images from, as it was trained with "
-                "prior=null; train one with it"
-            )
+        prior, sampling = result.known_prior(), result.posterior.sampling
         size = sampling.chunk_size
         images = []
         with progress_bar("images of the prior", chunk_count(count, size), "chunks") as advance:

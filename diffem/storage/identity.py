@@ -68,15 +68,29 @@ def bind(run_dir: Path, identity: RunIdentity, *, threads: int) -> None:
             f"{run_dir / FILE} is of another run, with other settings; put this run's own file "
             "back, or choose another run_dir"
         )
-    if record.get("data_sha256") != identity.data_sha256:
-        raise UserError(
-            "dataset: the measurements (or what a file of m_step.clean, corruption.coils or "
-            f"corruption.kernel holds) are not those that the run in {run_dir} began with; put "
-            "those back, or start in a new run_dir"
-        )
+    check_data(run_dir, identity.data_sha256)
     if record.get("threads") != threads:
         warn(
             f"the run in {run_dir} began with {record.get('threads')} threads a process and is "
             f"resumed with {threads}, which changes the last bits of its results; set "
             f"OMP_NUM_THREADS={record.get('threads')} for the same ones"
+        )
+
+
+def check_data(run_dir: Path, sha256: str) -> None:
+    """Compares measurements with those that a run is bound to.
+
+    Arguments:
+        run_dir: The run directory; one without a readable run.json is bound to none.
+        sha256: The hash of the measurements, and of what else the run reads from files.
+
+    Raises:
+        UserError: If the run began with other measurements.
+    """
+    record = read_record(run_dir / FILE)
+    if record is not None and record.get("data_sha256") != sha256:
+        raise UserError(
+            "dataset: the measurements (or what a file of m_step.clean, corruption.coils or "
+            f"corruption.kernel holds) are not those that the run in {run_dir} began with; put "
+            "those back, or start in a new run_dir"
         )

@@ -29,6 +29,16 @@ def free_number(folder: Path, stem: str) -> Iterator[str]:
         raise
 
 
+def newest(folder: Path, stem: str) -> Path | None:
+    """Returns the newest STEM_001.json and so on that is written; None if there is none.
+
+    An empty file holds the number of a process that is at work.
+    """
+    files = [file for file in folder.glob(f"{stem}_*.json") if file.stat().st_size]
+    # 1000 comes after 999.
+    return max(files, key=lambda file: (len(file.name), file.name), default=None)
+
+
 def is_evaluation(path: Path) -> bool:
     """Returns whether a path is named like the file of an evaluation of a finished run."""
     return re.fullmatch(r"(calibration|evaluation)_\d{3,}\.json", path.name) is not None

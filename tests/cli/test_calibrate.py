@@ -1,26 +1,36 @@
 """`diffem calibrate` and `diffem.calibrate`: what they draw, write and say."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wandb_file
+from command import wait_until
 from in_process import run_here
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_sample import TINY, run, train
 from torch import Tensor
 
 import diffem
-from diffem.cli import calibrate, evaluate, sample
+from diffem.cli import calibrate, evaluate, generate, sample, score
+from diffem.cli.calibrate import heldout_measurements
 from diffem.corruption import Channel, Measurement
 from diffem.metric import calibrate as metric_calibrate
 from diffem.metric.calibration import DISTANCE
 from diffem.posterior import Posterior
 from diffem.report.calibration import findings
+from diffem.report.record import read_record as read_record_of
 from diffem.result import PosteriorSampler, PriorSampler, Result
 from diffem.result.simulation import Simulation
 from diffem.runtime.errors import UserError
+from diffem.storage.atomic import read_record, write_record
+from diffem.storage.numbered import free_number
 
 SIZE = ("--n", "3", "--measurements", "40")
 
@@ -115,8 +125,8 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_run_without_a_prior_is_refused(trained: Path) -> None:
-    result = replace(diffem.load(trained), prior=None)
-    with pytest.raises(UserError, match="has no prior to draw images from"):
+    result = replace(diffem.load(trained), prior=None, summary=None)
+    with pytest.raises(UserError, match="has no prior, as it was trained with prior=null"):
         diffem.calibrate(result, n=3, measurements=40)
 
 
@@ -204,3 +214,79 @@ def test_samples_are_scaled_about_their_mean_on_request(trained: Path, tmp_path:
         "--out", tmp_path / "one", "--recalibrate", 1.5,
     )  # fmt: skip
     assert done.code == 1 and "--recalibrate has no effect on a single sample" in done.err
+
+
+def test_it_is_added_to_what_the_run_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_dir = tmp_path / "run"
+    board = "{_target_:lightning.pytorch.loggers.TensorBoardLogger,save_dir:${run_dir}"
+    more = f"+logger.tensorboard={board},name:tensorboard,version:''}}"
+    train(f"run_dir={run_dir}", "dataset.train=60", "logger=wandb", more, *TINY)
+    (before,) = run_dir.glob("wandb/offline-run-*")
+    done = run(calibrate.main, run_dir, "--n", "2", "--measurements", "16")
+    assert "later: wandb sync" in done.err
+    (new,) = set(run_dir.glob("wandb/offline-run-*")) - {before}
+    assert new.name.rpartition("-")[2] == before.name.rpartition("-")[2]  # the same W&B run
+    (file,) = new.glob("run-*.wandb")
+    wait_until(lambda: wandb_file.exit_code(file) is not None)
+    held = json.loads((run_dir / "calibration_001.json").read_text())["simulated"]
+    assert wandb_file.summary(file)["calibration/p/all"] == held["p"]["all"]
+    assert len(wandb_file.table(file, "calibration_coverage")) == 21 * 2 + 2
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert "calibration_001/coverage/TARP" in events.Tags()["scalars"]
+
+
+def test_a_run_without_those_loggers_gets_no_folder_of_them(trained: Path) -> None:
+    assert not (trained / "wandb").exists() and not (trained / "tensorboard").exists()
+
+
+def test_figures_that_is_a_file_is_refused_before_anything_is_drawn(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "figures")
+    (copy / "figures").touch()
+    monkeypatch.setattr(Simulation, "of", lambda *_, **__: pytest.fail("it was drawn"))
+    done = run(calibrate.main, copy, *SIZE)
+    assert done.code == 1 and "cannot be written" in done.err and str(copy / "figures") in done.err
+
+
+def test_other_measurements_of_the_same_shape_are_left_out(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    assert heldout_measurements(diffem.load(copy)) is not None
+    record = read_record(copy / "run.json") or {}
+    write_record(copy / "run.json", {**record, "data_sha256": "0" * 64})
+    said = io.StringIO()
+    with redirect_stderr(said):
+        assert heldout_measurements(diffem.load(copy)) is None
+    assert "are not those that the run in" in said.getvalue().replace("\n", " ")
+
+
+def test_a_prior_that_is_missing_is_not_called_null(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    (copy / "checkpoints" / "prior.safetensors").unlink()
+    for command, arguments in (
+        (calibrate.main, SIZE),
+        (generate.main, ("--out", tmp_path / "out")),
+        (score.main, ("--input", tmp_path, "--out", tmp_path / "out")),
+    ):
+        done = run(command, copy, *arguments)
+        assert "prior.safetensors is missing, and the run has trained a prior" in done.err
+
+
+def test_a_calibration_under_way_does_not_hide_the_one_before(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    for file in copy.glob("calibration_*.json"):
+        file.unlink()
+    (copy / "calibration_001.json").write_text('{"verdict": []}')
+    with free_number(copy, "calibration") as name:
+        assert name == "calibration_002"
+        assert read_record_of(copy).calibration == {"verdict": []}

@@ -10,7 +10,9 @@ from command import ROOT
 
 from diffem.cli import dashboard
 from diffem.cli.compose import compose
+from diffem.config.build import build
 from diffem.config.extras import WORKSPACES
+from diffem.logging.calibration import COLUMNS
 from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
 
 
@@ -37,7 +39,7 @@ def test_the_specification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     panels = sections(out)
     assert list(panels) == [
         "Reconstructions", "Scores over rounds", "Scores over NFE", "M-step", "Prior",
-        "Held-out scores",
+        "Held-out scores", "Calibration",
     ]  # fmt: skip
     assert panels["Reconstructions"][0]["config"]["mediaKeys"] == ["round/panel"]
     for section, axis in (("Scores over rounds", "round"), ("Scores over NFE", "round/nfe")):
@@ -48,6 +50,33 @@ def test_the_specification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (loss["config"]["xAxis"], loss["config"]["metrics"]) == ("step", ["m_step/loss"])
     assert panels["Prior"][0]["config"]["metrics"] == ["prior/loss"]
     assert error(capsys, "me/mine", "--out", str(out)).endswith("exists; choose another --out")
+
+
+def test_every_figure_without_ground_truth_has_its_panels(tmp_path: Path) -> None:
+    dashboard.main(["me/mine", "--out", str(tmp_path / "workspace.json")])
+    panels = sections(tmp_path / "workspace.json")
+    evaluation = build(compose([]).metric, "metric")
+    names = [score.name for score in evaluation.truth_free]
+    assert {"hidden_entries", "residual_ks", "measurement_p", "residual_chi2"} <= set(names)
+    assert not {"psnr", "frechet_pixels"} & set(names)
+    for section in ("Scores over rounds", "Scores over NFE"):
+        plotted = [panel["config"]["metrics"] for panel in panels[section]]
+        assert plotted[: len(names)] == [[f"round/{name}"] for name in names]
+        assert ["round/psnr_mean"] in plotted
+    numbers = [panel["config"].get("metrics") for panel in panels["Held-out scores"]]
+    assert all([f"final/{name}"] in numbers for name in names)
+
+
+def test_charts_of_a_calibration_are_of_its_tables(tmp_path: Path) -> None:
+    dashboard.main(["me/mine", "--out", str(tmp_path / "workspace.json")])
+    panels = sections(tmp_path / "workspace.json")["Calibration"]
+    charts = [panel["config"] for panel in panels if panel["viewType"] == "Vega2"]
+    assert [chart["panelDefId"] for chart in charts] == ["wandb/lineseries/v0"] * 2
+    for chart, (table, (line, x, y)) in zip(charts, COLUMNS.items(), strict=True):
+        assert chart["fieldSettings"] == {"lineKey": line, "step": x, "lineVal": y}
+        assert f'"value": "{table}"' in json.dumps(chart["userQuery"])
+    numbers = [panel["config"].get("metrics") for panel in panels]
+    assert ["calibration/p/all"] in numbers and ["calibration/coverage/90/value"] in numbers
 
 
 @pytest.mark.parametrize("given", ["mine", "/mine", "me/", "me/mine/more", ""])

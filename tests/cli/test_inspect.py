@@ -18,7 +18,6 @@ from sklearn.datasets import load_digits
 from diffem.cli.inspect import command, inspect, main
 from diffem.data import files
 from diffem.data.held import Held
-from diffem.data.scale import Scale
 from diffem.data.survey import Survey, take_survey
 from diffem.runtime.errors import UserError
 
@@ -155,9 +154,9 @@ def test_the_measurements_are_read_once_and_values_are_no_choices(
 ) -> None:
     read = list[int]()
 
-    def count(held: Held, number: int, scale: Scale | None) -> Survey:
+    def count(held: Held, number: int) -> Survey:
         read.append(number)
-        return take_survey(held, number, scale)
+        return take_survey(held, number)
 
     monkeypatch.setattr(files, "take_survey", count)
     path, look = save(tmp_path, y=noisy(digits(8))), tmp_path / "look"
@@ -177,6 +176,7 @@ def test_a_camera_s_counts_train_as_photon_noise(tmp_path: Path) -> None:
     code, out, err = run(save(tmp_path, y=y.astype(np.uint16)), *SMALL, "corruption=denoising")
     assert code == 0, err
     assert "units of the data a photon" in out and "corruption/noise=poisson_gaussian" in out
+    assert "outside dataset.range" not in err  # which it has chosen itself
     photons = re.search(r"corruption.noise.photons=([\d.e+]+)", out)
     bounds = re.search(r"dataset.range=\[([\d.]+),([\d.]+)\]", out)
     assert photons and bounds

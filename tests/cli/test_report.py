@@ -43,6 +43,35 @@ def test_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (copy / "report.html").read_bytes() == written
 
 
+def test_without_a_figure_to_compare_rounds_by_there_is_no_best_one(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert not any("hidden_entries" in row for row in summary["rounds"])
+    assert summary["best"] is None
+
+
+@pytest.mark.parametrize("seconds", [1e308, -1e308])
+def test_times_of_any_size_are_drawn_or_left_out(
+    seconds: float, run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    for i, row in enumerate(summary["rounds"]):
+        row |= {"e_step_seconds": seconds * (-1) ** i, "m_step_seconds": seconds}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    check_page(write_report([copy], tmp_path / "page.html"))
+
+
+def test_a_folder_that_is_read_only_is_refused_before_the_runs_are_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report.os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(report, "write_run_page", lambda *_, **__: pytest.fail("it was read"))
+    for out in (tmp_path / "page.html", tmp_path / "new" / "page.html"):
+        with pytest.raises(UserError, match="cannot be written; choose another file as --out"):
+            write_report([run], out)
+
+
 def test_several_runs(copies: list[Path], tmp_path: Path) -> None:
     page = check_page(write_report(copies, tmp_path / "all.html"))
     assert page.headings[0] == "Scores" and "3 runs" in page.text

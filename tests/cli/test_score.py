@@ -60,6 +60,7 @@ def test_candidates_are_compared(blurred: Path, digits: Path, tmp_path: Path) ->
     found = rows(out)
     assert len(found) == 30
     assert {row["entries"] for row in found} == {"64"}
+    assert found[3]["measurement"] == f"{digits.name}: row 3 of y"
     for row in found:
         logs = [float(row[f"log p(y) corruption.sigma={w}"]) for w in (0.5, 1, 1.5)]
         shares = [float(row[f"probability corruption.sigma={w}"]) for w in (0.5, 1, 1.5)]

@@ -150,6 +150,20 @@ def test_ctrl_c_ends_it(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch.main([str(running)])
 
 
+@pytest.mark.parametrize("width", [20, 30, 80])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(
+    width: int, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = printed(finished, capsys)
+    table = [line for line in shown.splitlines() if line.startswith(("│", "┃", "┏", "└"))]
+    assert table and all(len(line) <= width for line in table)
+    last = row(finished, 2)
+    cells = [cell.strip() for line in table for cell in line.strip("│┃").split("│")]
+    assert {"0", "1", "2", f"{last['psnr']:.2f}"} <= set(cells)
+    assert ("too narrow for" in shown) == (width < 80)
+
+
 def test_mistakes_are_a_sentence(
     running: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

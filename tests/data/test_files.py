@@ -264,3 +264,16 @@ def test_values_outside_a_given_range_are_kept(
     train, _ = source.measurement_sets(denoising(source.shape))
     assert "of the measured values are outside dataset.range=[900,1100]" in capsys.readouterr().err
     assert float(every(train).y.abs().max()) > 2
+
+
+@pytest.mark.parametrize(("std", "warned"), [(10.0, True), (50.0, False)])
+def test_values_that_noise_takes_out_of_the_range_are_not_warned_of(
+    std: float, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of all values are below 0, by noise with the deviation 50."""
+    y = 50 * np.random.default_rng(0).standard_normal((20, 8, 8))
+    y[0, 0, 0] = 1000
+    np.save(tmp_path / "y.npy", y)
+    source = MeasurementFiles(str(tmp_path / "y.npy"), range=[0, 1000])
+    source.measurement_sets(denoising(source.shape, std))
+    assert ("some by more than noise" in capsys.readouterr().err) == warned

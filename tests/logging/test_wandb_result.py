@@ -106,6 +106,35 @@ def test_panels_have_captions(tmp_path: Path) -> None:
     assert row["round/panel/caption"].startswith("round 0: measurement, sample, mean")
 
 
+def test_a_calibration_is_two_tables_its_numbers_and_its_figure(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.round(0)
+    (run.run_dir / "summary.json").write_text(json.dumps({"final": {"psnr": 20.0}}))
+    each = {
+        "p": {"all": 0.5},
+        "histograms": {"pixels": [1, 3]},
+        "tarp": {"levels": [0.0, 1.0], "coverage": [0.0, 1.0]},
+        "factor": {"value": 1.25, "error": None},
+    }
+    (run.run_dir / "calibration_001.json").write_text(json.dumps({"simulated": each}))
+    (run.run_dir / "figures").mkdir()
+    Image.new("L", (8, 8)).save(run.run_dir / "figures" / "calibration_001.png")
+    run.logger.close()
+    file = file_of(run.run_dir)
+    shown = wandb_file.summary(file)
+    assert shown["calibration/p/all"] == 0.5 and shown["calibration/factor/value"] == 1.25
+    assert shown["calibration/figure"]["caption"] == "calibration_001"
+    assert wandb_file.table(file, "calibration_ranks") == [
+        {"line": line, "rank": rank, "density": density}
+        for line, rank, density in (
+            ("pixels", 0.25, 0.5), ("pixels", 0.75, 1.5), ("expected", 0.0, 1.0),
+            ("expected", 1.0, 1.0),
+        )
+    ]  # fmt: skip
+    rows = wandb_file.table(file, "calibration_coverage")
+    assert [row["line"] for row in rows] == ["TARP", "TARP", "expected", "expected"]
+
+
 def test_a_collapse_is_one_alert(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.round(0)

@@ -30,11 +30,16 @@ def test_far_values_of_a_score_with_an_expectation_are_on_a_log_scale() -> None:
     assert not Chart("x", "round", [Series("", [(0, -1.0), (1, 99.0)])], [("expected", 1.0)]).log
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [-2.0, -2.0], [1e-12, 1e12]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0, 0.0], [-2.0, -2.0], [1e-12, 1e12], [-1e308, 1e308]]
+)
 def test_any_values_are_within_the_chart(values: list[float]) -> None:
     points = [(float(i), value) for i, value in enumerate(values)]
-    for label in ("round", "NFE"):
-        for x, y in places(svg(Chart("score", label, [Series("", points)]))):
+    swapped = [(x, y) for y, x in points]
+    for label, drawn in (("round", points), ("NFE", points), ("NFE", swapped)):
+        found = places(svg(Chart("score", label, [Series("", drawn)])))
+        assert len(found) == len(values)
+        for x, y in found:
             assert LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM
 
 
