@@ -12,6 +12,7 @@ from diffem.cli.compose import compose_config, describe_run
 from diffem.cli.train import evaluate, export, fit_prior
 from diffem.config.build import build
 from diffem.em import DenoiserModule, Round
+from diffem.em.objective import Unconditional
 from diffem.metric import Evaluation
 from diffem.report import RunReport
 from diffem.result import load
@@ -69,7 +70,7 @@ def evaluation_share(folder: Path) -> Figure:
 
     loop.fit(on_round)
     with clock("prior"):
-        prior = fit_prior(cfg, loop.data, loop.module.trainer.loggers)
+        prior = fit_prior(cfg, Unconditional(), loop.data, loop.module.trainer.loggers)
     export(cfg, loop.module, prior, loop.data, files=None)
     result = load(folder / "run", device="cpu")
     with clock("end"), redirect_stdout(StringIO()):  # the table of a run too short to be shown

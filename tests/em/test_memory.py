@@ -113,6 +113,7 @@ def test_a_layer_s_rows_are_what_its_weights_multiply(
     """Rows times weights are the layer's output without its bias; windows as torch cuts them."""
     x = torch.randn(shape, generator=generator("x"))
     rows = rows_of(layer, x)
+    assert layer.bias is not None
     with torch.no_grad():
         out = (layer(x) - layer.bias.view(-1, *(1,) * (x.ndim - 2))).movedim(1, -1)
         torch.testing.assert_close(rows @ layer.weight.flatten(1).T, out.reshape(len(rows), -1))
