@@ -82,6 +82,7 @@ BESIDE = {
     "dataset=celeba": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
     "dataset=fashion_mnist": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
     "method=em_pnp": ("sampler.steps=16",),
+    "sampler=reflected": ("method=reflected",),
 }
 GROUPS = (
     "dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init", "metric",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffem.corruption import Channel
 from diffem.denoiser import Conditioning, Denoiser
+from diffem.denoiser.bounds import Bounds
 from diffem.denoiser.reflected import fold
 from diffem.posterior.conditional import Conditional
 from diffem.posterior.posterior import SamplerFactory
@@ -32,7 +33,8 @@ class ReflectedSampler(DDPMSampler):
         silent: Whether no progress bar is shown.
     """
 
-    confine = staticmethod(fold)
+    # Of round 0, which is no folded noise: to fold it would move what is outside twice as far.
+    confine = staticmethod(Bounds(-1.0, 1.0).clamp)
 
     def __init__(
         self,
