@@ -77,6 +77,9 @@ BESIDE = {
     "network=mlp": ("dataset=manifold", "corruption=projection"),
     "method=ambient": ("corruption=mask",),
     "init=checkpoint": ("init.path=x",),
+    "memory=generative": ("memory.path=x",),
+    "memory=projection": ("memory.path=x",),
+    "memory=replay": ("memory.path=x",),
     "dataset=measurements": (f"dataset.path={measurements()}", "dataset.shape=[1,8,8]"),
     "dataset=cifar10": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
     "dataset=celeba": ("network.channels=[16]", "dataset.shape=[1,8,8]"),
@@ -86,7 +89,7 @@ BESIDE = {
 }
 GROUPS = (
     "dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init", "metric",
-    "trainer",
+    "trainer", "memory", "balance",
 )  # fmt: skip
 OWN = ("seed", "em", "m_step", "blind", "schedule", "prior")  # of train.yaml itself
 NOT_FINITE = "the loss or the samples are not finite"
