@@ -60,8 +60,10 @@ from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import BetaMixture, Conditioning, Denoiser
 from diffem.denoiser.bounds import Bounds
 from diffem.em.augment import Augment
+from diffem.em.balance import Dual
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.init import Lifted, Resampled
+from diffem.em.memory import Replay
 from diffem.em.objective import Ambient, Objective, Recorrupted, Unconditional
 from diffem.metric import PSNR, SSIM, Metric, ResidualChi2
 from diffem.network import MLP, UNet
@@ -329,6 +331,24 @@ def test_a_batch_is_moved_without_its_rows() -> None:
 def test_objectives_of_rivals(objective: Objective) -> None:
     denoiser = denoiser_of(MASK.shape, 1 if isinstance(objective, Ambient) else 0)
     assert_on_cuda(loss_of(objective, denoiser, MASK, batch_of(MASK)))
+
+
+def test_images_of_a_memory_and_weights_of_groups() -> None:
+    """A step with them does not wait for the device either; rows and groups are on the host."""
+    objective = Recorrupted(condition=Conditioning(), p_uncond=0.0, fresh=True)
+    denoiser = conditional_of(MASK, objective.condition)
+    memory, balance = Replay("runs/a", 0.5, 8), Dual(rate=0.1)
+    balance.number = torch.zeros(N, dtype=torch.int64)
+    balance.share, balance.multipliers = torch.full((2,), 0.5), torch.zeros(2)
+    memory.recall({"images": torch.zeros(8, *IMAGE)}, denoiser)
+    remembered = memory(batch_of(MASK))
+    assert remembered.remembered is not None and remembered.remembered.is_cuda
+    assert_on_cuda(loss_of(objective, denoiser, MASK, remembered))
+    weighed = balance.weighed(batch_of(MASK))
+    assert weighed.weight is not None and weighed.weight.is_cuda
+    loss = loss_of(objective, denoiser, MASK, weighed)
+    balance.learn(loss, weighed, lambda values: values)
+    assert balance.multipliers.is_cuda
 
 
 def loss_of(objective: Objective, denoiser: Denoiser, channel: Channel, batch: Batch) -> Tensor:
