@@ -8,8 +8,8 @@ others, trains by `diffem train` on these measurements alone, and scores measure
 held-out images of all classes by `diffem score`. It prints a line of JSON, the areas under the
 receiver operating characteristic (AUROC) of the class that was left out against the others:
 
-    evidence   -log p(y) over the number of measured entries
-    map        the mean of the surprise over the pixels
+    evidence   -log p(y) over the number of measured entries, `surprise per entry`
+    map        the mean of the map of surprise, `mean surprise of pixels`
     gaussian   as evidence, of a Gaussian that is fitted to the same measurements: the baseline
 
 It is a process of one class and seed; one that is finished prints its line again. `summary` joins
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from bench.processes import run
+from diffem.cli.score import SURPRISES
 from diffem.corruption import GaussianNoise, LinearChannel, Mask, Measurement, make_channel
 from diffem.data import Digits
 from diffem.posterior.gaussian import fit_gaussian
@@ -131,8 +132,8 @@ def measure(digit: int, seed: int, out: Path, settings: Sequence[str], n: int) -
         given = ("--input", str(folder / "heldout.npz"), "--out", str(scores), "--n", str(n))
         run("-m", "diffem", "score", str(folder / "run"), *given)
     with (scores / "scores.csv").open() as table:
-        evidence = [float(row["surprise per entry"]) for row in csv.DictReader(table)]
-    surprise = np.load(scores / "surprise.npy").reshape(len(evidence), -1).mean(axis=1)
+        rows = list(csv.DictReader(table))
+    evidence, surprise = ([float(row[name]) for row in rows] for name in SURPRISES)
     every = (evidence, surprise, gaussian_surprise(train, heldout, seed))
     auroc = {
         name: float(roc_auc_score(unseen.numpy(), values))

@@ -34,6 +34,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
+SURPRISES = ["surprise per entry", "mean surprise of pixels"]
 SHOWN = 8  # measurements in the figure
 COMPARED = 16  # measurements by which two channels are compared
 
@@ -178,8 +179,9 @@ def write(folder: Path, held: Held, names: Sequence[str], found: EvidenceTable) 
     heads = ["measurement", "entries", *(f"log p(y) {name}" for name in names)]
     heads += [f"error {name}" for name in names]
     several = len(names) > 1
-    heads += [f"probability {name}" for name in names] if several else ["surprise per entry"]
-    last = found.probability if several else found.per_entry[None]
+    heads += [f"probability {name}" for name in names] if several else SURPRISES
+    pixels = found.surprise.flatten(1).mean(dim=1)
+    last = found.probability if several else torch.stack([found.per_entry, pixels])
     with (folder / TABLE).open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(heads)

@@ -80,6 +80,9 @@ def test_the_same_command_gives_the_same_numbers(
         assert "-log p(y) per measured entry" in said
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     assert {row["error corruption.sigma=1"] for row in rows(tmp_path / "a")} == {"nan"}
+    maps = np.load(tmp_path / "a" / "surprise.npy").reshape(30, -1).mean(axis=1)
+    pixels = [float(row["mean surprise of pixels"]) for row in rows(tmp_path / "a")]
+    assert pixels == pytest.approx(maps.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
