@@ -35,8 +35,7 @@ class Arrivals:
     joint: tuple[str, ...]
     """Those of a run on all measurements."""
     size: int
-    """About the number of measurements of a run: `generative` draws as many samples, `replay` and
-    `projection` keep a tenth as many reconstructions."""
+    """About the number of measurements of a run."""
     rounds: tuple[int, int] = (4, 4)
     """The rounds of the first run, and of each of the others."""
 
@@ -71,7 +70,9 @@ STUDIES = {
         rounds=(4, 2),
     ),
 }
-ROWS = ("none", "replay", "generative", "projection", JOINT)
+KEPT = {"replay": 10, "replay_all": 1, "generative": 1, "projection": 10}
+"""Which part of a run's number of measurements is kept: a tenth of it, or as many."""
+ROWS = ("none", *KEPT, JOINT)
 
 
 def runs(study: Arrivals, row: str, seed: int, out: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -95,10 +96,14 @@ def runs(study: Arrivals, row: str, seed: int, out: Path) -> Iterator[tuple[Path
         elif before is None:
             given += [f"em.rounds={first}"]
         else:  # a training that goes on begins with a lower rate
-            given += [f"em.rounds={later}", "m_step.optimizer.lr=1e-3", f"memory={row}"]
+            given += [
+                f"em.rounds={later}",
+                "m_step.optimizer.lr=1e-3",
+                f"memory={row.partition('_')[0]}",
+            ]
             given += ["init=checkpoint", f"init.path={before}"]
-            if row != "none":
-                given += [f"memory.size={study.size // (1 if row == 'generative' else 10)}"]
+            if row in KEPT:
+                given += [f"memory.size={study.size // KEPT[row]}"]
         before = out / f"run_{i + 1}"
         yield before, given
     if row == JOINT:  # as many rounds as all runs together
