@@ -14,6 +14,7 @@ from diffem.em.plateau import Plateau
 from diffem.em.round import Round
 from diffem.em.schedule import Cosine, Linear
 from diffem.em.state import EMState
+from diffem.em.student import DiffInstruct, StudentModule
 
 __all__ = [
     "Augment",
@@ -22,6 +23,7 @@ __all__ = [
     "CleanShare",
     "Cosine",
     "DenoiserModule",
+    "DiffInstruct",
     "EMLoop",
     "EMSettings",
     "EMState",
@@ -33,6 +35,7 @@ __all__ = [
     "PosteriorFactory",
     "ReconstructionDataModule",
     "Round",
+    "StudentModule",
     "Unconditional",
     "e_step",
 ]

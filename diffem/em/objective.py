@@ -20,7 +20,7 @@ from diffem.corruption import (
 )
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
-from diffem.denoiser import Conditioning, Denoiser
+from diffem.denoiser import Condition, Conditioning, Denoiser
 from diffem.denoiser.condition import embedding_only, measured_coefficients
 from diffem.posterior.posterior import has_spectrum
 from diffem.runtime.errors import UserError
@@ -161,7 +161,7 @@ class Recorrupted(Objective):
     ) -> Tensor:
         """Returns the loss of the batch under fresh measurements of it."""
         channel = measurements.channel
-        condition = self.condition(channel, self._draw(channel, batch, key))
+        condition = self.draw_condition(channel, batch, key)
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
@@ -187,6 +187,16 @@ class Recorrupted(Objective):
         share = precision / (1 + precision)  # of a coefficient of variance 1, what y_i tells of it
         weight = share + (self.imputed or 0.0) * (1 - share)
         return weight / weight.mean(), spectrum
+
+    def draw_condition(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Condition:
+        """Returns the condition of fresh measurements ỹ of a batch.
+
+        Arguments:
+            channel: The channel.
+            batch: The reconstructions, on the denoiser's device.
+            key: What the draws depend on: seed, stage, step and rank.
+        """
+        return self.condition(channel, self._draw(channel, batch, key))
 
     def _draw(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device

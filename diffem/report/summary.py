@@ -1,6 +1,7 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
 import json
+import math
 import platform
 import threading
 import time
@@ -53,6 +54,7 @@ from diffem.report.table import (
     print_closing,
     print_features,
     print_left_out,
+    print_student,
     print_table,
 )
 from diffem.runtime.errors import UserError
@@ -87,6 +89,8 @@ class RunReport:
         heldout: The held-out measurements.
         store: The reconstructions of the rounds.
         figure: The figure without ground truth by which rounds are compared; lower is better.
+        rounds: The scores of the rounds so far.
+        student: The scores of the student, once it was evaluated.
     """
 
     run_dir: Path
@@ -97,6 +101,7 @@ class RunReport:
     store: ReconstructionStore
     figure: str = HIDDEN_ENTRIES.name
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    student: dict[str, Any] | None = None
     start: float = field(default_factory=time.perf_counter)
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _page_failed: bool = field(default=False, init=False, repr=False)
@@ -280,6 +285,32 @@ class RunReport:
             )
         return {"collapse": {score.name: fraction for score, fraction in left}}
 
+    def evaluate_student(
+        self,
+        student: Posterior,
+        channel: Channel,
+        device: torch.device,
+        *,
+        spent: int,
+        evaluations: int,
+    ) -> None:
+        """Evaluates a student as the posterior is, for `finish` to report.
+
+        Arguments:
+            student: The student.
+            channel: The channel, as it is assumed or was learned.
+            device: Where to sample.
+            spent: The network function evaluations that it was distilled with.
+            evaluations: Those of its teacher for one sample.
+        """
+        scores, _ = self._evaluate(student, channel, None, device, "student_")
+        saved = evaluations - 1  # of each sample
+        self.student = {name: value for name, value in scores.items() if name != "prior"} | {
+            "evaluations": 1,
+            "distillation": spent,
+            "break_even": math.ceil(spent / saved) if saved > 0 else None,
+        }
+
     def finish(
         self,
         posterior: Posterior,
@@ -312,11 +343,18 @@ class RunReport:
             self.truth_scores,
         )
         best = {"figure": self.figure, "round": self.best_round}
-        self._write("summary", {"rounds": self.rounds, "final": final, "best": best})
+        results = {"rounds": self.rounds, "final": final, "best": best}
+        if self.student is not None:
+            results["student"] = self.student
+        self._write("summary", results)
         self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
-        print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
+        student = [] if self.student is None else [("student", self.student)]
+        ends = [*rows, (HELDOUT, final), *student]
+        print_table(self.about, (*self.evaluation.scores, *TIMES), ends)
         print_closing(self.rounds, final)
+        if self.student is not None:
+            print_student(self.student)
         if self.best_round not in (None, self.rounds[-1]["round"]):
             say(
                 f"round {self.best_round} has the best {self.figure}; its weights are in "
