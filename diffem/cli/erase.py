@@ -1,6 +1,6 @@
 """Withdraws measurements from a finished run: `diffem erase RUN --rows FILE --out NEW`.
 
-    diffem erase runs/mine --rows withdrawn.txt --out runs/without
+    diffem erase runs/mine --rows rows.txt --out runs/without
 
 NEW is a run like any other, whose measurements lack the rows: a denoiser that has unlearnt them
 (`diffem.em.erase`), the others' reconstructions drawn anew by it, since those of RUN are its

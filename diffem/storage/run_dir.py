@@ -65,7 +65,10 @@ AUTO = "auto"
 _SETTING = re.compile(  # KEY=VALUE, GROUP=CHOICE or ~KEY
     r"(\+{0,2}(?!hydra\b)\w[\w./@:-]*=.*|~(?!hydra\b)\w[\w./@:-]*(=.*)?)", re.DOTALL
 )
-WITHDRAWN, ERASED = "withdrawn.txt", "erased.json"  # of a run from which measurements were erased
+WITHDRAWN, ERASED = (
+    "rows_withdrawn.txt",
+    "erased.json",
+)  # of a run from which measurements were erased
 OWN = (*LOCK_NAMES, ".hydra", "measurements.npz", WITHDRAWN)  # what a new run's directory may hold
 SAVED = ("overrides.yaml", "hydra.yaml", "config.yaml")
 FOLDERS = (".hydra", "checkpoints", "figures")  # of files alone

@@ -117,7 +117,7 @@ def test_it_is_a_run_like_any_other(erased: Erased, tmp_path: Path) -> None:
     assert said(report.main, new, "--out", tmp_path / "page.html")[0] == 0
     assert f"wrote {new / 'summary.json'}" in text and ".tmp" not in text.partition("wrote")[2]
     more = shutil.copytree(new, tmp_path / "more")
-    run_here(more, *SMALL[1:], "em.rounds=3", "withdrawn=${run_dir}/withdrawn.txt")
+    run_here(more, *SMALL[1:], "em.rounds=3", "withdrawn=${run_dir}/rows_withdrawn.txt")
     rounds = json.loads((more / "summary.json").read_text())["rounds"]
     assert [row["round"] for row in rounds] == [2, 3]
 
