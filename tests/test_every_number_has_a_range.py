@@ -28,7 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffem.cli.compose import check_config
 from diffem.cli.data import check_noise
-from diffem.cli.train import build_module
+from diffem.cli.train import build_module, build_student
 from diffem.config.allow_list import ALLOWED
 from diffem.config.build import build, locate
 from diffem.config.types import check_types
@@ -89,7 +89,7 @@ BESIDE = {
 }
 GROUPS = (
     "dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init", "metric",
-    "trainer", "memory", "balance",
+    "trainer", "memory", "balance", "student",
 )  # fmt: skip
 OWN = ("seed", "em", "m_step", "blind", "schedule", "prior")  # of train.yaml itself
 NOT_FINITE = "the loss or the samples are not finite"
@@ -145,6 +145,8 @@ def cases() -> Iterator[tuple[str, str]]:
             if choice in WITHOUT:
                 continue
             cfg = composed(choice)
+            if OmegaConf.select(cfg, where) is None:
+                continue
             held = OmegaConf.to_container(OmegaConf.select(cfg, where), resolve=False)
             for key in numbers(held, where):
                 parent = OmegaConf.select(cfg, key.rpartition(".")[0])
@@ -183,6 +185,7 @@ def attempt(cfg: DictConfig, files: dict[Any, Any], *, compute: bool = True) -> 
     objective: Objective = build(cfg.method.objective, "method.objective")
     module = build_module(cfg, objective, channel, "m_step")
     build(cfg.blind, "blind")
+    build_student(cfg, build_posterior(cfg)(module.denoiser, channel), objective)
     init = build(cfg.init, "init")
     rows = next(iter(StepSampler(60, settings.batch_size, steps=range(1), key=("x",))))
     assert len(rows) == settings.batch_size

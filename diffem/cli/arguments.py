@@ -101,6 +101,11 @@ def parse_sample(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="scale the samples of each measurement about their mean, by what diffem calibrate "
         "found",
     )
+    parser.add_argument(
+        "--student",
+        action="store_true",
+        help="draw by the run's student, with one evaluation a sample",
+    )
     _add_sampling(parser)
     return parser.parse_args(arguments)
 
@@ -141,6 +146,46 @@ def parse_score(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--n", type=int, default=4, help="estimates of each measurement, default %(default)s"
     )
     _add_sampling(parser)
+    return parser.parse_args(arguments)
+
+
+def parse_erase(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments of `diffem erase`; None for those of this process."""
+    parser = argparse.ArgumentParser(
+        prog="diffem erase",
+        description="Withdraws measurements from a finished run: writes a run without them.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory, which is left as it is")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a text file that names the measurements, one a line: the numbers of rows, or the "
+        "names of files without their suffix",
+    )
+    _add_out(parser)
+    parser.add_argument(
+        "--target",
+        choices=("heldout", "noise"),
+        default="heldout",
+        help="what their loss becomes: that of held-out measurements (default), or that of noise, "
+        "for groups that are unlike all others",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps; default: a tenth of those of the run"
+    )
+    parser.add_argument(
+        "--eta", type=float, default=0.5, help="rate of unlearning, default %(default)s"
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=4e-3,
+        help="learning rate at the first step, default %(default)s",
+    )
+    _add_device(parser)
+    _add_trust(parser)
     return parser.parse_args(arguments)
 
 
@@ -268,6 +313,7 @@ PARSE = {
     "sample": parse_sample,
     "score": parse_score,
     "generate": parse_generate,
+    "erase": parse_erase,
     "export": parse_export,
     "watch": parse_watch,
     "report": parse_report,

@@ -1,6 +1,7 @@
 """The measurements of a run: read from files, or simulated from a benchmark."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -8,12 +9,31 @@ from diffem.cli.compose import assumed_corruption
 from diffem.corruption import Channel, LinearChannel
 from diffem.data import ImageDataset, MeasurementFiles
 from diffem.data.measurements import MeasurementSet, simulate_measurements
+from diffem.data.withdrawn import read_names, withdraw
 from diffem.result import build_channel
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
 
 def build_data(
+    cfg: DictConfig, source: MeasurementFiles | ImageDataset
+) -> tuple[MeasurementSet, MeasurementSet]:
+    """Returns the training and the held-out measurements without those that are withdrawn.
+
+    Arguments:
+        cfg: The configuration; its dataset.shape is set to that of the files.
+        source: As for `build_all_data`.
+
+    Raises:
+        UserError: As `build_all_data`, or if a name is that of no measurement.
+    """
+    sets = build_all_data(cfg, source)
+    if cfg.withdrawn is None:
+        return sets
+    return withdraw(*sets, read_names(Path(str(cfg.withdrawn)), "withdrawn"), key="withdrawn")
+
+
+def build_all_data(
     cfg: DictConfig, source: MeasurementFiles | ImageDataset
 ) -> tuple[MeasurementSet, MeasurementSet]:
     """Returns the training and the held-out measurements, under the assumed channel.

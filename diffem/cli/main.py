@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "reconstruct measurements with a finished run",
     "score": "say how probable measurements are under what runs learned",
     "generate": "draw images from the prior of a finished run",
+    "erase": "withdraw measurements from a finished run, in a new run without them",
     "export": "write a finished run into a folder to give away: weights, model card, ONNX",
     "watch": "show live what a run is doing: round, step, rate, time left, scores",
     "report": "write the page of a run, or one page that compares several",

@@ -48,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "--recalibrate has no effect on a single sample; give --n of 2 or more"
             )
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
-        posterior = result.posterior
+        posterior = result.student if chosen.student else result.posterior
+        if posterior is None:
+            raise UserError(
+                f"{chosen.run} has no student, as it was trained with student=none; leave out "
+                "--student, or train one with student=diff_instruct"
+            )
         held = open_measurements(
             chosen.input, key="--input", alike=False, reading=reading_of(chosen, result.format)
         )

@@ -35,6 +35,7 @@ from diffem.em import (
     Balance,
     CheckpointEachEpoch,
     DenoiserModule,
+    DiffInstruct,
     EMLoop,
     EMSettings,
     EMState,
@@ -46,18 +47,22 @@ from diffem.em import (
     ReconstructionDataModule,
     Replay,
     Round,
+    StudentModule,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
 from diffem.em.datamodule import check_batch
 from diffem.em.init import Confined, FromCheckpoint, FromClean, Mixture
+from diffem.em.objective import Recorrupted
 from diffem.em.plateau import LEAST
 from diffem.em.rollback import fit
 from diffem.inspection.coverage import take_coverage
 from diffem.inspection.report import coverage_findings
 from diffem.logging.rounds import close, log_final
 from diffem.metric import Evaluation
-from diffem.posterior.posterior import chunk_count
+from diffem.posterior import Conditional
+from diffem.posterior.one_step import start_time
+from diffem.posterior.posterior import DenoiserPosterior, chunk_count
 from diffem.report import RunReport
 from diffem.report.summary import BEST
 from diffem.result import (
@@ -69,7 +74,7 @@ from diffem.result import (
     load,
     write_weights,
 )
-from diffem.result.result import MOST, POSTERIOR, PRIOR
+from diffem.result.result import MOST, POSTERIOR, PRIOR, STUDENT
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, warn
 from diffem.runtime.rank import global_rank
@@ -78,6 +83,7 @@ from diffem.storage.identity import RunIdentity, bind
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import check_space, config_hash, open_run
 
+ONE_STEP = "diffem.posterior.OneStepSampler"  # of a student
 LOOKED_AT = 2**22  # entries of the images whose measurements say what is measured
 UNIFORM = 5.0  # the level from which on folded noise is uniform, to 1e-13
 FEWEST = 64  # measurements that are looked at, at least
@@ -102,6 +108,7 @@ def run(cfg: DictConfig) -> None:
     if module.m_step.clean is not None:
         module.m_step.clean.load(train)
     make_posterior = check_posterior(cfg, module.denoiser, train.channel)
+    student = build_student(cfg, make_posterior(module.denoiser, train.channel), objective)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
     folder = Path(HydraConfig.get().runtime.output_dir) / "checkpoints"
     kept = folder / "init.ckpt"
@@ -192,7 +199,7 @@ def run(cfg: DictConfig) -> None:
     loggers = build_loggers(cfg)
     make_trainer = partial(build_trainer, cfg, [em], loggers, epochs=-1)
     expect_processes()
-    prior = None
+    prior, distilled = None, None
     with report.following():
         with compile_errors(cfg.compile):
             trainer = fit(make_trainer, module, data, checkpoint)
@@ -201,13 +208,18 @@ def run(cfg: DictConfig) -> None:
                 prior = module
                 if not objective.learns_prior:
                     prior = fit_prior(cfg, objective, data, trainer.loggers, memory=memory)
+            if student is not None:
+                distilled = fit_student(cfg, student, module, data, trainer.loggers)
         if trainer.is_global_zero:
             export(cfg, module, prior, data, files=files)
+            if student is not None and distilled is not None:
+                export_student(cfg, student, distilled[0], data, files=files)
             device = module.trainer.strategy.root_device
             evaluate(
                 load(run_dir, device=device, trust=list(cfg.trust)),
                 data.measurements.channel,
                 report,
+                spent=None if distilled is None else distilled[1],
             )
             log_final(module.trainer.loggers, run_dir)
             close(module.trainer.loggers)
@@ -515,17 +527,83 @@ def fit_prior(
         loggers: The loggers of EM.
         memory: Images of an earlier run that it learns from too, if there are any.
     """
-    state = EMState(round=data.state.round, e_step_pending=False)
-    settings = replace(
-        data.settings, steps_per_round=cfg.prior.steps, epochs_per_round=None, restart=True
-    )
     module = build_module(cfg, objective.prior(), data.measurements.channel, "prior")
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
     if isinstance(memory, Replay):  # the others are of the posterior's network alone
         module.m_step = replace(module.m_step, memory=memory)
-    last = ReconstructionDataModule(data.given, data.store, settings, state=state, seed=cfg.seed)
-    checkpoint = Path(cfg.run_dir) / "checkpoints" / "prior.ckpt"
+    fit_to_last_round(cfg, module, data, loggers, steps=cfg.prior.steps)
+    return module
+
+
+def build_student(
+    cfg: DictConfig, posterior: DenoiserPosterior, objective: Objective
+) -> DiffInstruct | None:
+    """Returns how the student is distilled; None if there is to be none.
+
+    Raises:
+        UserError: If the denoiser is not given y, so that there is no teacher, or the student
+            starts from a level that the noise schedule does not reach.
+    """
+    if cfg.student is None:
+        return None
+    student: DiffInstruct = build(cfg.student, "student")
+    start_time(posterior.denoiser.schedule, student.sigma)
+    if cfg.sampler.get("bounds") is not None:
+        raise UserError(
+            f"student=diff_instruct does not keep sampler.bounds={list(cfg.sampler.bounds)}; set "
+            "sampler.bounds=null, or student=none"
+        )
+    if not isinstance(posterior, Conditional) or type(objective) is not Recorrupted:
+        raise UserError(
+            f"student=diff_instruct needs a method whose denoiser is given y, and method.posterior"
+            f"={type(posterior).__name__} guides one of p(x); choose method=diffem, or "
+            "student=none"
+        )
+    return student
+
+
+def fit_student(
+    cfg: DictConfig,
+    student: DiffInstruct,
+    teacher: DenoiserModule,
+    data: ReconstructionDataModule,
+    loggers: Sequence[Logger],
+) -> tuple[DenoiserModule, int]:
+    """Distils the posterior's averaged denoiser, on the last reconstructions measured afresh.
+
+    Returns:
+        The module of the student, and the network function evaluations that it took.
+    """
+    assert isinstance(teacher.objective, Recorrupted)
+    module = StudentModule(
+        teacher.average, teacher.objective, teacher.m_step, settings=student, seed=cfg.seed
+    )
+    if cfg.compile:
+        module.compile_network()
+    state = fit_to_last_round(cfg, module, data, loggers, steps=student.steps)
+    return module, state.nfe
+
+
+def fit_to_last_round(
+    cfg: DictConfig,
+    module: DenoiserModule,
+    data: ReconstructionDataModule,
+    loggers: Sequence[Logger],
+    *,
+    steps: int,
+) -> EMState:
+    """Trains a module on the last reconstructions, which stay as they are.
+
+    Returns:
+        The state at its end, which has counted its network function evaluations.
+    """
+    state = EMState(round=data.state.round, e_step_pending=False)
+    settings = replace(data.settings, steps_per_round=steps, epochs_per_round=None, restart=True)
+    last = ReconstructionDataModule(
+        data.measurements, data.store, settings, state=state, seed=cfg.seed
+    )
+    checkpoint = Path(cfg.run_dir) / "checkpoints" / f"{module.stage}.ckpt"
     callbacks = [CheckpointEachEpoch(state, checkpoint)]
     fit(
         partial(build_trainer, cfg, callbacks, loggers, epochs=last.epochs),
@@ -533,7 +611,7 @@ def fit_prior(
         last,
         checkpoint,
     )
-    return module
+    return state
 
 
 def export(
@@ -563,6 +641,30 @@ def export(
             removed=prior.objective.prior_removed(channel),
         )
         write_weights(folder / PRIOR, prior.average.state_dict(), about, channel)
+
+
+def export_student(
+    cfg: DictConfig,
+    student: DiffInstruct,
+    module: DenoiserModule,
+    data: ReconstructionDataModule,
+    *,
+    files: Mapping[str, Any] | None,
+) -> None:
+    """Writes the averaged weights of a student, which draws by a sampler of its own.
+
+    Arguments:
+        cfg: The configuration.
+        student: How it was distilled.
+        module: Its module.
+        data: The reconstructions that it was trained on, and the measurements.
+        files: As for `export`.
+    """
+    about = describe_weights(cfg, module, data, files=files)
+    sampler = {"_target_": ONE_STEP, "_partial_": True, "sigma": student.sigma}
+    about = replace(about, config={**about.config, "sampler": sampler})
+    path = Path(cfg.run_dir) / "checkpoints" / STUDENT
+    write_weights(path, module.average.state_dict(), about, data.measurements.channel)
 
 
 def export_best(
@@ -636,15 +738,25 @@ def sampling_config(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def evaluate(result: Result, channel: Channel, report: RunReport) -> None:
+def evaluate(
+    result: Result, channel: Channel, report: RunReport, *, spent: int | None = None
+) -> None:
     """Evaluates a result on the held-out measurements, and writes the report.
 
     Arguments:
         result: The result, as `diffem.load` returns it.
         channel: The channel, as it is assumed or was learned.
         report: Where the measurements are, and what writes.
+        spent: The network function evaluations that the student was distilled with; None if
+            there is none.
     """
-    sampling = result.posterior.sampling
+    sampling, posterior = result.posterior.sampling, result.posterior.posterior
     draw_prior = None if result.prior is None else result.prior.draw
     with torch.no_grad(), sampling.context():
-        report.finish(result.posterior.posterior, channel, draw_prior, sampling.device)
+        if result.student is not None and spent is not None:
+            assert isinstance(posterior, Conditional)
+            report.evaluate_student(
+                result.student.posterior, channel, sampling.device,
+                spent=spent, evaluations=posterior.evaluations,
+            )  # fmt: skip
+        report.finish(posterior, channel, draw_prior, sampling.device)

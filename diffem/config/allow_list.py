@@ -205,6 +205,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "azula.sample.xEABSampler": _MULTISTEP,
         "azula.sample.zABSampler": _MULTISTEP,
         "azula.sample.zEABSampler": _MULTISTEP,
+        "diffem.posterior.OneStepSampler": ("sigma",),
         "diffem.posterior.ReflectedSampler": ("steps",),
         "diffem.posterior.SDESampler": _SAMPLER,
     },
@@ -215,6 +216,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "azula.noise.VESchedule": ("sigma_max", "sigma_min"),
         "azula.noise.VPSchedule": ("alpha_min", "sigma_min"),
     },
+    "student": {"diffem.em.DiffInstruct": ("lr", "score_lr", "sigma", "steps")},
     "trainer": {
         "lightning.Trainer": (
             *("accelerator", "deterministic", "devices", "gradient_clip_val"),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-NAMES = ("run_dir", "resume", "path", "weights", "save_dir", "dir")
+NAMES = ("run_dir", "resume", "path", "weights", "save_dir", "dir", "withdrawn")
 """The last words of the keys whose values are paths."""
 NEVER_SWEPT = re.compile(r"run_dir|resume|hydra\..*")
 _OVERRIDE = re.compile(r"(\+{0,2}([^=+~]+))=(.+)", re.DOTALL)

@@ -16,7 +16,10 @@ from diffem.runtime.ranges import RANGES
 
 CHECKED_ELSEWHERE = ("trainer", "hydra")
 # The last word of keys of what is no number for which null has a meaning, whatever the file's is.
-NULLABLE = ("prior", "augment", "clean", "guard", "stop", "lpips", "weights", "resume", "fused")
+NULLABLE = (
+    *("prior", "student", "augment", "clean", "guard", "stop", "lpips", "weights", "resume"),
+    "fused",
+)
 TEXTS_TOO = ("coils", "kernel")  # what a file may hold: its path
 TYPE_NAMES = {
     dict: "a part with keys of its own, and a _target_ if it has one",

@@ -100,6 +100,35 @@ class Denoiser(AzulaDenoiser):
             return noise * torch.rsqrt(precision)
         return condition.spectrum.synthesise(noise * torch.rsqrt(precision + condition.precision))
 
+    def fused_start(self, noise: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Returns x_t whose fusion with y is what y alone says plus noise of the fused variance.
+
+            x_t = α_t V (σ_t²/α_t² √(α_t²/σ_t² + s²/σ_y²) ε)
+
+        Arguments:
+            noise: White noise ε, (B, *shape).
+            t: Times in [0, 1], (B,) or ().
+            condition: The measurement's condition.
+        """
+        alpha_t, sigma_t = (expand(s, noise) for s in self.schedule(t))
+        if condition is None:
+            return sigma_t * noise
+        precision = (alpha_t / sigma_t) ** 2
+        scale = (precision + condition.precision).sqrt() / precision
+        return alpha_t * condition.spectrum.synthesise(scale * noise)
+
+    def loss_weight(self, t: Tensor, condition: Condition | None, like: Tensor) -> Tensor:
+        """Returns the weight w of the squared error of each coefficient, as `loss` has it.
+
+        Arguments:
+            t: Times in [0, 1], (B,).
+            condition: The measurement's condition.
+            like: A tensor of the shape (B, *shape), which w broadcasts against.
+        """
+        alpha_t, sigma_t = (expand(s, like) for s in self.schedule(t))
+        w = (alpha_t / sigma_t) ** 2 + 1
+        return w if condition is None else w + condition.precision.clamp(max=PRECISE)
+
     def loss(
         self,
         x: Tensor,
@@ -125,13 +154,10 @@ class Denoiser(AzulaDenoiser):
             weight: A factor of the squared error: 0 leaves an entry out.
             basis: The basis in whose coefficients the error is weighted; None for the entries.
         """
-        alpha_t, sigma_t = (expand(s, x) for s in self.schedule(t))
         x_t, target = perturb(self.schedule, x, t)
-        w = (alpha_t / sigma_t) ** 2 + 1
+        w = self.loss_weight(t, condition, x)
         error = self(x_t, t, condition).mean - target
         fused = Spectrum(ENTRIES, w) if condition is None else condition.spectrum
-        if condition is not None:
-            w = w + condition.precision.clamp(max=PRECISE)
         error = w.sqrt() * fused.analyse(error)
         if basis is not None:
             error = basis.analyse(fused.synthesise(error))

@@ -61,6 +61,10 @@ class TiledDenoiser(AzulaDenoiser):
         """Returns white noise, (1, C, *S), given the variance of the fused measurement."""
         return self._blend(noise, lambda x, given: self.denoiser.fused_noise(x, t, given))
 
+    def fused_start(self, noise: Tensor, t: Tensor) -> Tensor:
+        """Returns x_t, (1, C, *S), whose fusion with y is what y alone says plus its noise."""
+        return self._blend(noise, lambda x, given: self.denoiser.fused_start(x, t, given))
+
     def _blend(self, x: Tensor, function: Callable[[Tensor, Condition], Tensor]) -> Tensor:
         """Returns what a function makes of the tiles of x, (1, C, *S), blended."""
         (image,) = x

@@ -17,6 +17,7 @@ from diffem.em.projection import Projection
 from diffem.em.round import Round
 from diffem.em.schedule import Cosine, Linear
 from diffem.em.state import EMState
+from diffem.em.student import DiffInstruct, StudentModule
 
 __all__ = [
     "Augment",
@@ -26,6 +27,7 @@ __all__ = [
     "CleanShare",
     "Cosine",
     "DenoiserModule",
+    "DiffInstruct",
     "Dual",
     "EMLoop",
     "EMSettings",
@@ -43,6 +45,7 @@ __all__ = [
     "ReconstructionDataModule",
     "Replay",
     "Round",
+    "StudentModule",
     "Unconditional",
     "e_step",
 ]

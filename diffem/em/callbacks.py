@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from diffem.em.module import DenoiserModule
 from diffem.em.state import EMState
 from diffem.runtime.progress import Advance, progress_bar
 from diffem.runtime.signals import install_signal_handlers, watch_ranks
@@ -49,8 +50,9 @@ class MStepProgress(Callback):
         """Opens the bar at a round's first epoch."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self._bar is None:
-            prior = trainer.lightning_module.stage == "prior"
-            name = "prior" if prior else f"round {data.state.round + 1}  M-step"
+            assert isinstance(trainer.lightning_module, DenoiserModule)
+            stage = trainer.lightning_module.stage
+            name = f"round {data.state.round + 1}  M-step" if stage == "m_step" else stage
             self._bar = progress_bar(name, data.steps, "steps")
             self._advance = self._bar.__enter__()
 
@@ -127,9 +129,11 @@ class StateCheckpoint(Callback):
 
 
 class CheckpointEachEpoch(StateCheckpoint):
-    """Counts the epochs of a fit without E-steps (the prior's) and saves after each."""
+    """Counts epochs and evaluations of a fit without E-steps, and saves after each epoch."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the epoch and saves the state of training."""
+        assert isinstance(pl_module, DenoiserModule)
         self.state.end_epoch(0.0, [])
+        self.state.spend(pl_module.take_nfe() * trainer.world_size)
         self.save(trainer)

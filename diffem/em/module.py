@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import BetaMixture, Denoiser
 from diffem.em.balance import Balance
 from diffem.em.clean import CleanShare
@@ -28,7 +29,7 @@ from diffem.em.memory import Memory
 from diffem.em.objective import Objective
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
-from diffem.runtime.rng import seeded
+from diffem.runtime.rng import Key, seeded
 from diffem.storage.reconstructions import Batch
 
 CLIP_EPSILON = 1e-6  # torch's: gradients are multiplied by min(1, clip / (norm + ε))
@@ -85,7 +86,8 @@ class DenoiserModule(LightningModule):
         denoiser: The denoiser d_θ.
         objective: What to minimise.
         m_step: How to optimise.
-        stage: What is trained, "m_step" or "prior"; it names the loss and keys the draws.
+        stage: What is trained, "m_step", "prior" or "student"; it names the loss and keys the
+            draws.
         seed: The run's seed; every step's draws depend on (seed, step, rank) alone.
 
     Attributes:
@@ -124,9 +126,7 @@ class DenoiserModule(LightningModule):
             if self.m_step.augment is not None:
                 batch = batch._replace(x=self.m_step.augment(batch.x))
             t = self.m_step.times.sample(len(batch.x), self.device)
-            loss = self.objective.loss(
-                self.denoiser, batch, t, measurements=data.measurements, key=key
-            )
+            loss = self.loss(batch, t, data.measurements, key)
         self.m_step.balance.learn(loss, batch, self._total)
         # At the steps alone that Lightning passes on: the others would take a millisecond each.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -134,6 +134,12 @@ class DenoiserModule(LightningModule):
             self.log(f"{self.stage}/loss", loss)
         # Times 1, or NaN if it is not finite, so that all-reduce spreads it to every rank.
         return loss * (1 + 0 * loss.detach())
+
+    def loss(
+        self, batch: Batch, t: Tensor, measurements: MeasurementSet, key: tuple[Key, ...]
+    ) -> Tensor:
+        """Returns the loss of a batch; its arguments are as for `Objective.loss`."""
+        return self.objective.loss(self.denoiser, batch, t, measurements=measurements, key=key)
 
     def _total(self, values: Tensor) -> Tensor:
         """Returns the sum of a tensor over all processes."""
@@ -176,7 +182,7 @@ class DenoiserModule(LightningModule):
     def _check(self, finite: bool) -> None:
         if not finite:
             k = self.trainer.datamodule.state.round  # type: ignore[attr-defined]
-            where = "the prior" if self.stage == "prior" else f"round {k + 1}"
+            where = f"round {k + 1}" if self.stage == "m_step" else f"the {self.stage}"
             raise NonFiniteError(
                 f"the loss, its gradient or the weights are not finite at optimiser step "
                 f"{self.trainer.global_step} ({where})"
@@ -236,9 +242,10 @@ class DenoiserModule(LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def compile_network(self) -> None:
-        """Compiles the network, in training and averaged; each shape of batch is compiled once."""
-        for denoiser in (self.denoiser, self.average):
-            denoiser.backbone.compile(dynamic=False)
+        """Compiles each network, also the averaged one; each shape of batch is compiled once."""
+        for denoiser in self.children():
+            if isinstance(denoiser, Denoiser):
+                denoiser.backbone.compile(dynamic=False)
 
     @contextmanager
     def averaged(self) -> Iterator[Denoiser]:

@@ -21,7 +21,7 @@ from diffem.corruption import (
 )
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
-from diffem.denoiser import Conditioning, Denoiser, Perturbation, add_noise
+from diffem.denoiser import Condition, Conditioning, Denoiser, Perturbation, add_noise
 from diffem.denoiser.condition import embedding_only, measured_coefficients
 from diffem.denoiser.reflected import reflect
 from diffem.posterior.posterior import has_spectrum
@@ -169,7 +169,7 @@ class Recorrupted(Objective):
     ) -> Tensor:
         """Returns the loss of the batch under fresh measurements of it."""
         channel = measurements.channel
-        condition = self.condition(channel, self._draw(channel, batch, key))
+        condition = self.draw_condition(channel, batch, key)
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
@@ -204,6 +204,16 @@ class Recorrupted(Objective):
             alone = batch.remembered.view(-1, *(1,) * (weight.ndim - 1))
             weight = torch.where(alone, 1.0, weight)
         return weight, spectrum
+
+    def draw_condition(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Condition:
+        """Returns the condition of fresh measurements ỹ of a batch.
+
+        Arguments:
+            channel: The channel.
+            batch: The reconstructions, on the denoiser's device.
+            key: What the draws depend on: seed, stage, step and rank.
+        """
+        return self.condition(channel, self._draw(channel, batch, key))
 
     def _draw(self, channel: Channel, batch: Batch, key: tuple[Key, ...]) -> Measurement:
         x, device = batch.x, batch.x.device

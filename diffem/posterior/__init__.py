@@ -9,6 +9,7 @@ from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.gibbs import SplitGibbs
 from diffem.posterior.mixture import MixturePosterior
 from diffem.posterior.mmps import MMPS
+from diffem.posterior.one_step import OneStepSampler
 from diffem.posterior.pigdm import PiGDM
 from diffem.posterior.posterior import (
     DenoiserPosterior,
@@ -31,6 +32,7 @@ __all__ = [
     "GaussianPosterior",
     "Isotropic",
     "MixturePosterior",
+    "OneStepSampler",
     "PiGDM",
     "Posterior",
     "PrincipalComponents",

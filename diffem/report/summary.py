@@ -1,6 +1,7 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
 import json
+import math
 import platform
 import threading
 import time
@@ -56,6 +57,7 @@ from diffem.report.table import (
     print_closing,
     print_features,
     print_left_out,
+    print_student,
     print_table,
 )
 from diffem.runtime.errors import UserError
@@ -91,6 +93,8 @@ class RunReport:
         store: The reconstructions of the rounds.
         figure: The figure without ground truth by which rounds are compared; lower is better.
         earlier: The runs that this one continues, whose held-out measurements are evaluated too.
+        rounds: The scores of the rounds so far.
+        student: The scores of the student, once it was evaluated.
     """
 
     run_dir: Path
@@ -102,6 +106,7 @@ class RunReport:
     figure: str = HIDDEN_ENTRIES.name
     earlier: Sequence[EarlierRun] = ()
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    student: dict[str, Any] | None = None
     start: float = field(default_factory=time.perf_counter)
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _page_failed: bool = field(default=False, init=False, repr=False)
@@ -285,6 +290,32 @@ class RunReport:
             )
         return {"collapse": {score.name: fraction for score, fraction in left}}
 
+    def evaluate_student(
+        self,
+        student: Posterior,
+        channel: Channel,
+        device: torch.device,
+        *,
+        spent: int,
+        evaluations: int,
+    ) -> None:
+        """Evaluates a student as the posterior is, for `finish` to report.
+
+        Arguments:
+            student: The student.
+            channel: The channel, as it is assumed or was learned.
+            device: Where to sample.
+            spent: The network function evaluations that it was distilled with.
+            evaluations: Those of its teacher for one sample.
+        """
+        scores, _ = self._evaluate(student, channel, None, device, "student_")
+        saved = evaluations - 1  # of each sample
+        self.student = {name: value for name, value in scores.items() if name != "prior"} | {
+            "evaluations": 1,
+            "distillation": spent,
+            "break_even": math.ceil(spent / saved) if saved > 0 else None,
+        }
+
     def finish(
         self,
         posterior: Posterior,
@@ -319,14 +350,22 @@ class RunReport:
         k = self.best_round
         best = None if k is None else {"figure": self.figure, "round": k}
         after = [self._score_earlier(run, posterior, device) for run in self.earlier]
-        rows, means = compare_with_earlier(self.earlier, after)
+        earlier, means = compare_with_earlier(self.earlier, after)
         final |= means
-        results = {"rounds": self.rounds, "final": final, "best": best}
-        self._write("summary", results | ({"earlier": rows} if rows else {}))
+        results: dict[str, Any] = {"rounds": self.rounds, "final": final, "best": best}
+        if earlier:
+            results["earlier"] = earlier
+        if self.student is not None:
+            results["student"] = self.student
+        self._write("summary", results)
         self.write_page(RunStatus(State.FINISHED))
         rows = [(str(row["round"]), row) for row in self.rounds]
-        print_table(self.about, (*self.evaluation.scores, *TIMES), [*rows, (HELDOUT, final)])
+        student = [] if self.student is None else [("student", self.student)]
+        ends = [*rows, (HELDOUT, final), *student]
+        print_table(self.about, (*self.evaluation.scores, *TIMES), ends)
         print_closing(self.rounds, final)
+        if self.student is not None:
+            print_student(self.student)
         if self.best_round not in (None, self.rounds[-1]["round"]):
             say(
                 f"round {self.best_round} has the best {self.figure}; its weights are in "

@@ -123,6 +123,21 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         )
 
 
+def print_student(student: Mapping[str, Any]) -> None:
+    """Prints what a student costs, and from when on it saves evaluations.
+
+    Arguments:
+        student: Its scores and costs.
+    """
+    spent, after = student["distillation"], student["break_even"]
+    saves = "its teacher takes one evaluation too, and it saves none"
+    if after is not None:
+        saves = f"it saves evaluations from {after:,} new measurements on, one sample of each"
+    plain_console().print(
+        f"student: one evaluation a sample, distilled with {spent:,}: {saves}", soft_wrap=True
+    )
+
+
 def print_features(features: Mapping[str, Mapping[str, float]]) -> None:
     """Prints the scores in feature spaces, a line for each set and score.
 

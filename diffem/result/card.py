@@ -32,6 +32,7 @@ WHAT = {
     "posterior.onnx": "its denoiser",
     "prior.safetensors": "the sampler of p(x), likewise",
     "prior.onnx": "its denoiser",
+    "student.safetensors": "a sampler of p(x | y) of one evaluation, distilled from the first",
     "reconstructions": "a sample of p(x | y) for each training measurement, in their order and "
     "units, of the last round",
     "figures": "held-out measurements and their reconstructions, samples of the prior, the scores "

@@ -3,6 +3,7 @@
     README.md                a model card: data, channel, scores, how to sample, limits
     posterior.safetensors    weights, settings, channel and scale of p(x | y) (result/weights.py)
     prior.safetensors        of p(x), if one was trained
+    student.safetensors      of p(x | y) in one evaluation, if one was trained
     posterior.onnx, prior.onnx    their denoisers for other runtimes, if asked for
     reconstructions/         those of the last round
     figures/, summary.json   as the run has them
@@ -25,6 +26,7 @@ from diffem.result.onnx_graph import check_onnx, write_onnx
 from diffem.result.result import (
     POSTERIOR,
     PRIOR,
+    STUDENT,
     Result,
     held_format,
     load,
@@ -173,6 +175,8 @@ def export_run(
         )
         if result.prior is not None:
             shutil.copyfile(weights_folder(run) / PRIOR, folder / PRIOR)
+        if result.student is not None:
+            shutil.copyfile(weights_folder(run) / STUDENT, folder / STUDENT)
         graphs = write_onnx(folder, result, prior=folder / PRIOR) if onnx else {}
         if reconstructions is not None:
             reconstructions(folder / NAME, LastRound(run, result))

@@ -34,6 +34,7 @@ from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
+STUDENT = "student.safetensors"
 BENCHMARK = Format(".npy", "float32", channel_axis=True)
 MOST = 4096  # reconstructions that a posterior's moments are taken from
 
@@ -250,6 +251,9 @@ class Result:
     """Draws x ~ p(x | y)."""
     prior: PriorSampler | None
     """Draws x ~ p(x); None if the run trained no prior, or one file of weights was loaded."""
+    student: PosteriorSampler | None
+    """Draws x ~ p(x | y) by one evaluation; None if the run trained no student, or one file of
+    weights was loaded."""
     channel: Channel
     """The channel as it was assumed or learned, its noise on the scale of [-1, 1]."""
     scale: Scale
@@ -346,16 +350,19 @@ def restore(
     scale, channel = Scale(*about.scale), restore_channel(weights, config)
     denoiser = restore_denoiser(weights, config, path).to(sampling.device)
     posterior = build_posterior(config)(denoiser, channel)
-    prior, summary = None, None
+    prior, student, summary = None, None, None
     if posterior.fits:
         posterior.fit(moments(weights, path))
     if path.is_dir():
         prior = restore_prior(weights_folder(path) / PRIOR, config, scale, sampling)
+        if (file := weights_folder(path) / STUDENT).is_file():
+            student = restore(file, read_weights(file), device=device, trust=trust).posterior
         summary = read_summary(path / "summary.json")
     return Result(
         path,
         PosteriorSampler(posterior, channel, scale, sampling),
         prior,
+        student,
         channel,
         scale,
         config,

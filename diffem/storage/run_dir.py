@@ -65,7 +65,11 @@ AUTO = "auto"
 _SETTING = re.compile(  # KEY=VALUE, GROUP=CHOICE or ~KEY
     r"(\+{0,2}(?!hydra\b)\w[\w./@:-]*=.*|~(?!hydra\b)\w[\w./@:-]*(=.*)?)", re.DOTALL
 )
-OWN = (*LOCK_NAMES, ".hydra", "measurements.npz")  # what a new run's directory may hold
+WITHDRAWN, ERASED = (
+    "rows_withdrawn.txt",
+    "erased.json",
+)  # of a run from which measurements were erased
+OWN = (*LOCK_NAMES, ".hydra", "measurements.npz", WITHDRAWN)  # what a new run's directory may hold
 SAVED = ("overrides.yaml", "hydra.yaml", "config.yaml")
 FOLDERS = (".hydra", "checkpoints", "figures")  # of files alone
 RECONSTRUCTIONS = "reconstructions"
@@ -78,6 +82,8 @@ FILES = (
     "summary.json",
     "summary.previous.json",
     "measurements.npz",
+    WITHDRAWN,
+    ERASED,
     "run.json",
     ENDED,
     PAGE,
@@ -151,8 +157,9 @@ def _resume(
     if (summary := run_dir / "summary.json").is_file():
         summary.replace(run_dir / "summary.previous.json")  # of fewer rounds, or damaged
     (run_dir / ENDED).unlink(missing_ok=True)
-    if any(key.startswith("em.") for key in changed):  # the prior may be of fewer rounds too
-        remove_checkpoint(run_dir / "checkpoints" / "prior.ckpt")
+    if any(key.startswith("em.") for key in changed):  # prior and student may be of fewer rounds
+        for name in ("prior.ckpt", "student.ckpt"):
+            remove_checkpoint(run_dir / "checkpoints" / name)
     line = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changed": changed}
     with (folder / "resumed.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -33,7 +33,7 @@ TABLE = "| key | default | allowed | meaning |\n|---|---|---|---|"
 GROUPS = (
     *("dataset", "corruption", "corruption/noise", "network", "sampler", "method", "init"),
     *("memory", "balance"),
-    *("metric", "trainer", "strategy", "logger"),
+    *("metric", "trainer", "strategy", "logger", "student"),
 )
 MOST_NAMES = 5  # choices that are named in a cell
 SHARED = ("method.objective.condition", "method.posterior.condition")  # are ${method.condition}
@@ -73,6 +73,8 @@ def leaves(node: yaml.Node, where: str, lines: list[str]) -> Iterator[Leaf]:
 def place(file: Path) -> str:
     """Returns the key that those of a file of conf/ are below."""
     package = re.match(r"# @package (\w+)\n", file.read_text())
+    if package and package[1] == "_global_":
+        return ""
     return package[1] if package else ".".join(file.relative_to(CONF).parts[:-1])
 
 

@@ -1,0 +1,200 @@
+"""Erasing: a trained denoiser unlearns some rows of D_K while it goes on learning the others.
+
+    min L_r(θ)  subject to  g(θ) <= 0          EraseDiff, Wu et al. 2024, arXiv 2401.05779
+
+L_r is the M-step's loss on the rows that stay, and g one of
+
+    heldout   L_h - L_f   the loss of what is erased is raised to that of unseen measurements
+    noise     L_f         the noise that the denoiser finds in erased rows becomes uniform noise
+
+A step goes along -(∇L_r + λ ∇g), λ by `diffem.em.dual`. With `heldout` λ is 0 where g <= 0: a loss
+far above that of unseen measurements would tell what was erased.
+"""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffem.corruption.operator import expand
+from diffem.data.measurements import MeasurementSet
+from diffem.denoiser import Denoiser
+from diffem.em.dual import multiplier
+from diffem.em.module import MStep
+from diffem.em.objective import Objective, Recorrupted
+from diffem.runtime.progress import progress_bar
+from diffem.runtime.ranges import check
+from diffem.runtime.rng import Key, seeded
+from diffem.storage.reconstructions import Batch
+
+ERASED_BATCH = 32  # rows of a step that are erased, and of unseen ones
+REDRAWS = 4  # how often reconstructions of what is erased are drawn
+SMOOTHING = 0.9  # of g over steps, whose batches are small
+DRAWS = 32  # of time, measurement and noise in the loss of a row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Reconstructions and the measurements that they are of."""
+
+    x: Tensor
+    """x̂, (N, *shape), on the CPU."""
+    measurements: MeasurementSet
+    """y, of which row i is that of x̂ i."""
+
+    def batch(self, size: int, device: torch.device) -> Batch:
+        """Returns rows that are drawn with replacement from the global generator."""
+        rows = torch.randint(len(self.x), (size,))
+        return Batch(self.x[rows].to(device), 0, rows)
+
+    def select(self, rows: Tensor) -> "Rows":
+        """Returns some of the rows."""
+        source = self.measurements.select(rows)
+        return Rows(self.x[rows], MeasurementSet(source, self.measurements.channel))
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """How a denoiser unlearns, and what of.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    objective: Objective
+    """The M-step's objective."""
+    m_step: MStep
+    """The M-step's settings, of which the training times are used."""
+    steps: int
+    """Optimiser steps."""
+    eta: float
+    """η, the rate at which the constraint is approached."""
+    lr: float
+    """The learning rate of Adam at the first step; it falls to 0 linearly."""
+    noise: bool
+    """Whether the target is noise, in place of the loss of unseen measurements."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eta", "lr"):
+            check(f"--{name}", getattr(self, name))
+
+    def run(
+        self, denoiser: Denoiser, kept: Rows, draw: Callable[[int], Rows], unseen: Rows, *,
+        batch_size: int, seed: int,
+    ) -> list[float]:  # fmt: skip
+        """Trains a denoiser in place.
+
+        Arguments:
+            denoiser: The denoiser.
+            kept: The rows that stay.
+            draw: Draws the rows that are erased by the denoiser as it is then; called REDRAWS
+                times with the number of the call, since it comes to draw others.
+            unseen: Held-out rows, whose loss is the target `heldout`.
+            batch_size: The number of rows that stay in a batch.
+            seed: The run's seed.
+
+        Returns:
+            λ of each step.
+        """
+        device, before = next(denoiser.parameters()).device, deepcopy(denoiser)
+        before.take_nfe()
+        weights = list(denoiser.requires_grad_(True).parameters())
+        optimizer = torch.optim.Adam(weights, lr=self.lr)
+        path, smooth, small, erased = list[float](), 0.0, ERASED_BATCH, draw(0)
+        each = -(-self.steps // REDRAWS)
+        with progress_bar("erasing", self.steps, "steps") as advance:
+            for step in range(self.steps):
+                if step and step % each == 0:
+                    erased = draw(step // each)
+                torch.clear_autocast_cache()  # of weights as they were, and without gradients
+                key = (seed, "erase", step)
+                with seeded(*key, device=device):
+                    batches = [
+                        rows.batch(size, device)
+                        for rows, size in ((kept, batch_size), (erased, small), (unseen, small))
+                    ]
+                keep = torch.autograd.grad(
+                    self._loss(denoiser, batches[0], kept, (*key, 0)), weights
+                )
+                grads, lam = list(keep), 0.0
+                if self.noise:
+                    g = self._noise_loss(denoiser, batches[1], erased, (*key, 1))
+                else:  # by the denoiser as it was, or both losses would rise together
+                    with torch.no_grad():
+                        level = self._loss(before, batches[2], unseen, (*key, 1))
+                    g = level - self._loss(denoiser, batches[1], erased, (*key, 1))
+                now = float(g.detach())
+                smooth = now if step == 0 else SMOOTHING * smooth + (1 - SMOOTHING) * now
+                if smooth > 0:  # always, with noise
+                    of_g = torch.autograd.grad(g, weights)
+                    lam = multiplier(keep, of_g, self.eta)
+                    grads = [f + lam * g for f, g in zip(keep, of_g, strict=True)]
+                for weight, grad in zip(weights, grads, strict=True):
+                    weight.grad = grad
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+                optimizer.step()
+                path.append(lam)
+                advance(f"λ {lam:.2f}")
+        denoiser.requires_grad_(False)
+        denoiser.nfe += before.take_nfe()
+        return path
+
+    def _loss(self, denoiser: Denoiser, batch: Batch, rows: Rows, key: tuple[Key, ...]) -> Tensor:
+        """Returns the M-step's loss of a batch, all of whose draws depend on the key."""
+        device = batch.x.device
+        with seeded(*key, device=device):
+            t = self.m_step.times.sample(len(batch.x), device)
+            return self.objective.loss(denoiser, batch, t, measurements=rows.measurements, key=key)
+
+    def _noise_loss(
+        self, denoiser: Denoiser, batch: Batch, rows: Rows, key: tuple[Key, ...]
+    ) -> Tensor:
+        """Returns E ‖u - ε_θ‖², u ~ U(0, 1), ε_θ = (x_t - α_t d_θ(x_t, t, ỹ)) / σ_t."""
+        with seeded(*key, device=batch.x.device):
+            t, condition = self.m_step.times.sample(len(batch.x), batch.x.device), None
+            if isinstance(self.objective, Recorrupted):
+                channel = rows.measurements.channel
+                condition = self.objective.draw_condition(channel, batch, key)
+            alpha, sigma = (expand(s, batch.x) for s in denoiser.schedule(t))
+            x_t = alpha * batch.x + sigma * torch.randn_like(batch.x)
+            noise = (x_t - alpha * denoiser(x_t, t, condition).mean) / sigma
+            return (torch.rand_like(noise) - noise).square().mean()
+
+    def row_losses(self, denoiser: Denoiser, rows: Rows, *, seed: int) -> Tensor:
+        """Returns the M-step's loss of each row, (N,), with the same draws for all.
+
+        Arguments:
+            denoiser: The denoiser.
+            rows: The rows.
+            seed: The run's seed.
+        """
+        device, key = next(denoiser.parameters()).device, (seed, "audit")
+        losses = []
+        with progress_bar("audit", len(rows.x), "rows") as advance, torch.no_grad():
+            for row in range(len(rows.x)):
+                index = torch.full((DRAWS,), row)
+                batch = Batch(rows.x[index].to(device), 0, index)
+                losses.append(self._loss(denoiser, batch, rows, key))
+                advance()
+        return torch.stack(losses).float().cpu()
+
+
+def membership_auc(erased: Tensor, unseen: Tensor) -> tuple[float, float]:
+    """Returns how well a threshold on the loss tells erased from unseen rows.
+
+    Arguments:
+        erased: The losses of the rows that were erased, (n,).
+        unseen: Those of held-out rows, (m,).
+
+    Returns:
+        The area under the ROC curve, P(loss of unseen > loss of erased): 0.5 tells nothing, above
+        it the model still knows the rows, and below it their loss is higher than that of unseen
+        ones, which tells as much; and its standard error at 0.5, √((n + m + 1) / (12 n m)).
+    """
+    n, m = len(erased), len(unseen)
+    above = (unseen[:, None] > erased).double() + 0.5 * (unseen[:, None] == erased)
+    return float(above.mean()), math.sqrt((n + m + 1) / (12 * n * m))

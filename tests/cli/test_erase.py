@@ -1,0 +1,211 @@
+"""Withdrawing measurements from a finished run."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from in_process import run_here
+
+import diffem
+from diffem.cli import erase, report
+from diffem.cli.evaluate import build_finished_data, compose_finished
+from diffem.config.build import build
+from diffem.em.erase import membership_auc
+from diffem.posterior import DenoiserPosterior
+from diffem.result import read_weights
+from diffem.storage.checkpoint import load_checkpoint
+from diffem.storage.run_dir import is_finished
+
+WITHDRAWN = [3, 4, 40]
+SMALL = ("em.rounds=2", "prior={steps: 2}", "metric.prior=8")
+
+
+def said(command: Callable[[Sequence[str]], None], *arguments: object) -> tuple[int, str]:
+    """Runs a command in this process; returns its exit code and what it said."""
+    text = io.StringIO()
+    with redirect_stdout(text), redirect_stderr(text):
+        try:
+            command([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            return int(exit.code or 0), text.getvalue()
+    return 0, text.getvalue()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Returns what is in a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".owner")
+    }
+
+
+Erased = tuple[Path, Path, str, dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory: pytest.TempPathFactory) -> Erased:
+    """A run, the run without three measurements, what was said, and the run before."""
+    folder = tmp_path_factory.mktemp("erase")
+    run = run_here(folder / "run", *SMALL)
+    (folder / "rows.txt").write_text("# withdrawn\n" + "\n".join(map(str, WITHDRAWN)) + "\n")
+    before, new = files(run), folder / "new"
+    code, text = said(
+        erase.main,
+        run,
+        "--rows",
+        folder / "rows.txt",
+        "--out",
+        new,
+        "--steps",
+        3,
+        "--device",
+        "cpu",
+    )
+    assert code == 0, text
+    return run, new, text, before
+
+
+def test_the_run_is_left_as_it_is(erased: Erased) -> None:
+    run, _, text, before = erased
+    assert files(run) == before
+    assert f"delete {run}" in text and "no certificate" in text
+
+
+def test_nothing_of_the_run_is_in_the_new_one(erased: Erased) -> None:
+    """No earlier round, no weights, no reconstruction and no moments of gradients."""
+    run, new, _, before = erased
+    held = files(new)
+    assert [p.name for p in (new / "reconstructions").iterdir()] == ["round_002"]
+    assert not {*(p.name for p in (new / "checkpoints").glob("*e_step*"))}
+    old = {content for name, content in before.items() if name.startswith(("recon", "check"))}
+    assert not old & set(held.values())
+    x, y = (diffem.load(folder).posterior.posterior for folder in (run, new))
+    assert isinstance(x, DenoiserPosterior) and isinstance(y, DenoiserPosterior)
+    for a, b in zip(x.denoiser.parameters(), y.denoiser.parameters(), strict=True):
+        assert not torch.equal(a, b) or not a.any()
+    checkpoint = load_checkpoint(new / "checkpoints" / "last.ckpt")
+    assert not any(optimizer["state"] for optimizer in checkpoint["optimizer_states"])
+    assert str(new) not in str(list(new.parent.glob(".*tmp*")))
+
+
+def test_its_measurements_lack_the_rows(erased: Erased) -> None:
+    run, new, _, _ = erased
+    parts = []
+    for folder in (run, new):
+        weights = read_weights(folder / "checkpoints" / "posterior.safetensors")
+        cfg = compose_finished(folder, weights)
+        train, _ = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+        parts.append((train, weights.about.size))
+    (train, n), (left, m) = parts
+    assert (n, m) == (60, 57) == (len(train), len(left))
+    kept = [row for row in range(60) if row not in WITHDRAWN]
+    assert torch.equal(left.select(slice(None)).y, train.select(torch.tensor(kept)).y)
+
+
+def test_it_is_a_run_like_any_other(erased: Erased, tmp_path: Path) -> None:
+    _, new, text, _ = erased
+    assert is_finished(new)
+    result = diffem.load(new)
+    assert result.prior is not None and result.posterior.sample(torch.zeros(2, 8, 8)).shape[1] == 2
+    assert said(report.main, new, "--out", tmp_path / "page.html")[0] == 0
+    assert f"wrote {new / 'summary.json'}" in text and ".tmp" not in text.partition("wrote")[2]
+    more = shutil.copytree(new, tmp_path / "more")
+    run_here(more, *SMALL[1:], "em.rounds=3", "withdrawn=${run_dir}/rows_withdrawn.txt")
+    rounds = json.loads((more / "summary.json").read_text())["rounds"]
+    assert [row["round"] for row in rounds] == [2, 3]
+
+
+def test_the_record_says_what_was_done(erased: Erased) -> None:
+    run, new, text, _ = erased
+    record = json.loads((new / "erased.json").read_text())
+    assert len({*record["erased"]}) == 3 and all(len(h) == 64 for h in record["erased"])
+    assert record["target"] == "heldout" and len(record["lambda"]) == record["steps"] == 3
+    spent = record["evaluations"]
+    # Each step: 8 rows that stay and 32 erased ones forward and backward, and 32 unseen ones
+    # forward. Two steps of the sampler draw the 3 erased ones before each step, and the unseen
+    # ones, half of 512, in 11 chunks of 24.
+    assert spent["erasing"] == 3 * (2 * 8 + 3 * 32 + 2 * 3) + 2 * 264
+    assert spent["redrawing"] > 0 and spent["share"] > 0
+    for when in ("before", "after"):
+        found = record["audit"][when]
+        assert 0 <= found["auc"] <= 1 and found["leaks"] == (
+            abs(found["auc"] - 0.5) > 2 * found["auc_error"]
+        )
+    assert record["delete"] == str(run) and "audit before: AUC" in text
+
+
+def test_rows_of_files_are_named_as_they_are(tmp_path: Path) -> None:
+    """Also held-out ones are withdrawn; of recorded masks those of the others alone are drawn."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(0, 0.5, (200, 8, 8)).astype(np.float32)
+    y[:, 0, 0] = np.nan
+    y[17, :4] = np.nan  # a mask of its own
+    np.save(tmp_path / "y.npy", y)
+    given = ("dataset=measurements", f"dataset.path={tmp_path / 'y.npy'}", "dataset.range=[-1,1]",
+             "corruption=mask", "corruption.noise.std=0.3", "dataset.heldout=0.3")  # fmt: skip
+    run = run_here(tmp_path / "run", *given)
+    (tmp_path / "rows.txt").write_text("17\n" + "\n".join(map(str, range(20, 30))) + "\n")
+    code, text = said(
+        erase.main, run, "--rows", tmp_path / "rows.txt", "--out", tmp_path / "new", "--steps", 1
+    )
+    assert code == 0, text
+    weights = read_weights(tmp_path / "new" / "checkpoints" / "posterior.safetensors")
+    cfg = compose_finished(tmp_path / "new", weights)
+    sets = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+    assert sum(map(len, sets)) == 189
+    assert weights.recorded is not None and not (weights.recorded.flatten(1).mean(1) < 0.9).any()
+    code, text = said(
+        erase.main, run, "--rows", tmp_path / "rows.txt", "--out", tmp_path / "new", "--steps", 1
+    )
+    assert code == 1 and "exists and is not empty" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "out", "sentence"),
+    [
+        ("60\n", "a", "60 is no measurement of the data; the first one is 0"),
+        ("# nothing\n", "b", "names no measurement; give one name a line"),
+        (None, "c", "cannot be read"),
+        ("\n".join(map(str, range(59))), "d", "too few measurements are left; withdraw fewer"),
+    ],
+)
+def test_what_cannot_be_erased_is_refused(
+    erased: Erased, tmp_path: Path, rows: str | None, out: str, sentence: str
+) -> None:
+    run, *_ = erased
+    file = tmp_path / "rows.txt"
+    if rows is not None:
+        file.write_text(rows)
+    code, text = said(erase.main, run, "--rows", file, "--out", tmp_path / out)
+    assert code == 1 and sentence in text and "\n" not in text.strip()
+    assert not (tmp_path / out).exists()
+
+
+def test_other_runs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("1\n")
+    code, text = said(
+        erase.main, tmp_path, "--rows", tmp_path / "rows.txt", "--out", tmp_path / "new"
+    )
+    assert code == 1 and "holds no finished run" in text
+
+
+def test_the_audit_knows_a_ranking() -> None:
+    """Below, above, and on both sides, against the area by counting."""
+    low, high = torch.arange(4.0), torch.arange(4.0, 10.0)
+    assert membership_auc(low, high)[0] == 1.0 and membership_auc(high, low)[0] == 0.0
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0, 3.0])
+    assert membership_auc(a, b)[0] == pytest.approx((1 + 0 + 1 + 0.5 + 0 + 1) / 6)
+    # Of random ranks the area has this standard deviation.
+    gen = torch.Generator().manual_seed(0)
+    drawn = [
+        membership_auc(*torch.randn(30, generator=gen).split([10, 20]))[0] for _ in range(800)
+    ]
+    error = membership_auc(low.repeat(3)[:10], high.repeat(4)[:20])[1]
+    assert np.std(drawn) == pytest.approx(error, rel=4.5 / (2 * 800) ** 0.5)
