@@ -70,7 +70,7 @@ STUDIES = {
         rounds=(4, 2),
     ),
 }
-KEPT = {"replay": 10, "replay_all": 1, "generative": 1, "projection": 10}
+KEPT = {"replay": 10, "replay_all": 1, "generative": 1}
 """Which part of a run's number of measurements is kept: a tenth of it, or as many."""
 ROWS = ("none", *KEPT, JOINT)
 

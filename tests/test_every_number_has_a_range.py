@@ -78,7 +78,6 @@ BESIDE = {
     "method=ambient": ("corruption=mask",),
     "init=checkpoint": ("init.path=x",),
     "memory=generative": ("memory.path=x",),
-    "memory=projection": ("memory.path=x",),
     "memory=replay": ("memory.path=x",),
     "dataset=measurements": (f"dataset.path={measurements()}", "dataset.shape=[1,8,8]"),
     "dataset=cifar10": ("network.channels=[16]", "dataset.shape=[1,8,8]"),

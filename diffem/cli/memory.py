@@ -15,7 +15,7 @@ from diffem.config.allow_list import check_targets
 from diffem.config.build import build
 from diffem.config.interpolation import check_interpolations
 from diffem.data.measurements import MeasurementSet
-from diffem.em import DenoiserModule, Generative, Memory, Projection, Replay
+from diffem.em import DenoiserModule, Generative, Memory, Replay
 from diffem.em.init import FromCheckpoint, Init
 from diffem.em.memory import pooled
 from diffem.report import EarlierRun
@@ -24,15 +24,12 @@ from diffem.result.result import POSTERIOR, newest_round, read_summary
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, warn
 from diffem.runtime.rank import global_rank
-from diffem.runtime.rng import Key, seeded
 from diffem.storage.atomic import sha256, write_file
 from diffem.storage.checkpoint import digests, record_digest
-from diffem.storage.reconstructions import Batch, wait_until
+from diffem.storage.reconstructions import wait_until
 from diffem.storage.run_dir import read_settings
 
 FILE = "memory.safetensors"  # in checkpoints/: what the run keeps of the one before it
-ROWS = 64  # images whose inputs to the layers are in memory at once
-PASSES = 8  # times and measurements that each of them is shown at
 
 
 def read_kept(kept: Path) -> dict[str, Tensor] | None:
@@ -84,7 +81,6 @@ def open_earlier(
 def recall(
     module: DenoiserModule,
     earlier: Result | None,
-    init: Init,
     train: MeasurementSet,
     kept: Path,
 ) -> None:
@@ -95,7 +91,6 @@ def recall(
     Arguments:
         module: The module that is trained.
         earlier: The earlier run; None if the run has kept what it needs.
-        init: The init.
         train: The training measurements.
         kept: The run's copy.
 
@@ -111,20 +106,19 @@ def recall(
                 f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
                 f"run's are {list(train.channel.shape)}; give another run"
             )
-        content = safetensors.torch.save(gathered(module, earlier, init, train))
+        content = safetensors.torch.save(gathered(module, earlier, train))
         kept.parent.mkdir(parents=True, exist_ok=True)
         # The digest first: whatever the disk makes of the file, a difference is seen.
         record_digest(kept, hashlib.sha256(content).hexdigest())
         write_file(kept, lambda file: file.write(content))
     wait_until(lambda: read_kept(kept) is not None)
-    memory.recall(read_kept(kept) or {}, module.denoiser)
+    memory.recall((read_kept(kept) or {})["images"])
 
 
-def gathered(
-    module: DenoiserModule, earlier: Result, init: Init, train: MeasurementSet
-) -> dict[str, Tensor]:
-    """Returns what a memory needs of an earlier run, by name: images, or bases of layers."""
+def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> dict[str, Tensor]:
+    """Returns what a memory keeps of an earlier run: `images`, and what they stand for."""
     memory, key = module.m_step.memory, (module.seed, "memory")
+    assert isinstance(memory, Replay)
     if isinstance(memory, Generative):
         assert earlier.prior is not None
         x = torch.cat(list(drawn(memory, earlier, module.seed)))
@@ -133,44 +127,8 @@ def gathered(
     about = read_weights(memory.path / "checkpoints" / POSTERIOR).about
     before = read_kept(memory.path / "checkpoints" / FILE) or {}
     x = newest_round(about, memory.path).__getitems__(range(about.size)).x
-    if isinstance(memory, Replay):
-        held = pooled(x, before, size=memory.size, count=about.size, key=key)
-        return held | {"images": in_units_of(train, earlier, held["images"])}
-    assert isinstance(memory, Projection) and isinstance(init, FromCheckpoint)
-    init.restore(module)
-    x = in_units_of(train, earlier, x[: memory.size])
-
-    def passes() -> None:
-        with progress_bar("bases of the layers' inputs", PASSES, "passes") as advance:
-            for i in range(PASSES):
-                for rows in torch.arange(len(x)).split(ROWS):
-                    show(module, x[rows], train, key=(*key, i, int(rows[0])))
-                advance()
-
-    module.denoiser.eval()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        bases = memory.learn(module.denoiser, passes, before)
-    module.denoiser.train()
-    module.take_nfe()  # not EM's
-    return bases
-
-
-def show(
-    module: DenoiserModule, x: Tensor, train: MeasurementSet, *, key: tuple[Key, ...]
-) -> None:
-    """Evaluates a module's denoiser on images of an earlier run, as an optimiser step does.
-
-    Arguments:
-        module: The module.
-        x: The images, (B, *shape).
-        train: The training measurements, whose channel draws measurements of the images.
-        key: What the draws depend on.
-    """
-    rows = torch.arange(len(x)) % len(train)  # of no meaning: they are all remembered
-    batch = Batch(x, 0, rows, remembered=torch.ones(len(x), dtype=torch.bool))
-    with seeded(*key):
-        t = module.m_step.times.sample(len(x), x.device)
-        module.objective.loss(module.denoiser, batch, t, measurements=train, key=key)
+    held = pooled(x, before, size=memory.size, count=about.size, key=key)
+    return held | {"images": in_units_of(train, earlier, held["images"])}
 
 
 def drawn(memory: Generative, earlier: Result, seed: int) -> Iterator[Tensor]:

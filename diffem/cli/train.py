@@ -152,7 +152,7 @@ def run(cfg: DictConfig) -> None:
         bind(run_dir, identity, threads=torch.get_num_threads())
         if isinstance(init, FromCheckpoint):
             init.keep(kept)
-    recall(module, earlier, init, train, folder / FILE)
+    recall(module, earlier, train, folder / FILE)
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
     )
@@ -530,7 +530,7 @@ def fit_prior(
     module = build_module(cfg, objective.prior(), data.measurements.channel, "prior")
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
-    if isinstance(memory, Replay):  # the others are of the posterior's network alone
+    if isinstance(memory, Replay):
         module.m_step = replace(module.m_step, memory=memory)
     fit_to_last_round(cfg, module, data, loggers, steps=cfg.prior.steps)
     return module

@@ -149,7 +149,6 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     "memory": {
         "diffem.em.Generative": ("fraction", "path", "size"),
         "diffem.em.Memory": ("path",),
-        "diffem.em.Projection": ("energy", "path", "size"),
         "diffem.em.Replay": ("fraction", "path", "size"),
     },
     "method.condition": _CONDITIONING,

@@ -13,7 +13,6 @@ from diffem.em.memory import Generative, Memory, Replay
 from diffem.em.module import DenoiserModule, MStep
 from diffem.em.objective import Objective, Unconditional
 from diffem.em.plateau import Plateau
-from diffem.em.projection import Projection
 from diffem.em.round import Round
 from diffem.em.schedule import Cosine, Linear
 from diffem.em.state import EMState
@@ -41,7 +40,6 @@ __all__ = [
     "Oversample",
     "Plateau",
     "PosteriorFactory",
-    "Projection",
     "ReconstructionDataModule",
     "Replay",
     "Round",

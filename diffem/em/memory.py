@@ -9,14 +9,12 @@ measurement to be reminded of it, only reconstructions or samples x̂ of the old
 x̂ is what is remembered; ỹ is drawn from the channel as it is now, not as it was then.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from diffem.denoiser import Denoiser
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, generator
@@ -43,21 +41,8 @@ class Memory:
         """Returns the batch that an optimiser step learns from."""
         return batch
 
-    def recall(self, tensors: Mapping[str, Tensor], denoiser: Denoiser) -> None:
-        """Takes what the run has kept of the earlier one.
-
-        Arguments:
-            tensors: What was kept, by name.
-            denoiser: The denoiser in training.
-        """
-
-    def project_gradients(self, denoiser: Denoiser) -> None:
-        """Takes out of the gradients what must not change; here nothing."""
-
-    @contextmanager
-    def projected(self, denoiser: Denoiser) -> Iterator[None]:
-        """Opens a scope of an optimiser step, of which only what may change is left."""
-        yield
+    def recall(self, images: Tensor) -> None:
+        """Takes the images that the run has kept of the earlier one, (n, *shape)."""
 
 
 class Replay(Memory):
@@ -88,9 +73,9 @@ class Replay(Memory):
         x = torch.where(old.view(-1, *(1,) * (x.ndim - 1)), self.images[index], x)
         return batch._replace(x=x, remembered=old)
 
-    def recall(self, tensors: Mapping[str, Tensor], denoiser: Denoiser) -> None:
+    def recall(self, images: Tensor) -> None:
         """Takes the images."""
-        self.images = tensors["images"]
+        self.images = images
 
 
 class Generative(Replay):

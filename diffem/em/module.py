@@ -147,15 +147,6 @@ class DenoiserModule(LightningModule):
         assert isinstance(total, Tensor)
         return total
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Takes out of the gradients what must not change."""
-        self.m_step.memory.project_gradients(self.denoiser)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's own
-        """Takes an optimiser step, of which only what may change is left."""
-        with self.m_step.memory.projected(self.denoiser):
-            super().optimizer_step(*args, **kwargs)
-
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

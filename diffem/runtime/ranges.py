@@ -179,7 +179,6 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "m_step.schedule.final": Range(0, 1),
     "m_step.schedule.warmup": FRACTION,
     "m_step.times.components": Range(1e-2, 1e6, each=True),
-    "memory.energy": Range(0, 1, ends="()"),
     "memory.fraction": Range(0, 1, ends="()"),
     "memory.size": IN_MEMORY,
     "method.objective.delta": Range(1e-6, 1, ends="[)"),

@@ -38,7 +38,7 @@ def final(run_dir: Path) -> dict[str, float]:
     return json.loads((run_dir / "summary.json").read_text())["final"]
 
 
-@pytest.mark.parametrize("memory", ["replay", "generative", "projection"])
+@pytest.mark.parametrize("memory", ["replay", "generative"])
 def test_a_run_is_resumed_when_the_earlier_one_is_gone(
     memory: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +152,7 @@ def test_groups_are_scored(tmp_path: Path) -> None:
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("choice", ["replay", "projection", "dual"])
+@pytest.mark.parametrize("choice", ["replay", "dual"])
 def test_law_4_two_processes_of_which_the_first_is_killed(choice: str, tmp_path: Path) -> None:
     """At the commit of round 1, by its own signal; resumed, they end as without the kill."""
     from kill_at import AIM, hook
