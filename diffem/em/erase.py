@@ -7,12 +7,12 @@ L_r is the M-step's loss on the rows that stay, and g one of
     heldout   L_h - L_f   the loss of what is erased is raised to that of unseen measurements
     noise     L_f         the noise that the denoiser finds in erased rows becomes uniform noise
 
-A step goes along -(∇L_r + λ ∇g), λ by `diffem.em.dual`. With `heldout` λ is 0 where g <= 0: a loss
+A step goes along -(∇L_r + λ ∇g), λ by `multiplier`. With `heldout` λ is 0 where g <= 0: a loss
 far above that of unseen measurements would tell what was erased.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -22,7 +22,6 @@ from torch import Tensor
 from diffem.corruption.operator import expand
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Denoiser
-from diffem.em.dual import multiplier
 from diffem.em.module import MStep
 from diffem.em.objective import Objective, Recorrupted
 from diffem.runtime.progress import progress_bar
@@ -49,11 +48,6 @@ class Rows:
         """Returns rows that are drawn with replacement from the global generator."""
         rows = torch.randint(len(self.x), (size,))
         return Batch(self.x[rows].to(device), 0, rows)
-
-    def select(self, rows: Tensor) -> "Rows":
-        """Returns some of the rows."""
-        source = self.measurements.select(rows)
-        return Rows(self.x[rows], MeasurementSet(source, self.measurements.channel))
 
 
 @dataclass(frozen=True)
@@ -181,6 +175,26 @@ class Erasing:
                 losses.append(self._loss(denoiser, batch, rows, key))
                 advance()
         return torch.stack(losses).float().cpu()
+
+
+def multiplier(objective: Sequence[Tensor], constraint: Sequence[Tensor], eta: float) -> float:
+    """Returns λ of the direction ∇f + λ ∇g, along which f falls and g falls at a given rate.
+
+        λ = max(0, (η ‖∇g‖² - ⟨∇g, ∇f⟩) / ‖∇g‖²)
+
+    so that ⟨∇g, ∇f + λ ∇g⟩ ≥ η ‖∇g‖² (Gong et al. 2021, arXiv 2105.11574, as EraseDiff has it,
+    Wu et al. 2024, arXiv 2401.05779).
+
+    Arguments:
+        objective: The gradient ∇f, a tensor for each weight.
+        constraint: The gradient ∇g, likewise.
+        eta: η > 0.
+    """
+    pairs = list(zip(constraint, objective, strict=True))
+    square = sum(g.square().sum() for g, _ in pairs)
+    inner = sum((g * f).sum() for g, f in pairs)
+    ratio = torch.as_tensor(inner) / torch.as_tensor(square)
+    return max(0.0, eta - float(ratio.nan_to_num(eta)))
 
 
 def membership_auc(erased: Tensor, unseen: Tensor) -> tuple[float, float]:
