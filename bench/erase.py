@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffem.cli.erase import SHARE, Source
+from diffem.cli.erase import SHARE
+from diffem.cli.erase_source import Source
 from diffem.config.build import build
 from diffem.em.erase import Erasing
 from diffem.posterior.posterior import DenoiserPosterior

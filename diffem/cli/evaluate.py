@@ -70,9 +70,7 @@ def evaluate_run(
         UserError: If the run is not finished, or an override has no effect on a finished run.
     """
     check_entries(run_dir, writing=True)
-    file = run_dir / "checkpoints" / POSTERIOR
-    if not file.is_file():
-        raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")
+    check_finished(run_dir)
     for override in overrides:
         key = override_key(override)
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):
@@ -80,7 +78,7 @@ def evaluate_run(
                 f"{override} has no effect on a finished run; evaluate takes settings of "
                 f"{', '.join(EVALUATED)}"
             )
-    weights = read_weights(file)
+    weights = read_weights(run_dir / "checkpoints" / POSTERIOR)
     cfg = compose_finished(run_dir, weights, overrides)
     keys = {override_key(override) for override in overrides}
     if (moved := keys & MOVES_HELDOUT) and not keys & {"dataset", "dataset.path"}:
@@ -120,6 +118,17 @@ def evaluate_run(
             sampling.device,
             about={"overrides": list(overrides), "repeats": repeats, "measurements": len(heldout)},
         )
+
+
+def check_finished(run_dir: Path) -> None:
+    """Refuses a directory without the weights that a run ends with.
+
+    Raises:
+        UserError: If they are missing.
+    """
+    file = run_dir / "checkpoints" / POSTERIOR
+    if not file.is_file():
+        raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")
 
 
 def compose_finished(run_dir: Path, weights: Weights, overrides: Sequence[str] = ()) -> DictConfig:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,6 +176,23 @@ class Erasing:
                 losses.append(self._loss(denoiser, batch, rows, key))
                 advance()
         return torch.stack(losses).float().cpu()
+
+
+def audit_figures(members: Tensor, unseen: Tensor) -> dict[str, Any]:
+    """Returns whether losses tell withdrawn from held-out measurements: the figures of an audit.
+
+    Arguments:
+        members: The losses of the rows that are withdrawn, (n,).
+        unseen: Those of held-out rows, (m,).
+    """
+    auc, error = membership_auc(members, unseen)
+    return {
+        "auc": auc,
+        "auc_error": error,
+        "leaks": abs(auc - 0.5) > 2 * error,
+        "loss_withdrawn": float(members.mean()),
+        "loss_heldout": float(unseen.mean()),
+    }
 
 
 def multiplier(objective: Sequence[Tensor], constraint: Sequence[Tensor], eta: float) -> float:

@@ -1,0 +1,114 @@
+"""Writes the run without withdrawn measurements, of the denoiser that has unlearnt them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from diffem.cli.compose import check_config, compose_run
+from diffem.cli.composition import override_key
+from diffem.cli.data import build_data
+from diffem.cli.erase_source import Source, trusted
+from diffem.cli.train import other_files, run
+from diffem.config.build import build
+from diffem.data.digest import data_digest
+from diffem.data.withdrawn import read_names
+from diffem.denoiser import Denoiser
+from diffem.em.module import MStep
+from diffem.em.state import EMState
+from diffem.storage.atomic import read_json, write_file
+from diffem.storage.checkpoint import (
+    before_e_step,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from diffem.storage.identity import RunIdentity, bind
+from diffem.storage.lock import unlock_folder
+from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.run_dir import WITHDRAWN, config_hash, open_run, resumed_arguments
+
+REPLACED = (  # settings of the run that do not hold for the new one
+    *("withdrawn", "em.rounds", "em.seconds", "em.nfe", "em.stop", "em/stop", "em.refresh"),
+    *("em.warm_start", "dataset.range", "trainer.devices", "trainer.num_nodes", "strategy"),
+)
+
+
+def write_run(
+    source: Source, folder: Path, denoiser: Denoiser, x: torch.Tensor, state: EMState
+) -> int:
+    """Has a run with the denoiser draw the reconstructions anew, and end as every run does.
+
+    Arguments:
+        source: The run that measurements are withdrawn from.
+        folder: The new run's directory, empty.
+        denoiser: The denoiser that has unlearnt them.
+        x: The reconstructions of the other measurements, which a posterior may take moments of.
+        state: The state of the loop before they are drawn anew.
+
+    Returns:
+        The network function evaluations of erasing and of drawing anew.
+    """
+    k = state.round
+    cfg = compose_run([*_settings(source), f"em.rounds={k + 1}"], folder)
+    check_config(cfg)
+    before = source.cfg.withdrawn and read_names(Path(source.cfg.withdrawn), "withdrawn")
+    lines = "".join(f"{name}\n" for name in dict.fromkeys([*(before or ()), *source.names]))
+    write_file(folder / WITHDRAWN, lambda file: file.write(lines.encode()))
+    # Before the run is opened: as in every run, the shape that files have is a part of it.
+    train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
+    open_run(cfg, HydraConfig.get())
+    m_step: MStep = build(cfg.m_step, "m_step")
+    if m_step.clean is not None:
+        m_step.clean.load(train)
+    others = other_files(cfg, m_step)
+    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout, others=others))
+    bind(folder, identity, threads=torch.get_num_threads())
+    store = ReconstructionStore(
+        folder / "reconstructions",
+        size=len(train), chunk_size=cfg.em.chunk_size, identity=identity,
+    )  # fmt: skip
+    store.begin(k, "erased")
+    for chunk in store.chunks:
+        store.write(k, chunk, x[store.rows(chunk)])
+    old = ReconstructionStore(
+        source.path / "reconstructions", size=len(source.train), chunk_size=cfg.em.chunk_size
+    )
+    if (learned := old.channel(k + 1)) is not None:
+        store.write_channel(k, learned)
+    store.commit(k, "erased")
+    checkpoint = load_checkpoint(source.path / "checkpoints" / "last.ckpt")
+    for name, weight in denoiser.state_dict().items():
+        for net in ("denoiser", "average"):
+            checkpoint["state_dict"][f"{net}.{name}"] = weight.cpu()
+    for optimizer in checkpoint["optimizer_states"]:
+        optimizer["state"] = {}  # moments of gradients of what was erased
+    last = folder / "checkpoints" / "last.ckpt"
+    save_checkpoint(
+        checkpoint | {"em_state": asdict(state), "run": store.binding(k)}, before_e_step(last)
+    )
+    run(cfg)
+    # What was drawn by the run that knew the rows goes; the run can go on from what is left.
+    row = (read_json(folder / "summary.json") or {})["rounds"][-1]
+    nfe = row["nfe"]
+    state = EMState(
+        k + 1, e_step_pending=False, nfe=nfe, nfe_before=nfe,
+        optimizer_steps=state.optimizer_steps,
+    )  # fmt: skip
+    save_checkpoint(checkpoint | {"em_state": asdict(state), "run": store.binding(k + 1)}, last)
+    remove_checkpoint(before_e_step(last))
+    store.prune(1, newest=k + 1)
+    unlock_folder(folder)
+    return nfe
+
+
+def _settings(source: Source) -> list[str]:
+    """Returns the overrides of a run for one that draws all its reconstructions anew and ends."""
+    trust = trusted(source.cfg.trust)
+    *own, _, _ = resumed_arguments([*trust, f"resume={source.path}"])
+    kept = [o for o in own if not override_key(o).startswith(REPLACED)]
+    scale = source.result.scale
+    if source.cfg.dataset.get("range") is not None:
+        kept.append(f"dataset.range=[{scale.low},{scale.high}]")  # as the weights know it
+    return [*kept, f"withdrawn=${{run_dir}}/{WITHDRAWN}"]
