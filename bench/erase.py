@@ -13,13 +13,11 @@ All are audited by the same measurements and draws. Writes table_SEED.json.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.seed_table import diffem, parse, write_table
 from diffem.cli.erase import SHARE
 from diffem.cli.erase_source import Source
 from diffem.config.build import build
@@ -37,22 +35,13 @@ COMMON = (
 STEPS = round(SHARE * 1200)
 
 
-def diffem(*arguments: str) -> None:
-    """Runs a command of diffem to its end."""
-    subprocess.run([sys.executable, "-m", "diffem", *arguments], check=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, erases and audits; prints the table.
 
     Arguments:
         arguments: The command's arguments; None for this process's.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.erase", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/erase"))
-    parser.add_argument("overrides", nargs="*", help="of every training")
-    chosen = parser.parse_args(arguments)
+    chosen = parse(arguments, name="erase", about=__doc__)
     folder = chosen.out.absolute() / f"seed_{chosen.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.txt"
@@ -75,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "erase", str(folder / "original"), "--rows", str(rows), "--target", target,
                 "--out", str(folder / target), "--device", "cpu",
             )  # fmt: skip
-    found = table(folder, rows)
-    (folder.parent / f"table_{chosen.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
-    for row, figures in found.items():
-        print(row, json.dumps(figures))
+    write_table(chosen, table(folder, rows))
 
 
 def table(folder: Path, rows: Path) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,11 @@ process a seed; it takes one core, and no internet. FD is taken in the classifie
 Writes table_SEED.json.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from bench.seed_table import diffem, parse, write_table
 
 METRICS = (
     "metric=classifier",
@@ -33,22 +31,13 @@ SCORES = ("psnr", "psnr_mean", "residual_chi2", "posterior_std", "measurement_en
 COSTS = ("distillation", "break_even")
 
 
-def diffem(*arguments: str) -> None:
-    """Runs a command of diffem to its end."""
-    subprocess.run([sys.executable, "-m", "diffem", *arguments], check=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains and evaluates; prints the table.
 
     Arguments:
         arguments: The command's arguments; None for this process's.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.student", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/student"))
-    parser.add_argument("overrides", nargs="*", help="of the training")
-    chosen = parser.parse_args(arguments)
+    chosen = parse(arguments, name="student", about=__doc__)
     run = chosen.out.absolute() / f"seed_{chosen.seed}"
     diffem(
         "train", *METRICS, "prior=null", "student=diff_instruct", "trainer.accelerator=cpu",
@@ -61,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         diffem("evaluate", str(run), "--device", "cpu", *METRICS, *sampler)
         held = json.loads((run / f"evaluation_{number:03d}.json").read_text())
         found[row] = figures(held["final"])
-    text = json.dumps(found, indent=1) + "\n"
-    (chosen.out / f"table_{chosen.seed}.json").write_text(text)
-    for row, scores in found.items():
-        print(row, json.dumps(scores))
+    write_table(chosen, found)
 
 
 def figures(scores: Mapping[str, Any]) -> dict[str, float]:
