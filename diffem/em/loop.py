@@ -179,12 +179,6 @@ class EMLoop(StateCheckpoint):
         self.prune(trainer)
         self.stop_if_exhausted(trainer)
 
-    def prune(self, trainer: Trainer) -> None:
-        """Removes the rounds that `em.keep_rounds` does not keep."""
-        _, data = _parts(trainer)
-        if self.settings.keep_rounds is not None and trainer.is_global_zero:
-            data.store.prune(self.settings.keep_rounds, newest=self.state.round)
-
     def next_round(self, trainer: Trainer) -> None:
         """Draws round 0 from the init's posterior, any other with the averaged weights."""
         module, data = _parts(trainer)
@@ -349,6 +343,12 @@ class EMLoop(StateCheckpoint):
                     f"its noise; EM ends with round {state.round}"
                 )
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(over, all=False)
+
+    def prune(self, trainer: Trainer) -> None:
+        """Removes the rounds that `em.keep_rounds` does not keep."""
+        _, data = _parts(trainer)
+        if self.settings.keep_rounds is not None and trainer.is_global_zero:
+            data.store.prune(self.settings.keep_rounds, newest=self.state.round)
 
     def save(self, trainer: Trainer) -> None:
         """Saves the state of training; what makes a round is kept until the next one is made."""
