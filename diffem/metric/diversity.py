@@ -10,7 +10,7 @@ from diffem.metric.score import Score
 
 IMAGES = 2048  # the most images that are used: the cost of the eigenvalues is cubic in them
 
-DIVERSITY = Score("diversity", "diversity", images=2)
+DIVERSITY = Score("diversity", "diversity", images=2, detail=True)
 EFFECTIVE_RANK = Score("effective_rank", "effective rank", digits=None, images=2)
 POSTERIOR_STD = Score("posterior_std", "posterior std")
 CHANGE = Score("change", "RMS change since the round before")

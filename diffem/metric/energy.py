@@ -15,7 +15,7 @@ MEASUREMENT_ENERGY_DISTANCE = Score(
     better="lower",
     images=2,
 )
-MEASUREMENT_P = Score("measurement_p", "p of measurements drawn again", images=2)
+MEASUREMENT_P = Score("measurement_p", "p of measurements drawn again", images=2, detail=True)
 HIDDEN_ENTRIES = Score(
     "hidden_entries",
     "energy score of hidden parts",

@@ -17,10 +17,14 @@ from diffem.corruption.basis import HartleyBasis
 from diffem.metric.bootstrap import draw_weights
 from diffem.metric.score import Score
 
-RESIDUAL_KS = Score("residual_ks", "residuals' distance from the noise's law", better="lower")
-RESIDUAL_PIXEL = Score("residual_pixel", "χ² of the worst pixel (expected < 1)", digits=2)
+RESIDUAL_KS = Score(
+    "residual_ks", "residuals' distance from the noise's law", better="lower", detail=True
+)
+RESIDUAL_PIXEL = Score(
+    "residual_pixel", "χ² of the worst pixel (expected < 1)", digits=2, detail=True
+)
 RESIDUAL_FREQUENCY = Score(
-    "residual_frequency", "χ² of the worst frequency (expected < 1)", digits=2
+    "residual_frequency", "χ² of the worst frequency (expected < 1)", digits=2, detail=True
 )
 FRESH = 4  # draws of the noise for each residual, with which the residuals are compared
 GRID = 256  # values at which laws are compared by the bootstrap

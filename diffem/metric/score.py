@@ -33,6 +33,8 @@ class Score:
     """The smallest number of reconstructions, and of true images, that it is defined for."""
     of_mean: bool = False
     """Whether it is of the mean of several samples, and not of one sample."""
+    detail: bool = False
+    """Whether a comparison has it in table.csv alone, and not in the tables that are read."""
 
     @property
     def title(self) -> str:
@@ -67,6 +69,7 @@ TYPES: dict[str, type | UnionType] = {
     "expected": int | float | None,
     "images": int,
     "of_mean": bool,
+    "detail": bool,
 }
 """The types of the fields of a description."""
 

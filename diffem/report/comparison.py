@@ -16,6 +16,7 @@ from diffem.metric import Score, read_scores
 from diffem.report.comparison_page import write_comparison_page
 from diffem.report.curves import AXES, mean_points, positions
 from diffem.report.record import read_record, round_seconds
+from diffem.report.verdict import expected_gap
 from diffem.runtime.errors import UserError
 from diffem.storage.run_dir import PAGE
 
@@ -32,7 +33,7 @@ CLEAN = "†"  # marks rows that learn from clean images; they are not compared 
 
 
 def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
-    """Writes table.md, table.csv, table.tex, the curves and report.html.
+    """Writes table.md, table.csv (with details), table.tex, the curves and report.html.
 
     Arguments:
         out: The folder, which holds the runs as ROW/seed_SEED.
@@ -48,7 +49,7 @@ def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
     rows = table(runs)
     (out / "table.md").write_text(markdown(table(runs, bold=True)))
     with (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows(table(runs, details=True))
     (out / "table.tex").write_text(latex(rows))
     curves = save_comparison_curves(out, runs)
     write_comparison_page(
@@ -94,11 +95,17 @@ def em_seconds(summary: Summary) -> float:
 
 
 COSTS = (
-    Column(Score("rounds", "rounds", digits=1), lambda summary: summary["rounds"][-1]["round"]),
+    Column(
+        Score("rounds", "rounds", digits=1, detail=True),
+        lambda summary: summary["rounds"][-1]["round"],
+    ),
     Column(Score("optimizer_steps", "optimiser steps", digits=0), optimizer_steps),
     Column(Score("nfe", "NFE", unit="M", digits=2), million_nfe),
     Column(Score("em_seconds", "E+M time", unit="s", digits=1), em_seconds),
-    Column(Score("seconds", "time", unit="s", digits=1), lambda summary: summary["wall_seconds"]),
+    Column(
+        Score("seconds", "time", unit="s", digits=1, detail=True),
+        lambda summary: summary["wall_seconds"],
+    ),
 )
 FLOOR = Column(
     Score("init_psnr_mean", "posterior mean of the init", unit="dB", digits=2),
@@ -118,13 +125,14 @@ def mean_and_deviation(values: Sequence[float], score: Score) -> str:
     return f"{mean} ± {score.text(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
-def table(runs: Runs, *, bold: bool = False) -> list[list[str]]:
+def table(runs: Runs, *, bold: bool = False, details: bool = False) -> list[list[str]]:
     """Returns the header and the rows, as text.
 
     Arguments:
         runs: The runs' summaries.
         bold: Whether the best value of each score is set in bold, in Markdown. Rows that learn
             from clean images, marked †, are left out of this; a single row is never the best.
+        details: Whether the columns of details are there too.
 
     Raises:
         UserError: If the runs are of an earlier version of diffem, without descriptions of scores.
@@ -132,7 +140,11 @@ def table(runs: Runs, *, bold: bool = False) -> list[list[str]]:
     done = {row: [s for s in seeds.values() if s is not None] for row, seeds in runs.items()}
     finished = [summary for summaries in done.values() for summary in summaries]
     floor = _common_floor(finished)
-    columns = _columns(finished, () if floor else (FLOOR,))
+    columns = [
+        column
+        for column in _columns(finished, () if floor else (FLOOR,))
+        if details or not column.score.detail
+    ]
     rows = [["row", *(column.score.title for column in columns), "seeds"]]
     for row, seeds in runs.items():
         failed = len(seeds) - len(done[row])
@@ -191,11 +203,32 @@ def _columns(finished: Sequence[Summary], extra: Sequence[Column]) -> list[Colum
     """Returns the columns that some run has a value for: the mean of samples comes first."""
     shown = [score for score in described_scores(finished) if score.digits is not None]
     final = [Column(s, _final(s.name)) for s in sorted(shown, key=lambda s: not s.of_mean)]
+    beside = next((i for i, c in enumerate(final, start=1) if c.score.name == "psnr"), None)
+    if beside is not None:
+        final.insert(beside, _gap(finished))
     prior = [Column(replace(s, label=f"prior {s.label}"), _prior(s.name)) for s in shown]
     names = dict.fromkeys(k for s in finished for k in s["rounds"][-1].get("estimate") or {})
     estimated = [Column(Score(name, f"estimated {name}"), _estimate(name)) for name in names]
     columns = (*final, *prior, *extra, *estimated, *COSTS)
     return [c for c in columns if not finished or any(c.value(s) is not None for s in finished)]
+
+
+def _gap(finished: Sequence[Summary]) -> Column:
+    """Returns the column of how far a sample is below the mean of several.
+
+    Its heading has the gap of the true posterior where all runs draw as many samples: a smaller
+    one means that samples spread less than they err.
+    """
+    numbers = {summary.get("samples") for summary in finished}
+    expected, unit = numbers.pop() if len(numbers) == 1 else None, "dB"
+    if isinstance(expected, int) and expected > 1:
+        unit = f"dB; true posterior: {expected_gap(expected):.2f}"
+
+    def value(summary: Summary) -> float | None:
+        mean, sample = summary["final"].get("psnr_mean"), summary["final"].get("psnr")
+        return None if mean is None or sample is None else mean - sample
+
+    return Column(Score("gap", "gap", unit=unit, digits=2), value)
 
 
 def _final(name: str) -> Callable[[Summary], float | None]:

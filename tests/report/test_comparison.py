@@ -94,7 +94,8 @@ def test_columns_that_no_run_has_are_left_out() -> None:
     assert not {"Sinkhorn", "FID", "diversity", "optimiser steps", "estimated sigma"} & set(titles)
     later = {"fd_classifier": 1.23456, "fid": 5.88, "posterior_std": 0.9, "diversity": 0.2}
     prior = {"frechet_pixels": 1.1, "fd_classifier": 2.2, "fid": 3.3}
-    rows = table({"a": {0: summary(0, 20.0)}, "b": {0: counted(0, 21.0, prior=prior, **later)}})
+    runs = {"a": {0: summary(0, 20.0)}, "b": {0: counted(0, 21.0, prior=prior, **later)}}
+    rows = table(runs, details=True)
     expected = {
         "FD classifier": "1.235",
         "FID": "5.880",
@@ -110,6 +111,17 @@ def test_columns_that_no_run_has_are_left_out() -> None:
     }
     for title, text in expected.items():
         assert column(rows, title)[:2] == ["–", text], title
+    read = set(table(runs)[0])
+    assert "diversity" not in read and {"FID", "posterior std", "NFE (M)"} <= read
+
+
+def test_the_gap_between_a_sample_and_the_mean_stands_beside_that_of_the_posterior() -> None:
+    runs = {"a": {0: summary(0, 20.0, psnr=18.0) | {"samples": 4}}}
+    title = "gap (dB; true posterior: 2.04)"  # 10 log10(2 / (1 + 1/4))
+    assert table(runs)[0][1:4] == ["PSNR of mean (dB)", "PSNR (dB)", title]
+    assert column(table(runs), title)[0] == "2.00"
+    runs["b"] = {0: summary(0, 20.0, psnr=18.5) | {"samples": 8}}
+    assert column(table(runs), "gap (dB)")[:2] == ["2.00", "1.50"]
 
 
 def test_the_best_of_those_who_compete_is_bold() -> None:
@@ -123,7 +135,7 @@ def test_the_best_of_those_who_compete_is_bold() -> None:
     assert column(rows, "FD classifier")[:3] == ["**2.000**", "3.000", "1.000"]
     assert rows[3][0] == "ceiling †"
     # Neither a larger nor a smaller χ² is better.
-    assert "**" not in "".join(column(rows, "residual χ²") + column(rows, "time (s)"))
+    assert "**" not in "".join(column(rows, "residual χ²") + column(rows, "E+M time (s)"))
     assert "**" not in str(table({"a": runs["a"]}, bold=True))
 
 
@@ -161,7 +173,7 @@ def test_comparison_is_written_in_three_formats(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 0 for path in files)
     assert not (tmp_path / "nfe.png").exists()
     with (tmp_path / "table.csv").open() as file:
-        assert list(csv.reader(file)) == table(runs)
+        assert list(csv.reader(file)) == table(runs, details=True)
     assert r"a\_b & 21.00 $\pm$ 1.41 &" in (tmp_path / "table.tex").read_text()
     assert "| a_b | 21.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
     page = check_page(tmp_path / "report.html")
