@@ -54,7 +54,7 @@ class Case:
     """Whether the data set's own images are used; otherwise drawn ones of its shape."""
 
 
-DIGITS = Case("digits", "digits", (), size=1024, steps=60, rounds=3)
+DIGITS = Case("digits", "digits", ("network.blocks=[2,2]",), size=1024, steps=60, rounds=3)
 CIFAR = Case(
     "cifar_cut",
     "CIFAR-10's, cut to (32, 64, 96) × 1",
