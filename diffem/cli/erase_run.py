@@ -10,9 +10,9 @@ from diffem.cli.compose import check_config, compose_run
 from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.erase_source import Source, trusted
-from diffem.cli.train import other_files, run
+from diffem.cli.identity import run_identity
+from diffem.cli.train import run
 from diffem.config.build import build
-from diffem.data.digest import data_digest
 from diffem.data.withdrawn import read_names
 from diffem.denoiser import Denoiser
 from diffem.em.module import MStep
@@ -24,10 +24,10 @@ from diffem.storage.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
-from diffem.storage.identity import RunIdentity, bind
+from diffem.storage.identity import bind
 from diffem.storage.lock import unlock_folder
 from diffem.storage.reconstructions import ReconstructionStore
-from diffem.storage.run_dir import WITHDRAWN, config_hash, open_run, resumed_arguments
+from diffem.storage.run_dir import WITHDRAWN, open_run, resumed_arguments
 
 REPLACED = (  # settings of the run that do not hold for the new one
     *("withdrawn", "em.rounds", "em.seconds", "em.nfe", "em.stop", "em/stop", "em.refresh"),
@@ -62,8 +62,7 @@ def write_run(
     m_step: MStep = build(cfg.m_step, "m_step")
     if m_step.clean is not None:
         m_step.clean.load(train)
-    others = other_files(cfg, m_step)
-    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout, others=others))
+    identity = run_identity(cfg, m_step, train, heldout)
     bind(folder, identity, threads=torch.get_num_threads())
     store = ReconstructionStore(
         folder / "reconstructions",
