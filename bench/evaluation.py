@@ -76,7 +76,7 @@ def evaluation_share(folder: Path) -> Figure:
     result = load(folder / "run", device="cpu")
     with clock("end"), redirect_stdout(StringIO()):  # the table of a run too short to be shown
         evaluate(result, loop.train.channel, report)
-    init, *rounds = report.rounds
+    init, *rounds = report.journal.rounds
     steps, prior_steps = default.em.steps_per_round, default.prior.steps
     first, *evaluations = clock.spent["round"]
     (end,), (prior_seconds,) = clock.spent["end"], clock.spent["prior"]

@@ -156,7 +156,7 @@ def run(cfg: DictConfig) -> None:
     )
     make_trainer = partial(build_trainer, cfg, [em], build_loggers(cfg), epochs=-1)
     expect_processes()
-    with report.following():
+    with report.page.following():
         # EM, then what is trained on its last reconstructions.
         with compile_errors(cfg.compile):
             trainer = fit(make_trainer, module, data, checkpoint)
