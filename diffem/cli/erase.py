@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     chosen = parse_erase(arguments)
     with report_user_errors(), quiet():
-        for key in ("steps", "eta", "lr"):
+        for key in ("steps", "eta", "lr"):  # before the run is read
             check(f"--{key}", getattr(chosen, key))
-        source = Source.of(chosen)
+        source = Source.of(chosen.run, chosen.rows, device=chosen.device, trust=chosen.trust)
         shown = io.StringIO()
         with new_folder(chosen.out) as folder:
             with redirect_stdout(shown):
@@ -102,7 +102,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
     old, denoiser = posterior.denoiser, deepcopy(posterior.denoiser)
     before = source.audit(erasing, old)
     checked = old.take_nfe()
-    unseen = source.drawn(old, source.halves()[0], "target")
+    unseen = source.drawn(old, source.target, "target")
     gone = part(source.train, source.rows)
     with result.posterior.sampling.context():
         path = erasing.run(
@@ -147,14 +147,14 @@ def row_hash(measurements: MeasurementSet, row: int) -> str:
 def report(record: Mapping[str, Any], chosen: Namespace) -> None:
     """Prints what the audit found, what it cost, and what is left to do."""
     console, audit, spent = plain_console(), record["audit"], record["evaluations"]
-    for name, text in (("before", "before"), ("after", "after")):
-        found = audit[name]
+    for when in ("before", "after"):
+        found = audit[when]
         side = "" if not found["leaks"] else (
             ": the network still knows them" if found["auc"] > 0.5
             else ": their loss is above that of unseen ones, which tells that they were erased"
         )  # fmt: skip
         console.print(
-            f"audit {text}: AUC {found['auc']:.3f} ± {found['auc_error']:.3f} of the loss of "
+            f"audit {when}: AUC {found['auc']:.3f} ± {found['auc_error']:.3f} of the loss of "
             f"withdrawn against held-out measurements, 0.5 tells nothing{side}",
             soft_wrap=True,
         )

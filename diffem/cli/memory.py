@@ -86,7 +86,7 @@ def recall(
 ) -> None:
     """Fills a run's memory from the earlier run, or from what the run has kept of it.
 
-    The first process keeps it; the others wait until it has.
+    The first process writes the copy; the others wait until it is there.
 
     Arguments:
         module: The module that is trained.
@@ -100,7 +100,7 @@ def recall(
     memory = module.m_step.memory
     if not memory.remembers:
         return
-    if earlier is not None and global_rank() == 0 and read_kept(kept) is None:
+    if earlier is not None and global_rank() == 0:
         if earlier.channel.shape != train.channel.shape:
             raise UserError(
                 f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
