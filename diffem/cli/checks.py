@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from diffem.cli.compose import is_given
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.data.measurements import MeasurementSet
-from diffem.em import EMSettings, Guard, Objective
+from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
 from diffem.metric import Evaluation
@@ -30,6 +30,53 @@ def check_objective(objective: str, evaluation: Evaluation) -> None:
         raise UserError(
             f"objective must be a score of this run, got {objective!r}; it has {', '.join(names)}"
         )
+
+
+def check_m_step(cfg: DictConfig, m_step: MStep, objective: Objective, channel: Channel) -> None:
+    """Refuses settings of the M-step that have no effect or contradict one another.
+
+    Arguments:
+        cfg: The configuration.
+        m_step: The settings.
+        objective: The objective of the M-step.
+        channel: The channel.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if isinstance(m_step.augment, Augment):
+        m_step.augment.check(cfg.dataset.shape)
+    for key in ("augment", "clean"):
+        if getattr(m_step, key) is not None and objective.weighs_rows(channel):
+            raise UserError(
+                f"m_step.{key} takes away what was measured of an image, by which "
+                "method.objective.imputed weighs its errors; set method.objective.imputed=1, or "
+                f"m_step.{key}=null"
+            )
+    ignored = {
+        "m_step.augment": m_step.augment,
+        "m_step.clean": m_step.clean,
+        "method.supervised": cfg.method.supervised,
+        "memory": m_step.memory.remembers,
+        "balance": m_step.balance.balances,
+    }
+    for key, value in ignored.items():
+        if value and not objective.uses_reconstructions:
+            raise UserError(
+                f"{key} has no effect on method.objective={type(objective).__name__}, which "
+                "learns from the measurements; leave it out"
+            )
+    others = (
+        ("m_step.clean", m_step.clean is not None),
+        ("memory", isinstance(m_step.memory, Replay)),
+    )
+    for key, chosen in others:
+        if chosen and m_step.balance.balances:
+            raise UserError(
+                f"{key} puts images of no group in the place of a group's, by which balance="
+                f"{type(m_step.balance).__name__.lower()} weighs them; set balance=none, or leave "
+                f"{key} out"
+            )
 
 
 def checked_settings(

@@ -12,19 +12,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from diffem.cli.checks import check_m_step
 from diffem.cli.compose import is_given, public_config
 from diffem.config.build import build
 from diffem.corruption import Channel
 from diffem.denoiser import Denoiser
 from diffem.em import (
-    Augment,
     Balance,
     DenoiserModule,
     DiffInstruct,
     MStep,
     Objective,
     PosteriorFactory,
-    Replay,
 )
 from diffem.em.callbacks import MStepProgress, SignalHandlers
 from diffem.em.checkpoint_io import AtomicCheckpointIO
@@ -42,6 +41,13 @@ def build_module(
 ) -> DenoiserModule:
     """Returns the module of the denoiser that an objective trains.
 
+    Arguments:
+        cfg: The configuration.
+        objective: The objective.
+        channel: The channel.
+        stage: What the network's first weights depend on beside the seed: "m_step" of EM, or
+            "prior".
+
     Raises:
         UserError: If a setting has no effect under the objective or on the images.
     """
@@ -51,39 +57,7 @@ def build_module(
     m_step: MStep = build(
         cfg.m_step, "m_step", memory=build(cfg.memory, "memory"), balance=balance
     )
-    if isinstance(m_step.augment, Augment):
-        m_step.augment.check(cfg.dataset.shape)
-    for key in ("augment", "clean"):
-        if getattr(m_step, key) is not None and objective.weighs_rows(channel):
-            raise UserError(
-                f"m_step.{key} takes away what was measured of an image, by which "
-                "method.objective.imputed weighs its errors; set method.objective.imputed=1, or "
-                f"m_step.{key}=null"
-            )
-    ignored = {
-        "m_step.augment": m_step.augment,
-        "m_step.clean": m_step.clean,
-        "method.supervised": cfg.method.supervised,
-        "memory": m_step.memory.remembers,
-        "balance": balance.balances,
-    }
-    for key, value in ignored.items():
-        if value and not objective.uses_reconstructions:
-            raise UserError(
-                f"{key} has no effect on method.objective={type(objective).__name__}, which "
-                "learns from the measurements; leave it out"
-            )
-    others = (
-        ("m_step.clean", m_step.clean is not None),
-        ("memory", isinstance(m_step.memory, Replay)),
-    )
-    for key, chosen in others:
-        if chosen and balance.balances:
-            raise UserError(
-                f"{key} puts images of no group in the place of a group's, by which balance="
-                f"{type(balance).__name__.lower()} weighs them; set balance=none, or leave {key} "
-                "out"
-            )
+    check_m_step(cfg, m_step, objective, channel)
     module = DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
     if cfg.compile:
         module.compile_network()
