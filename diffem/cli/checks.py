@@ -163,7 +163,7 @@ def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | N
 
 
 def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
-    """Refuses a figure to stop by that the run does not have; says what an early end leaves out.
+    """Refuses a figure of `em.stop` that the run does not have; warns of a stop that does not fit.
 
     Arguments:
         settings: The EM loop's budget, with a stop.
@@ -231,7 +231,7 @@ def trivial_noise(cfg: DictConfig) -> str | None:
 
 
 def assumed_independence(objective: Objective, channel: Channel) -> str | None:
-    """Returns what `method.objective.imputed` takes for granted of recorded operators."""
+    """Returns what `method.objective.imputed` assumes of recorded operators; None if nothing."""
     if not objective.weighs_rows(channel) or not isinstance(channel, LinearChannel):
         return None
     if channel.forward_operator.covers is not None:

@@ -2,11 +2,12 @@
 
     diffem erase runs/mine --rows rows.txt --out runs/without
 
-NEW is a run like any other, whose measurements lack the rows: a denoiser that has unlearnt them
-(`diffem.em.erase`), the others' reconstructions drawn anew by it, since those of RUN are its
-neighbours', and a prior (and a student) trained on these alone. No round and no checkpoint of RUN
-is in it. erased.json says what was erased, what it cost, and what an audit found. RUN is left as
-it is, and must be deleted by who withdraws; nothing here is a certificate.
+NEW is a run like any other, whose measurements lack the rows. Its denoiser has unlearned them
+(`diffem.em.erase`) and has drawn the reconstructions of the other measurements anew, since RUN's
+were drawn by a denoiser that knew the rows; its prior and its student are trained on these alone.
+No round and no checkpoint of RUN is in it. erased.json says what was erased, what it cost, and
+what an audit found. RUN is left as it is, and must be deleted by the user; nothing here is a
+certificate.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ from diffem.storage.atomic import write_file
 from diffem.storage.run_dir import ERASED
 from diffem.storage.strict_json import to_json
 
-SHARE = 0.1  # of the run's optimiser steps, that erasing takes
+SHARE = 0.1  # of the run's optimiser steps: how many erasing takes
 NO_CERTIFICATE = (
     "the audit finds what one test finds; it is no certificate that nothing of the rows is left"
 )
@@ -145,7 +146,7 @@ def row_hash(measurements: MeasurementSet, row: int) -> str:
 
 
 def report(record: Mapping[str, Any], chosen: Namespace) -> None:
-    """Prints what the audit found, what it cost, and what is left to do."""
+    """Prints what the audit found, what erasing cost, and what the user has to do next."""
     console, audit, spent = plain_console(), record["audit"], record["evaluations"]
     for when in ("before", "after"):
         found = audit[when]

@@ -1,4 +1,4 @@
-"""Writes the run without withdrawn measurements, of the denoiser that has unlearnt them."""
+"""The run that `diffem erase` writes, without the withdrawn measurements."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -38,12 +38,12 @@ REPLACED = (  # settings of the run that do not hold for the new one
 def write_run(
     source: Source, folder: Path, denoiser: Denoiser, x: torch.Tensor, state: EMState
 ) -> int:
-    """Has a run with the denoiser draw the reconstructions anew, and end as every run does.
+    """Writes a run in which the denoiser draws the reconstructions anew, and finishes it.
 
     Arguments:
         source: The run that measurements are withdrawn from.
         folder: The new run's directory, empty.
-        denoiser: The denoiser that has unlearnt them.
+        denoiser: The denoiser that has unlearned them.
         x: The reconstructions of the other measurements, which a posterior may take moments of.
         state: The state of the loop before they are drawn anew.
 
@@ -88,7 +88,7 @@ def write_run(
         checkpoint | {"em_state": asdict(state), "run": store.binding(k)}, before_e_step(last)
     )
     run(cfg)
-    # What was drawn by the run that knew the rows goes; the run can go on from what is left.
+    # Removes round k, whose reconstructions are the old run's; the run can be resumed without it.
     row = (read_json(folder / "summary.json") or {})["rounds"][-1]
     nfe = row["nfe"]
     state = EMState(
@@ -103,7 +103,7 @@ def write_run(
 
 
 def _settings(source: Source) -> list[str]:
-    """Returns the overrides of a run for one that draws all its reconstructions anew and ends."""
+    """Returns the run's overrides for a run that only draws all reconstructions anew."""
     trust = trusted(source.cfg.trust)
     *own, _, _ = resumed_arguments([*trust, f"resume={source.path}"])
     kept = [o for o in own if not override_key(o).startswith(REPLACED)]

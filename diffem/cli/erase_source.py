@@ -1,4 +1,4 @@
-"""The finished run that measurements are withdrawn from, and what is drawn of it."""
+"""The finished run that measurements are withdrawn from."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -23,7 +23,7 @@ from diffem.runtime.rng import generator
 from diffem.storage.entries import check_entries
 
 MOST = 512  # held-out measurements that are used, and withdrawn ones that are audited
-FEW = 32  # held-out measurements, of which one half is the target and the other audits
+FEW = 32  # held-out measurements at least: one half is the target, the other the audit's
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Source:
     def audit(self, erasing: Erasing, denoiser: Denoiser) -> dict[str, Any]:
         """Returns whether the loss of a denoiser tells withdrawn from held-out measurements.
 
-        It is that of reconstructions which the denoiser itself draws, with their measurements:
-        those of a network that knew the rows would be strange to another.
+        The loss is on reconstructions that the denoiser itself draws, with their measurements: on
+        those of another denoiser it would be high for that reason alone.
         """
         parts = {"members": part(self.train, self.rows[:MOST]), "unseen": self.unseen}
         with self.result.posterior.sampling.context():

@@ -77,7 +77,7 @@ def write_best(
     *,
     files: Mapping[str, Any] | None,
 ) -> None:
-    """Writes the averaged weights that drew a round, which is the best one so far.
+    """Writes the averaged weights that drew the best round so far.
 
     Arguments:
         cfg: The configuration.
@@ -122,7 +122,7 @@ def describe_weights(
 
 
 def sampling_config(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the settings that sampling needs, in plain types; paths and secrets are not among.
+    """Returns the settings that sampling needs, in plain types, without paths and secrets.
 
     Their keys are those of the configuration; `corruption` is as the method assumes it.
     """
