@@ -12,7 +12,6 @@ finetuned   the original, trained on the rest for as many steps as erasing takes
 All are audited by the same measurements and draws. Writes table_SEED.json.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,7 @@ def table(folder: Path, rows: Path) -> dict[str, dict[str, Any]]:
         folder: The folder of the runs.
         rows: The file that names what was withdrawn.
     """
-    chosen = argparse.Namespace(run=folder / "original", rows=rows, device="cpu", trust=[])
-    source = Source.of(chosen)
+    source = Source.of(folder / "original", rows, device="cpu", trust=[])
     cfg = source.cfg
     objective = build(cfg.method.objective, "method.objective")
     m_step = build(cfg.m_step, "m_step")

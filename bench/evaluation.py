@@ -9,10 +9,11 @@ from pathlib import Path
 from bench.figure import Figure
 from bench.loop import Loop
 from diffem.cli.compose import compose_config, describe_run
-from diffem.cli.train import evaluate, export, fit_prior
+from diffem.cli.last_round import fit_prior
+from diffem.cli.train import evaluate
+from diffem.cli.weights import write_result
 from diffem.config.build import build
 from diffem.em import DenoiserModule, Round
-from diffem.em.objective import Unconditional
 from diffem.metric import Evaluation
 from diffem.report import RunReport
 from diffem.result import load
@@ -70,12 +71,12 @@ def evaluation_share(folder: Path) -> Figure:
 
     loop.fit(on_round)
     with clock("prior"):
-        prior = fit_prior(cfg, Unconditional(), loop.data, loop.module.trainer.loggers)
-    export(cfg, loop.module, prior, loop.data, files=None)
+        prior = fit_prior(cfg, loop.module, loop.data)
+    write_result(cfg, loop.module, prior, loop.data, files=None)
     result = load(folder / "run", device="cpu")
     with clock("end"), redirect_stdout(StringIO()):  # the table of a run too short to be shown
         evaluate(result, loop.train.channel, report)
-    init, *rounds = report.rounds
+    init, *rounds = report.journal.rounds
     steps, prior_steps = default.em.steps_per_round, default.prior.steps
     first, *evaluations = clock.spent["round"]
     (end,), (prior_seconds,) = clock.spent["end"], clock.spent["prior"]

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from diffem.cli.compose import compose_run
 from diffem.cli.data import build_data
-from diffem.cli.train import (
-    build_loggers,
-    build_module,
-    build_trainer,
-    check_posterior,
-)
+from diffem.cli.parts import build_loggers, build_module, build_trainer, check_posterior
 from diffem.config.build import build
 from diffem.data.measurements import simulate_measurements
 from diffem.em import DenoiserModule, EMLoop, EMSettings, EMState, ReconstructionDataModule, Round

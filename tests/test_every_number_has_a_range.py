@@ -28,7 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffem.cli.compose import check_config
 from diffem.cli.data import check_noise
-from diffem.cli.train import build_module, build_student
+from diffem.cli.parts import build_module, build_student
 from diffem.config.allow_list import ALLOWED
 from diffem.config.build import build, locate
 from diffem.config.types import check_types

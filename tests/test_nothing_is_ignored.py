@@ -21,8 +21,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from diffem.cli.checks import unused_settings
 from diffem.cli.compose import check_config
-from diffem.cli.train import build_module, unused_settings
+from diffem.cli.parts import build_module
 from diffem.config.build import build
 from diffem.corruption import (
     Channel,
@@ -398,7 +399,7 @@ class Hidden(Denoising):
 
 
 def test_a_mixture_that_cannot_be_fitted_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffem.cli.train.is_given", lambda key: key == "init")
+    monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: key == "init")
     channel = make_channel(Hidden((1, 8, 8)), GaussianNoise(0.1))
     for init, expected in (("mixture", ["init"]), ("gaussian", [])):
         cfg = composed(f"init={init}")
@@ -410,7 +411,7 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They have no effect in some rows, which the run says instead of ending."""
-    monkeypatch.setattr("diffem.cli.train.is_given", lambda key: True)
+    monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: True)
     diffem, rival = composed(), composed("method=em_mmps", "prior=null")
 
     def unused(cfg: DictConfig, *, learn: tuple[str, ...] = ()) -> set[str]:

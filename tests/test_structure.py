@@ -9,8 +9,8 @@ from command import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from diffem.cli.parts import build_module
 from diffem.cli.study import known_studies, read_study
-from diffem.cli.train import build_module
 from diffem.config.build import build
 from diffem.result import build_channel, build_posterior
 

@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 from diffem.cli.arguments import parse_calibrate
 from diffem.cli.errors import report_user_errors
 from diffem.cli.evaluate import build_finished_data, compose_finished
+from diffem.cli.identity import run_identity
 from diffem.cli.launch import quiet
-from diffem.cli.train import build_loggers, other_files
+from diffem.cli.parts import build_loggers
 from diffem.config.build import build
-from diffem.data.digest import data_digest
 from diffem.data.measurements import MeasurementSet
 from diffem.logging.calibration import log_calibration
 from diffem.logging.rounds import close
@@ -205,4 +205,4 @@ def check_own_data(
     m_step = build(cfg.m_step, "m_step")
     if m_step.clean is not None:
         m_step.clean.load(train)
-    check_data(run_dir, data_digest(train, heldout, others=other_files(cfg, m_step)))
+    check_data(run_dir, run_identity(cfg, m_step, train, heldout).data_sha256)

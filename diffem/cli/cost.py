@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffem.cli.train import build_module, check_posterior, no_guard
+from diffem.cli.checks import no_guard
+from diffem.cli.parts import build_module, check_posterior
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
 from diffem.em import DenoiserModule, EMSettings, Objective

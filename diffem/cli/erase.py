@@ -2,11 +2,12 @@
 
     diffem erase runs/mine --rows rows.txt --out runs/without
 
-NEW is a run like any other, whose measurements lack the rows: a denoiser that has unlearnt them
-(`diffem.em.erase`), the others' reconstructions drawn anew by it, since those of RUN are its
-neighbours', and a prior (and a student) trained on these alone. No round and no checkpoint of RUN
-is in it. erased.json says what was erased, what it cost, and what an audit found. RUN is left as
-it is, and must be deleted by who withdraws; nothing here is a certificate.
+NEW is a run like any other, whose measurements lack the rows. Its denoiser has unlearned them
+(`diffem.em.erase`) and has drawn the reconstructions of the other measurements anew, since RUN's
+were drawn by a denoiser that knew the rows; its prior and its student are trained on these alone.
+No round and no checkpoint of RUN is in it. erased.json says what was erased, what it cost, and
+what an audit found. RUN is left as it is, and must be deleted by the user; nothing here is a
+certificate.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ from diffem.storage.atomic import write_file
 from diffem.storage.run_dir import ERASED
 from diffem.storage.strict_json import to_json
 
-SHARE = 0.1  # of the run's optimiser steps, that erasing takes
+SHARE = 0.1  # of the run's optimiser steps: how many erasing takes
 NO_CERTIFICATE = (
     "the audit finds what one test finds; it is no certificate that nothing of the rows is left"
 )
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     chosen = parse_erase(arguments)
     with report_user_errors(), quiet():
-        for key in ("steps", "eta", "lr"):
+        for key in ("steps", "eta", "lr"):  # before the run is read
             check(f"--{key}", getattr(chosen, key))
-        source = Source.of(chosen)
+        source = Source.of(chosen.run, chosen.rows, device=chosen.device, trust=chosen.trust)
         shown = io.StringIO()
         with new_folder(chosen.out) as folder:
             with redirect_stdout(shown):
@@ -102,7 +103,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
     old, denoiser = posterior.denoiser, deepcopy(posterior.denoiser)
     before = source.audit(erasing, old)
     checked = old.take_nfe()
-    unseen = source.drawn(old, source.halves()[0], "target")
+    unseen = source.drawn(old, source.target, "target")
     gone = part(source.train, source.rows)
     with result.posterior.sampling.context():
         path = erasing.run(
@@ -145,16 +146,16 @@ def row_hash(measurements: MeasurementSet, row: int) -> str:
 
 
 def report(record: Mapping[str, Any], chosen: Namespace) -> None:
-    """Prints what the audit found, what it cost, and what is left to do."""
+    """Prints what the audit found, what erasing cost, and what the user has to do next."""
     console, audit, spent = plain_console(), record["audit"], record["evaluations"]
-    for name, text in (("before", "before"), ("after", "after")):
-        found = audit[name]
+    for when in ("before", "after"):
+        found = audit[when]
         side = "" if not found["leaks"] else (
             ": the network still knows them" if found["auc"] > 0.5
             else ": their loss is above that of unseen ones, which tells that they were erased"
         )  # fmt: skip
         console.print(
-            f"audit {text}: AUC {found['auc']:.3f} ± {found['auc_error']:.3f} of the loss of "
+            f"audit {when}: AUC {found['auc']:.3f} ± {found['auc_error']:.3f} of the loss of "
             f"withdrawn against held-out measurements, 0.5 tells nothing{side}",
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""Writes the run without withdrawn measurements, of the denoiser that has unlearnt them."""
+"""The run that `diffem erase` writes, without the withdrawn measurements."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +10,9 @@ from diffem.cli.compose import check_config, compose_run
 from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.erase_source import Source, trusted
-from diffem.cli.train import other_files, run
+from diffem.cli.identity import run_identity
+from diffem.cli.train import run
 from diffem.config.build import build
-from diffem.data.digest import data_digest
 from diffem.data.withdrawn import read_names
 from diffem.denoiser import Denoiser
 from diffem.em.module import MStep
@@ -24,10 +24,10 @@ from diffem.storage.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
-from diffem.storage.identity import RunIdentity, bind
+from diffem.storage.identity import bind
 from diffem.storage.lock import unlock_folder
 from diffem.storage.reconstructions import ReconstructionStore
-from diffem.storage.run_dir import WITHDRAWN, config_hash, open_run, resumed_arguments
+from diffem.storage.run_dir import WITHDRAWN, open_run, resumed_arguments
 
 REPLACED = (  # settings of the run that do not hold for the new one
     *("withdrawn", "em.rounds", "em.seconds", "em.nfe", "em.stop", "em/stop", "em.refresh"),
@@ -38,12 +38,12 @@ REPLACED = (  # settings of the run that do not hold for the new one
 def write_run(
     source: Source, folder: Path, denoiser: Denoiser, x: torch.Tensor, state: EMState
 ) -> int:
-    """Has a run with the denoiser draw the reconstructions anew, and end as every run does.
+    """Writes a run in which the denoiser draws the reconstructions anew, and finishes it.
 
     Arguments:
         source: The run that measurements are withdrawn from.
         folder: The new run's directory, empty.
-        denoiser: The denoiser that has unlearnt them.
+        denoiser: The denoiser that has unlearned them.
         x: The reconstructions of the other measurements, which a posterior may take moments of.
         state: The state of the loop before they are drawn anew.
 
@@ -62,8 +62,7 @@ def write_run(
     m_step: MStep = build(cfg.m_step, "m_step")
     if m_step.clean is not None:
         m_step.clean.load(train)
-    others = other_files(cfg, m_step)
-    identity = RunIdentity(config_hash(cfg), data_digest(train, heldout, others=others))
+    identity = run_identity(cfg, m_step, train, heldout)
     bind(folder, identity, threads=torch.get_num_threads())
     store = ReconstructionStore(
         folder / "reconstructions",
@@ -89,7 +88,7 @@ def write_run(
         checkpoint | {"em_state": asdict(state), "run": store.binding(k)}, before_e_step(last)
     )
     run(cfg)
-    # What was drawn by the run that knew the rows goes; the run can go on from what is left.
+    # Removes round k, whose reconstructions are the old run's; the run can be resumed without it.
     row = (read_json(folder / "summary.json") or {})["rounds"][-1]
     nfe = row["nfe"]
     state = EMState(
@@ -104,7 +103,7 @@ def write_run(
 
 
 def _settings(source: Source) -> list[str]:
-    """Returns the overrides of a run for one that draws all its reconstructions anew and ends."""
+    """Returns the run's overrides for a run that only draws all reconstructions anew."""
     trust = trusted(source.cfg.trust)
     *own, _, _ = resumed_arguments([*trust, f"resume={source.path}"])
     kept = [o for o in own if not override_key(o).startswith(REPLACED)]

@@ -1,6 +1,5 @@
-"""The finished run that measurements are withdrawn from, and what is drawn of it."""
+"""The finished run that measurements are withdrawn from."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from diffem.runtime.rng import generator
 from diffem.storage.entries import check_entries
 
 MOST = 512  # held-out measurements that are used, and withdrawn ones that are audited
-FEW = 32  # held-out measurements, of which one half is the target and the other audits
+FEW = 32  # held-out measurements at least: one half is the target, the other the audit's
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,10 @@ class Source:
     """What its weights say of it."""
     train: MeasurementSet
     """Its training measurements, under the channel as it was assumed or learned."""
-    heldout: MeasurementSet
-    """Its held-out measurements, without those that are withdrawn."""
+    target: MeasurementSet
+    """Held-out measurements, none of them withdrawn, whose loss the withdrawn ones are to have."""
+    unseen: MeasurementSet
+    """Others of them, which the audit compares with the withdrawn ones."""
     names: list[str]
     """The names of what is withdrawn."""
     rows: torch.Tensor
@@ -53,29 +54,34 @@ class Source:
     """The network function evaluations of its E- and M-steps."""
 
     @classmethod
-    def of(cls, chosen: Namespace) -> "Source":
+    def of(cls, path: Path, file: Path, *, device: str | None, trust: Sequence[str]) -> "Source":
         """Reads a run and which of its measurements are withdrawn.
+
+        Arguments:
+            path: The run directory.
+            file: The text file that names the measurements, one a line.
+            device: Where to sample; None for the GPU if there is one.
+            trust: Packages besides diffem whose classes the run's settings may name.
 
         Raises:
             UserError: If the run is not finished, or nothing can be erased from it.
         """
-        path = chosen.run
         check_entries(path, writing=False)
         check_finished(path)
         weights = read_weights(path / "checkpoints" / POSTERIOR)
-        names = read_names(chosen.rows, "--rows")
-        cfg = compose_finished(path, weights, trusted(chosen.trust))
+        names = read_names(file, "--rows")
+        cfg = compose_finished(path, weights, trusted(trust))
         if cfg.method.supervised:
             raise UserError(
                 "method.supervised=true learns from clean images, which erase does not withdraw; "
                 "train without them"
             )
-        result = restore(path, weights, device=chosen.device, trust=chosen.trust)
+        result = restore(path, weights, device=device, trust=trust)
         train, heldout = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
         rows = rows_named(train, names)
         _, unseen = withdraw(train, heldout, names, key="--rows")
         if not len(rows):
-            raise UserError(f"--rows={chosen.rows} names held-out measurements alone, and nothing "
+            raise UserError(f"--rows={file} names held-out measurements alone, and nothing "
                             "was learned from them; leave them out of the evaluation")  # fmt: skip
         if len(unseen) < FEW:
             raise UserError(f"{path} has {len(unseen)} held-out measurements, and erase needs "
@@ -88,8 +94,10 @@ class Source:
             raise UserError(f"{path / 'summary.json'} does not say what the run cost; give a "
                             "finished run")  # fmt: skip
         own = result.channel if weights.about.estimates else train.channel
+        order = torch.randperm(len(unseen), generator=generator(cfg.seed, "erase halves"))
+        halves = (part(unseen.under(own), half) for half in order[:MOST].chunk(2))
         return cls(
-            path, cfg, result, weights.about, train.under(own), unseen.under(own), names, rows,
+            path, cfg, result, weights.about, train.under(own), *halves, names, rows,
             last["optimizer_steps"], last["nfe"],
         )  # fmt: skip
 
@@ -103,21 +111,13 @@ class Source:
         x = torch.cat([x[0] for x in sampler.draw(measurements, 1, "erase", name)])
         return Rows(x, measurements)
 
-    def halves(self) -> tuple[MeasurementSet, MeasurementSet]:
-        """Returns the held-out measurements whose loss is the target, and those that audit."""
-        order = torch.randperm(
-            len(self.heldout), generator=generator(self.cfg.seed, "erase halves")
-        )
-        target, audit = (part(self.heldout, half) for half in order[:MOST].chunk(2))
-        return target, audit
-
     def audit(self, erasing: Erasing, denoiser: Denoiser) -> dict[str, Any]:
         """Returns whether the loss of a denoiser tells withdrawn from held-out measurements.
 
-        It is that of reconstructions which the denoiser itself draws, with their measurements:
-        those of a network that knew the rows would be strange to another.
+        The loss is on reconstructions that the denoiser itself draws, with their measurements: on
+        those of another denoiser it would be high for that reason alone.
         """
-        parts = {"members": part(self.train, self.rows[:MOST]), "unseen": self.halves()[1]}
+        parts = {"members": part(self.train, self.rows[:MOST]), "unseen": self.unseen}
         with self.result.posterior.sampling.context():
             members, unseen = (
                 erasing.row_losses(denoiser, self.drawn(denoiser, each, name), seed=self.cfg.seed)

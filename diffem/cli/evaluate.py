@@ -20,7 +20,7 @@ from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
-from diffem.cli.train import sampling_config
+from diffem.cli.weights import sampling_config
 from diffem.config.build import build
 from diffem.corruption import Measurement
 from diffem.corruption.array_file import KEYS

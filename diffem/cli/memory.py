@@ -1,4 +1,4 @@
-"""What a run keeps of the runs before it, and how well it still does what they did."""
+"""What a run remembers of earlier runs, and their measurements that it is evaluated on."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -29,11 +29,11 @@ from diffem.storage.checkpoint import digests, record_digest
 from diffem.storage.reconstructions import wait_until
 from diffem.storage.run_dir import read_settings
 
-FILE = "memory.safetensors"  # in checkpoints/: what the run keeps of the one before it
+FILE = "memory.safetensors"  # in checkpoints/: what the run keeps of the earlier run
 
 
 def read_kept(kept: Path) -> dict[str, Tensor] | None:
-    """Returns what a run keeps of the one before it; None if it is absent or damaged."""
+    """Returns what a run has kept of the earlier run; None if it is absent or damaged."""
     if not kept.is_file() or sha256(kept) not in digests(kept.parent):
         return None
     return safetensors.torch.load_file(kept)
@@ -42,7 +42,7 @@ def read_kept(kept: Path) -> dict[str, Tensor] | None:
 def open_earlier(
     memory: Memory, init: Init, kept: Path, *, device: str | None, trust: Sequence[str]
 ) -> Result | None:
-    """Returns the run that is remembered; None if nothing is, or the run has kept what it needs.
+    """Returns the earlier run to remember; None if there is none to, or a copy has been kept.
 
     Arguments:
         memory: The memory.
@@ -84,13 +84,13 @@ def recall(
     train: MeasurementSet,
     kept: Path,
 ) -> None:
-    """Fills a run's memory from the earlier run, or from what the run has kept of it.
+    """Fills a run's memory from the earlier run, or from the copy that the run has kept.
 
-    The first process keeps it; the others wait until it has.
+    The first process writes the copy; the others wait until it is there.
 
     Arguments:
         module: The module that is trained.
-        earlier: The earlier run; None if the run has kept what it needs.
+        earlier: The earlier run; None if the copy is there.
         train: The training measurements.
         kept: The run's copy.
 
@@ -100,7 +100,7 @@ def recall(
     memory = module.m_step.memory
     if not memory.remembers:
         return
-    if earlier is not None and global_rank() == 0 and read_kept(kept) is None:
+    if earlier is not None and global_rank() == 0:
         if earlier.channel.shape != train.channel.shape:
             raise UserError(
                 f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
@@ -116,7 +116,7 @@ def recall(
 
 
 def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> dict[str, Tensor]:
-    """Returns what a memory keeps of an earlier run: `images`, and what they stand for."""
+    """Returns what is kept of an earlier run: `images`, and with replay `stand_for`."""
     memory, key = module.m_step.memory, (module.seed, "memory")
     assert isinstance(memory, Replay)
     if isinstance(memory, Generative):
@@ -152,10 +152,10 @@ def in_units_of(train: MeasurementSet, earlier: Result, x: Tensor) -> Tensor:
 def earlier_runs(
     module: DenoiserModule, train: MeasurementSet, *, trust: Sequence[str]
 ) -> Iterator[EarlierRun]:
-    """Yields the runs before a run, the newest first: its memory.path, that one's, and so on.
+    """Yields a run's earlier runs, newest first: its memory.path, that run's own, and so on.
 
-    Those whose held-out measurements are not there any more, or are none that the run's network
-    could take, are left out with a warning.
+    A run is left out with a warning if its held-out measurements are gone, or do not fit the
+    network.
 
     Arguments:
         module: The module that is trained.

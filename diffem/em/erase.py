@@ -1,14 +1,14 @@
-"""Erasing: a trained denoiser unlearns some rows of D_K while it goes on learning the others.
+"""Erasing: a trained denoiser unlearns some rows of D_K and keeps learning the others.
 
     min L_r(θ)  subject to  g(θ) <= 0          EraseDiff, Wu et al. 2024, arXiv 2401.05779
 
 L_r is the M-step's loss on the rows that stay, and g one of
 
-    heldout   L_h - L_f   the loss of what is erased is raised to that of unseen measurements
-    noise     L_f         the noise that the denoiser finds in erased rows becomes uniform noise
+    heldout   L_h - L_f   the loss on erased rows is raised to that on held-out rows
+    noise     L_f         the noise that the denoiser predicts in erased rows becomes uniform
 
-A step goes along -(∇L_r + λ ∇g), λ by `multiplier`. With `heldout` λ is 0 where g <= 0: a loss
-far above that of unseen measurements would tell what was erased.
+A step descends along ∇L_r + λ ∇g, with λ by `multiplier`. With `heldout` λ is 0 where g <= 0: a
+loss far above that on held-out rows would reveal what was erased.
 """
 
 import math
@@ -30,10 +30,10 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, seeded
 from diffem.storage.reconstructions import Batch
 
-ERASED_BATCH = 32  # rows of a step that are erased, and of unseen ones
-REDRAWS = 4  # how often reconstructions of what is erased are drawn
-SMOOTHING = 0.9  # of g over steps, whose batches are small
-DRAWS = 32  # of time, measurement and noise in the loss of a row
+ERASED_BATCH = 32  # erased rows in a step's batch, and held-out rows
+REDRAWS = 4  # how often reconstructions of the erased rows are drawn
+SMOOTHING = 0.9  # of the moving average of g over steps, whose batches are small
+DRAWS = 32  # draws of time, measurement and noise that a row's loss is the mean of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Erasing:
-    """How a denoiser unlearns, and what of.
+    """How a denoiser unlearns rows.
 
     Raises:
         UserError: If a number is out of its range.
@@ -70,7 +70,7 @@ class Erasing:
     lr: float
     """The learning rate of Adam at the first step; it falls to 0 linearly."""
     noise: bool
-    """Whether the target is noise, in place of the loss of unseen measurements."""
+    """Whether the target is uniform noise, in place of the loss on held-out rows."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "eta", "lr"):
@@ -85,10 +85,10 @@ class Erasing:
         Arguments:
             denoiser: The denoiser.
             kept: The rows that stay.
-            draw: Draws the rows that are erased by the denoiser as it is then; called REDRAWS
-                times with the number of the call, since it comes to draw others.
-            unseen: Held-out rows, whose loss is the target `heldout`.
-            batch_size: The number of rows that stay in a batch.
+            draw: Returns the erased rows, their reconstructions drawn by the denoiser as it is
+                now. Called REDRAWS times, with the number of the call.
+            unseen: Held-out rows, the loss on which is the target `heldout`.
+            batch_size: The number of kept rows in a batch.
             seed: The run's seed.
 
         Returns:
@@ -104,7 +104,7 @@ class Erasing:
             for step in range(self.steps):
                 if step and step % each == 0:
                     erased = draw(step // each)
-                torch.clear_autocast_cache()  # of weights as they were, and without gradients
+                torch.clear_autocast_cache()  # it holds older weights, cast without gradients
                 key = (seed, "erase", step)
                 with seeded(*key, device=device):
                     batches = [
@@ -117,13 +117,13 @@ class Erasing:
                 grads, lam = list(keep), 0.0
                 if self.noise:
                     g = self._noise_loss(denoiser, batches[1], erased, (*key, 1))
-                else:  # by the denoiser as it was, or both losses would rise together
+                else:  # the target is of the denoiser before erasing, or both losses would rise
                     with torch.no_grad():
                         level = self._loss(before, batches[2], unseen, (*key, 1))
                     g = level - self._loss(denoiser, batches[1], erased, (*key, 1))
                 now = float(g.detach())
                 smooth = now if step == 0 else SMOOTHING * smooth + (1 - SMOOTHING) * now
-                if smooth > 0:  # always, with noise
+                if smooth > 0:  # which it always is with the target noise
                     of_g = torch.autograd.grad(g, weights)
                     lam = multiplier(keep, of_g, self.eta)
                     grads = [f + lam * g for f, g in zip(keep, of_g, strict=True)]
@@ -160,7 +160,7 @@ class Erasing:
             return (torch.rand_like(noise) - noise).square().mean()
 
     def row_losses(self, denoiser: Denoiser, rows: Rows, *, seed: int) -> Tensor:
-        """Returns the M-step's loss of each row, (N,), with the same draws for all.
+        """Returns the M-step's loss on each row, (N,), with the same draws for all.
 
         Arguments:
             denoiser: The denoiser.
@@ -179,11 +179,11 @@ class Erasing:
 
 
 def audit_figures(members: Tensor, unseen: Tensor) -> dict[str, Any]:
-    """Returns whether losses tell withdrawn from held-out measurements: the figures of an audit.
+    """Returns the figures of an audit: whether losses tell withdrawn from held-out rows.
 
     Arguments:
-        members: The losses of the rows that are withdrawn, (n,).
-        unseen: Those of held-out rows, (m,).
+        members: The losses on the withdrawn rows, (n,).
+        unseen: Those on held-out rows, (m,).
     """
     auc, error = membership_auc(members, unseen)
     return {
@@ -216,16 +216,17 @@ def multiplier(objective: Sequence[Tensor], constraint: Sequence[Tensor], eta: f
 
 
 def membership_auc(erased: Tensor, unseen: Tensor) -> tuple[float, float]:
-    """Returns how well a threshold on the loss tells erased from unseen rows.
+    """Returns how well a threshold on the loss tells erased from held-out rows.
 
     Arguments:
-        erased: The losses of the rows that were erased, (n,).
-        unseen: Those of held-out rows, (m,).
+        erased: The losses on the erased rows, (n,).
+        unseen: Those on held-out rows, (m,).
 
     Returns:
-        The area under the ROC curve, P(loss of unseen > loss of erased): 0.5 tells nothing, above
-        it the model still knows the rows, and below it their loss is higher than that of unseen
-        ones, which tells as much; and its standard error at 0.5, √((n + m + 1) / (12 n m)).
+        The area under the ROC curve, P(held-out loss > erased loss), and its standard error at
+        0.5, √((n + m + 1) / (12 n m)). At 0.5 the losses do not tell them apart; above, the
+        network still knows the erased rows; below, their loss is higher than that on held-out
+        ones, which reveals them as well.
     """
     n, m = len(erased), len(unseen)
     above = (unseen[:, None] > erased).double() + 0.5 * (unseen[:, None] == erased)

@@ -1,12 +1,12 @@
-"""Memory: what keeps a run from forgetting what the run that it continues had learned.
+"""Memory: what keeps a run from forgetting what the earlier run that it continues had learned.
 
-Measurements arrive over time, and the old ones may not be there any more. M-steps on the new ones
-alone forget what they do not show (Zając et al. 2023, arXiv 2303.15342). They need no old
-measurement to be reminded of it, only reconstructions or samples x̂ of the old images M:
+Measurements arrive over time, and the old ones may have been deleted. M-steps on the new ones
+alone forget what they do not show (Zając et al. 2023, arXiv 2303.15342). Learning from
+reconstructions or samples M of the old images as well prevents it, without an old measurement:
 
     x̂ ~ (1 - f) D_k + f M,   ỹ ~ q(· | x̂)
 
-x̂ is what is remembered; ỹ is drawn from the channel as it is now, not as it was then.
+Images are remembered, not measurements: ỹ is drawn from the present channel, not the earlier one.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Memory:
     """
 
     remembers = False
-    """Whether anything of the earlier run is kept in mind."""
+    """Whether M-steps learn from images of the earlier run."""
 
     def __init__(self, path: str | None = None) -> None:
         if not isinstance(path, str | None):
@@ -51,8 +51,8 @@ class Replay(Memory):
     Arguments:
         path: The earlier run's directory.
         fraction: The probability f of each row of a batch to be one of them, in (0, 1).
-        size: How many images are kept. The earlier run's own memory is among them, by as many as
-            the measurements that it stands for are among all.
+        size: How many images are kept. The earlier run's own memory has a share of them: that of
+            the measurements that it stands for among all.
     """
 
     remembers = True
@@ -81,7 +81,8 @@ class Replay(Memory):
 class Generative(Replay):
     """Puts samples of the earlier run's prior in the place of a fraction of every batch.
 
-    They are drawn once, before the first round: no datum of the earlier run is needed.
+    They are drawn once, before the first round; no measurement or reconstruction of the earlier
+    run is needed.
     """
 
 

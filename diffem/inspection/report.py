@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from diffem.corruption import LinearChannel
+from diffem.data.measurements import MeasurementSet
 from diffem.data.scale import Scale
-from diffem.inspection.coverage import Coverage
+from diffem.inspection.coverage import Coverage, take_coverage
 from diffem.inspection.curve import fit_curve
 from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
@@ -19,6 +20,8 @@ OFF = 1.25  # times the stated noise: more is said to be wrong
 CERTAIN = 4.0  # standard errors by which it must differ
 FEW = 100  # measurements
 LARGE = 64  # pixels of a side
+LOOKED_AT = 2**22  # entries of the images that `unmeasured` looks at, about
+LEAST = 64  # their number, at least
 HELP = (
     "more rounds will not help there, what a reconstruction shows is a guess; measurements under "
     "another operator would, or a few clean images, or a symmetry of the images that the operator "
@@ -289,6 +292,20 @@ def coverage_findings(coverage: Coverage | None) -> Findings:
             f"a pixel is measured in {percent(low)} to {percent(high)} of the measurements"
         )
     return found
+
+
+def unmeasured(train: MeasurementSet) -> list[str] | None:
+    """Returns a sentence for each part of the images that no training measurement has.
+
+    Arguments:
+        train: The training measurements; of many the first ones are looked at.
+
+    Returns:
+        None for a channel that is not linear, of which it is not known.
+    """
+    few = slice(max(LOOKED_AT // math.prod(train.channel.shape), LEAST))
+    coverage = take_coverage(MeasurementSet(train.select(few), train.channel))
+    return None if coverage is None else coverage_findings(coverage).warnings
 
 
 def _places(places: np.ndarray) -> tuple[str, int]:

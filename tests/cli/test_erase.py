@@ -57,17 +57,9 @@ def erased(tmp_path_factory: pytest.TempPathFactory) -> Erased:
     (folder / "rows.txt").write_text("# withdrawn\n" + "\n".join(map(str, WITHDRAWN)) + "\n")
     before, new = files(run), folder / "new"
     code, text = said(
-        erase.main,
-        run,
-        "--rows",
-        folder / "rows.txt",
-        "--out",
-        new,
-        "--steps",
-        3,
-        "--device",
-        "cpu",
-    )
+        erase.main, run, "--rows", folder / "rows.txt", "--out", new, "--steps", 3,
+        "--device", "cpu",
+    )  # fmt: skip
     assert code == 0, text
     return run, new, text, before
 

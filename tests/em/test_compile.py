@@ -7,7 +7,7 @@ import torch
 from small_run import SmallRun
 from torch._inductor.exc import InductorError
 
-from diffem.cli.train import compile_errors
+from diffem.cli.parts import compile_errors
 from diffem.runtime.errors import UserError
 
 

@@ -9,7 +9,7 @@ import torch
 from small_run import SmallRun
 from test_resume import Killed, dying
 
-from diffem.cli.train import check_stop
+from diffem.cli.checks import check_stop
 from diffem.em import Guard, Plateau, Round
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator

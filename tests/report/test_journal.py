@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from diffem.report import RunReport
+from diffem.report.journal import Journal
 from diffem.runtime.errors import UserError
 
 RUN = {"config_sha256": "a", "data_sha256": "b"}
@@ -16,10 +16,9 @@ ROWS = [{"round": k, "e_step_seconds": 1.0, "m_step_seconds": 2.0, "psnr": 10.0}
 WHOLE = json.dumps({"rounds": ROWS, "wall_seconds": 5.0, "run": RUN}).encode()
 
 
-def opened(run_dir: Path) -> RunReport:
-    """Returns the report of a run that is resumed; nothing is evaluated."""
-    unused: dict[str, Any] = {name: Mock() for name in ("evaluation", "train", "heldout", "store")}
-    return RunReport(run_dir, {"run": RUN}, **unused)
+def opened(run_dir: Path) -> Journal:
+    """Returns the journal of a run that is resumed."""
+    return Journal(run_dir, RUN)
 
 
 def written(run_dir: Path, journal: bytes, log: str) -> None:
@@ -36,8 +35,8 @@ LOG = "".join(
 
 def test_intact_it_is_read_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path, WHOLE, "")
-    report = opened(tmp_path)
-    assert report.rounds == ROWS and report.wall_seconds >= 5.0
+    journal = opened(tmp_path)
+    assert journal.rounds == ROWS and journal.wall_seconds >= 5.0
     assert capsys.readouterr().err == ""
 
 
@@ -64,5 +63,6 @@ def test_damaged_it_is_taken_from_the_log(
 
 def test_where_the_log_is_damaged_too_it_is_said(tmp_path: Path) -> None:
     written(tmp_path, b"{", "{")
+    report = RunReport(tmp_path, {"run": RUN}, Mock(), Mock(), Mock(), store=Mock())
     with pytest.raises(UserError, match="are damaged: what the rounds scored and cost is lost"):
-        opened(tmp_path).finish(Mock(), Mock(), None, torch.device("cpu"))
+        report.finish(Mock(), Mock(), None, torch.device("cpu"))

@@ -13,6 +13,7 @@ from html_page import Page, check_page
 from in_process import run_here
 from PIL import Image
 
+from diffem.report.live_page import LivePage
 from diffem.report.page import ROUNDS, duration, write_run_page
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.report.record import read_record
@@ -198,16 +199,16 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
 
 def test_each_round_writes_the_page(tmp_path: Path) -> None:
     seen: list[str] = []
-    write = RunReport.write_page
+    write = LivePage.write
 
-    def record(self: RunReport, status: RunStatus) -> None:
+    def record(self: LivePage, status: RunStatus) -> None:
         write(self, status)
         page = check_page(tmp_path / "run" / "report.html")
         seen.append(f"{status.state}: {slider(page)[-1] if page.all('img') else '-'}")
         if status.state is State.RUNNING:
             assert 'data-written="' in page.source
 
-    with patch.object(RunReport, "write_page", record):
+    with patch.object(LivePage, "write", record):
         run_here(tmp_path / "run", *RUN)
     assert seen == ["running: -", "running: 0", "running: 1", "running: 2", "finished: 2"]
 
@@ -216,7 +217,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No run ends for its page, and its results are those of another."""
-    with patch("diffem.report.summary.write_run_page", side_effect=OSError("no space")):
+    with patch("diffem.report.live_page.write_run_page", side_effect=OSError("no space")):
         run_here(tmp_path / "a", "em.rounds=1")
     assert capsys.readouterr().err.count("report.html is not written: OSError: no space") == 1
     run_here(tmp_path / "b", "em.rounds=1")

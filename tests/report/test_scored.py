@@ -14,6 +14,7 @@ from diffem.em import DenoiserModule, Round
 from diffem.metric import PSNR, SSIM, Evaluation, Metric, ResidualChi2, psnr, ssim
 from diffem.posterior import Posterior
 from diffem.report import RunReport
+from diffem.report.scorer import Scorer
 from diffem.report.scoring import compute
 from diffem.storage.reconstructions import ReconstructionStore
 
@@ -25,7 +26,7 @@ METRICS: Mapping[str, Metric] = {"psnr": PSNR(), "ssim": SSIM(), "chi2": Residua
 def test_the_first_reconstructions_are_scored(
     limit: int, scored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffem.report.summary.SCORED", limit)
+    monkeypatch.setattr("diffem.report.scorer.SCORED", limit)
     draw = torch.Generator().manual_seed(0)
     truth, x = torch.rand(2, N, 1, 8, 8, generator=draw) * 2 - 1
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
@@ -37,8 +38,8 @@ def test_the_first_reconstructions_are_scored(
         store.write(0, chunk, x[store.rows(chunk)])
     store.commit(0, "w")
     evaluation = Evaluation(samples=2, subset=2, heldout=2, prior=2, metrics=METRICS)
-    report = RunReport(tmp_path, {}, evaluation, measurements, measurements, store=store)
-    means, counts = report._score_store(0, measurements, torch.device("cpu"))
+    scorer = Scorer(evaluation, store, 0, torch.device("cpu"))
+    means, counts = scorer.score_round(0, measurements, truth)
     first = slice(scored)
     chi2 = channel.residual_chi2(measurement.select(first), x[first])
     expected = {
@@ -92,11 +93,11 @@ def test_samples_of_a_round_are_of_one_posterior(
     report = RunReport(tmp_path, {"seed": 0}, evaluation, measurements, measurements, store=store)
     seen: list[torch.Tensor] = []
 
-    def score(samples: torch.Tensor, *_: object) -> dict[str, float]:
+    def score(_: Scorer, samples: torch.Tensor, *__: object) -> dict[str, float]:
         seen.append(samples)
         return {}
 
-    monkeypatch.setattr(report, "_score_means", score)
+    monkeypatch.setattr(Scorer, "score_means", score)
     module = SimpleNamespace(
         device=torch.device("cpu"), trainer=SimpleNamespace(loggers=[], global_step=0)
     )
@@ -121,8 +122,8 @@ def test_a_collapse_warns_once_and_is_kept_in_each_row(
     report = RunReport(tmp_path, {"seed": 0}, evaluation, measurements, measurements, store=store)
     for k, diversity in enumerate((1.0, 0.95, 0.8, 0.7)):
         row = {"round": k, "diversity": diversity}
-        report.rounds.append(row | report._collapse(row))
-    assert [row.get("collapse") for row in report.rounds] == [
+        report.journal.rounds.append(row | report._collapse(row))
+    assert [row.get("collapse") for row in report.journal.rounds] == [
         *(None, None),
         *({"diversity": 0.8}, {"diversity": 0.7}),
     ]
@@ -150,7 +151,7 @@ def test_a_round_has_figures_without_ground_truth(
         round = Round(k, Constant(), measurements, {**costs, "hidden_entries": 1.0 - k}, [])
         parts = report.on_round(cast(DenoiserModule, module), round)
         assert len(parts["measurement_energy_distance"]) == 4
-    first, row = report.rounds
+    first, row = report.journal.rounds
     assert "change" not in first and row["change"] == 0.5
     assert {"residual_ks", "residual_ks_error", "residual_pixel", "measurement_p"} <= row.keys()
     assert row["residual_ks"] > 0.3  # y is near 0 and x̂ is 0.5

@@ -23,6 +23,7 @@ from torch import Tensor
 import diffem
 from diffem import MeasurementSet, Scale, UserError, measurement_of
 from diffem.report import RunReport
+from diffem.report.scorer import Scorer
 from diffem.result import PosteriorSampler
 from diffem.runtime.rng import generator
 
@@ -63,14 +64,14 @@ Run = tuple[diffem.Result, Tensor]
 def recorded_fit(y: np.ndarray, run_dir: Path, *overrides: str) -> Run:
     """Returns a run's result, and the held-out samples that its report had."""
     seen: list[Tensor] = []
-    score = RunReport._score_heldout
+    score = Scorer.score_heldout
 
-    def record(self: RunReport, samples: Tensor, *rest: Any) -> dict[str, Any]:
+    def record(self: Scorer, samples: Tensor, *rest: Any) -> dict[str, Any]:
         seen.append(samples)
         return score(self, samples, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunReport, "_score_heldout", record)
+        patch.setattr(Scorer, "score_heldout", record)
         return fit(y, run_dir, *overrides), seen[0]
 
 
