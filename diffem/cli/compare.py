@@ -25,7 +25,7 @@ studies (conf/study):
   {studies}
 
 budgets are overrides, given after -- to all rows alike; the rounds end by what is used up first:
-  em.rounds=6 em.steps_per_round=250    rounds, and optimiser steps of each
+  em.rounds=6 em.steps_per_round=400    rounds, and optimiser steps of each
   em.seconds=60 em.rounds=99            seconds of E- and M-steps, to the nearest round
   em.nfe=1000000 em.rounds=99           images through the network, forward or backward
 
