@@ -95,9 +95,9 @@ class Source:
                             "finished run")  # fmt: skip
         own = result.channel if weights.about.estimates else train.channel
         order = torch.randperm(len(unseen), generator=generator(cfg.seed, "erase halves"))
-        halves = (part(unseen.under(own), half) for half in order[:MOST].chunk(2))
+        target, audit = (part(unseen.under(own), half) for half in order[:MOST].chunk(2))
         return cls(
-            path, cfg, result, weights.about, train.under(own), *halves, names, rows,
+            path, cfg, result, weights.about, train.under(own), target, audit, names, rows,
             last["optimizer_steps"], last["nfe"],
         )  # fmt: skip
 
