@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in ("steps", "eta", "lr"):
             check(f"--{key}", getattr(chosen, key))
         source = Source.of(chosen)
+        if chosen.out.resolve().is_relative_to(chosen.run.resolve()):
+            raise UserError(
+                f"--out={chosen.out} is in {chosen.run}, which is to be deleted; give another "
+                "folder"
+            )
         shown = io.StringIO()
         with new_folder(chosen.out) as folder:
             with redirect_stdout(shown):
