@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in ("steps", "eta", "lr"):  # before the run is read
             check(f"--{key}", getattr(chosen, key))
         source = Source.of(chosen.run, chosen.rows, device=chosen.device, trust=chosen.trust)
+        if chosen.out.resolve().is_relative_to(chosen.run.resolve()):
+            raise UserError(
+                f"--out={chosen.out} is in {chosen.run}, which is to be deleted; give another "
+                "folder"
+            )
         shown = io.StringIO()
         with new_folder(chosen.out) as folder:
             with redirect_stdout(shown):

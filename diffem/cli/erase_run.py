@@ -1,5 +1,6 @@
 """The run that `diffem erase` writes, without the withdrawn measurements."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,16 +12,19 @@ from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.erase_source import Source, trusted
 from diffem.cli.identity import run_identity
+from diffem.cli.memory import FILE
 from diffem.cli.train import run
 from diffem.config.build import build
 from diffem.data.withdrawn import read_names
 from diffem.denoiser import Denoiser
 from diffem.em.module import MStep
 from diffem.em.state import EMState
-from diffem.storage.atomic import read_json, write_file
+from diffem.storage.atomic import read_json, sha256, write_file
 from diffem.storage.checkpoint import (
     before_e_step,
+    digests,
     load_checkpoint,
+    record_digest,
     remove_checkpoint,
     save_checkpoint,
 )
@@ -83,10 +87,12 @@ def write_run(
             checkpoint["state_dict"][f"{net}.{name}"] = weight.cpu()
     for optimizer in checkpoint["optimizer_states"]:
         optimizer["state"] = {}  # moments of gradients of what was erased
+    checkpoint["balance"] = []  # multipliers of its losses
     last = folder / "checkpoints" / "last.ckpt"
     save_checkpoint(
         checkpoint | {"em_state": asdict(state), "run": store.binding(k)}, before_e_step(last)
     )
+    copy_kept(source.path / "checkpoints", folder / "checkpoints")
     run(cfg)
     # Removes round k, whose reconstructions are the old run's; the run can be resumed without it.
     row = (read_json(folder / "summary.json") or {})["rounds"][-1]
@@ -100,6 +106,19 @@ def write_run(
     store.prune(1, newest=k + 1)
     unlock_folder(folder)
     return nfe
+
+
+def copy_kept(source: Path, folder: Path) -> None:
+    """Copies what a run has kept of the run that it continues, which may be gone.
+
+    Arguments:
+        source: The run's folder of checkpoints.
+        folder: That of the new run.
+    """
+    for file in (source / "init.ckpt", source / FILE):
+        if file.is_file() and (digest := sha256(file)) in digests(source):
+            record_digest(folder / file.name, digest)
+            shutil.copyfile(file, folder / file.name)
 
 
 def _settings(source: Source) -> list[str]:

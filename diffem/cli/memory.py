@@ -20,7 +20,7 @@ from diffem.em.init import FromCheckpoint, Init
 from diffem.em.memory import pooled
 from diffem.report import EarlierRun
 from diffem.result import Result, load, read_weights
-from diffem.result.result import POSTERIOR, newest_round, read_summary
+from diffem.result.result import POSTERIOR, newest_round, read_summary, weights_folder
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, warn
 from diffem.runtime.rank import global_rank
@@ -116,16 +116,26 @@ def recall(
 
 
 def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> dict[str, Tensor]:
-    """Returns what is kept of an earlier run: `images`, and with replay `stand_for`."""
+    """Returns what a memory keeps of an earlier run: `images`, and what they stand for.
+
+    Raises:
+        UserError: If what the earlier run kept of those before it is damaged.
+    """
     memory, key = module.m_step.memory, (module.seed, "memory")
     assert isinstance(memory, Replay)
+    assert memory.path is not None
+    folder = weights_folder(memory.path)
+    about, before = read_weights(folder / POSTERIOR).about, read_kept(folder / FILE) or {}
     if isinstance(memory, Generative):
         assert earlier.prior is not None
         x = torch.cat(list(drawn(memory, earlier, module.seed)))
-        return {"images": in_units_of(train, earlier, x)}
-    assert memory.path is not None
-    about = read_weights(memory.path / "checkpoints" / POSTERIOR).about
-    before = read_kept(memory.path / "checkpoints" / FILE) or {}
+        seen = about.size + int(before.get("stand_for", 0))  # by whichever run learned the prior
+        return {"images": in_units_of(train, earlier, x), "stand_for": torch.tensor(seen)}
+    if not before and (folder / FILE).is_file():
+        raise UserError(
+            f"memory.path: {folder / FILE} is damaged, which has what {memory.path} kept of the "
+            "runs before it; put it back, or choose memory=generative"
+        )
     x = newest_round(about, memory.path).__getitems__(range(about.size)).x
     held = pooled(x, before, size=memory.size, count=about.size, key=key)
     return held | {"images": in_units_of(train, earlier, held["images"])}

@@ -17,7 +17,8 @@ class LabelChoice:
     """A choice among labelled images, by their labels.
 
     Raises:
-        UserError: If a label is no whole number, or a fraction is outside (0, 1].
+        UserError: If a label is no whole number, or is in two groups, or a fraction is outside
+            (0, 1].
     """
 
     only: Sequence[int] | None = None
@@ -40,13 +41,20 @@ class LabelChoice:
             for fraction in self.thin.values():
                 check("dataset.thin", fraction)
         if self.groups is not None:
-            lists = isinstance(self.groups, list) and all(isinstance(g, list) for g in self.groups)
+            lists = isinstance(self.groups, list) and all(
+                isinstance(group, list) and group for group in self.groups
+            )
             if not (lists and self.groups):
                 raise UserError(
                     f"dataset.groups must be lists of labels, as in [[4,7]], got {self.groups!r}"
                 )
             for labels in self.groups:
                 check("dataset.groups", labels)
+            grouped = [label for labels in self.groups for label in labels]
+            if twice := [label for label in grouped if grouped.count(label) > 1]:
+                raise UserError(
+                    f"dataset.groups names {twice[0]} twice, got {self.groups!r}; name it once"
+                )
 
     @property
     def selects(self) -> bool:
@@ -80,7 +88,24 @@ class LabelChoice:
         return numbers
 
     def _rows(self, labels: Labels) -> tuple[Tensor, Tensor]:
-        """Returns which images of both splits are used, (N,) and (N',)."""
+        """Returns which images of both splits are used, (N,) and (N',).
+
+        Raises:
+            UserError: If a label is named of which there is no image.
+        """
+        found = set(torch.cat(labels).tolist())
+        grouped = [label for group in self.groups or () for label in group]
+        used = found if self.only is None else found & set(self.only)
+        for key, named, known in (
+            ("only", self.only or (), found),
+            ("thin", map(int, self.thin or ()), used),
+            ("groups", grouped, found),
+        ):
+            if unknown := sorted(set(named) - known):
+                raise UserError(
+                    f"dataset.{key} names {unknown[0]}, a label without an image; there are "
+                    f"{sorted(known)}"
+                )
         train, heldout = (torch.ones_like(part, dtype=torch.bool) for part in labels)
         if self.only is not None:
             train, heldout = (torch.isin(part, torch.tensor(self.only)) for part in labels)

@@ -32,7 +32,8 @@ def read_names(file: Path, key: str) -> list[str]:
         UserError: If it cannot be read, or names nothing.
     """
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        # Editors of Windows begin a text with a mark of its encoding.
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{key}={file} cannot be read ({error}); give a text file of one name a line"

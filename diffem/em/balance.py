@@ -133,8 +133,9 @@ class Dual(Balance):
         return self.multipliers.tolist()
 
     def restore(self, state: Sequence[float]) -> None:
-        """Takes the multipliers."""
-        self.multipliers = torch.tensor(state)
+        """Takes the multipliers; without any they stay 0."""
+        if state:
+            self.multipliers = torch.tensor(state)
 
     def _group(self, batch: Batch) -> Tensor:
         """Returns the number of each row's group, (B,), on the batch's device."""

@@ -101,10 +101,10 @@ def pooled(
     Returns:
         `images`, and the number of measurements that they `stand_for`, ().
     """
-    before = int(old["stand_for"]) if "images" in old else 0
+    before = int(old.get("stand_for", len(old["images"]))) if "images" in old else 0
     total, parts = before + count, []
-    for images, share in ((new, count), (old.get("images", new[:0]), before)):
-        some = min(len(images), round(size * share / total))
+    own = round(size * count / total)
+    for images, some in ((new, own), (old.get("images", new[:0]), size - own)):
         order = torch.randperm(len(images), generator=generator(*key, len(parts)))
         parts.append(images[order[:some]])
     return {"images": torch.cat(parts), "stand_for": torch.tensor(total)}

@@ -32,12 +32,13 @@ def install_signal_handlers() -> None:
     """Makes SIGTERM and SIGUSR1 end this process at once, with exit code 75.
 
     Nothing needs to be saved first: a run that is killed resumes to the same weights. The other
-    processes of the run end with this one.
+    processes of the run end with this one. In a scope of `stoppable` its handlers stay: the
+    command, as `diffem erase`, has a run of its own in a folder that it removes.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python lets the main thread alone install them
     for number in STOP_SIGNALS:
-        signal.signal(number, _handle)
+        signal.signal(number, _stoppable[-1] if _stoppable else _handle)
 
 
 @contextmanager
@@ -77,11 +78,17 @@ def stoppable() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
     }
+    _stoppable.append(stop)
     try:
         yield
     finally:
+        _stoppable.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_stoppable: list[Callable[[int, FrameType | None], NoReturn]] = []
+"""What handles signals in the scopes of `stoppable` that are open."""
 
 
 def watch_signals() -> None:

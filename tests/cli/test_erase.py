@@ -163,6 +163,7 @@ def test_rows_of_files_are_named_as_they_are(tmp_path: Path) -> None:
     ("rows", "out", "sentence"),
     [
         ("60\n", "a", "60 is no measurement of the data; the first one is 0"),
+        ("\ufeff60\n", "a", "--rows: 60 is no measurement"),  # after the mark of the encoding
         ("# nothing\n", "b", "names no measurement; give one name a line"),
         (None, "c", "cannot be read"),
         ("\n".join(map(str, range(59))), "d", "too few measurements are left; withdraw fewer"),
@@ -178,6 +179,14 @@ def test_what_cannot_be_erased_is_refused(
     code, text = said(erase.main, run, "--rows", file, "--out", tmp_path / out)
     assert code == 1 and sentence in text and "\n" not in text.strip()
     assert not (tmp_path / out).exists()
+
+
+def test_a_folder_in_the_run_is_refused(erased: Erased) -> None:
+    """The run is to be deleted, and the new one with it."""
+    run, *_ = erased
+    code, text = said(erase.main, run, "--rows", run.parent / "rows.txt", "--out", run / "new")
+    assert code == 1 and "which is to be deleted; give another folder" in text
+    assert not (run / "new").exists()
 
 
 def test_other_runs_are_refused(tmp_path: Path) -> None:

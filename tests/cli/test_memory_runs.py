@@ -10,6 +10,7 @@ from command import ROOT, SHORT, train, weights
 from in_process import run_here
 from safetensors.torch import load_file
 
+from diffem.cli import erase
 from diffem.cli.memory import FILE
 from diffem.runtime.errors import UserError
 from diffem.storage.checkpoint import previous
@@ -58,6 +59,21 @@ def test_a_run_is_resumed_when_the_earlier_one_is_gone(
     assert "is not measured" in " ".join(capsys.readouterr().err.split())
 
 
+def test_measurements_are_erased_when_the_earlier_run_is_gone(
+    source: Path, tmp_path: Path
+) -> None:
+    """From what the run has kept of it, before its weights are unlearnt in vain."""
+    old = Path(shutil.copytree(source, tmp_path / "old"))
+    run_dir = continued(tmp_path / "run", old, "replay")
+    shutil.rmtree(old)
+    (tmp_path / "rows.txt").write_text("3\n")
+    new = tmp_path / "new"
+    erase.main(
+        [str(run_dir), "--rows", str(tmp_path / "rows.txt"), "--out", str(new), "--steps", "1"]
+    )
+    assert (new / KEPT).read_bytes() == (run_dir / KEPT).read_bytes()
+
+
 def test_a_copy_that_is_damaged_is_made_again(source: Path, tmp_path: Path) -> None:
     run_dir = continued(tmp_path / "run", source, "replay")
     before = (run_dir / KEPT).read_bytes()
@@ -84,6 +100,25 @@ def test_what_is_kept_is_of_the_earlier_run(source: Path, tmp_path: Path) -> Non
     assert of_first == round(12 * len(rows) / (len(rows) + count))
     drawn = load_file(continued(tmp_path / "d", source, "generative") / KEPT)["images"]
     assert len(drawn) == 12 and not any(row.numpy().tobytes() in known for row in drawn)
+
+
+def test_replay_follows_generative_replay(source: Path, tmp_path: Path) -> None:
+    """Samples of a prior stand for all the measurements that it was learned from."""
+    first = continued(tmp_path / "b", source, "generative", PRIOR)
+    second = load_file(continued(tmp_path / "c", first, "replay") / KEPT)
+    seen = sum(
+        len(np.load(chunk))
+        for run in (source, first)
+        for chunk in (run / "reconstructions/round_001").glob("*.npy")
+    )
+    assert int(second["stand_for"]) == seen and len(second["images"]) == 12
+
+
+def test_what_an_earlier_run_kept_is_not_left_out_in_silence(source: Path, tmp_path: Path) -> None:
+    first = continued(tmp_path / "b", source, "replay")
+    (first / KEPT).write_bytes((first / KEPT).read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"memory\.safetensors is damaged, which has what"):
+        continued(tmp_path / "c", first, "replay")
 
 
 def test_what_is_forgotten_is_measured_over_all_earlier_runs(source: Path, tmp_path: Path) -> None:

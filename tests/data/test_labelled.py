@@ -1,5 +1,6 @@
 """Choices among labelled images: which are used, thinned and grouped; groups of one's own."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,30 @@ def test_idx_files_need_labels_for_a_choice_alone(tmp_path: Path) -> None:
         ({"groups": [4]}, r"dataset\.groups must be lists of labels"),
         ({"groups": []}, r"dataset\.groups must be lists of labels"),
         ({"groups": [["x"]]}, r"dataset\.groups: each must be"),
+        ({"groups": [[4], []]}, r"dataset\.groups must be lists of labels"),
+        ({"groups": [[4], [7, 4]]}, r"dataset\.groups names 4 twice"),
     ],
 )
 def test_what_is_no_choice_is_refused(given: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Digits([1, 8, 8], train=1500, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"only": [4, 42]}, "dataset.only names 42, a label without an image; there are [0, 1,"),
+        ({"thin": {"42": 0.1}}, "dataset.thin names 42"),
+        ({"thin": {"4": 0.1}, "only": [7, 1]}, "dataset.thin names 4, a label without an image; "
+         "there are [1, 7]"),
+        ({"groups": [[4], [42]]}, "dataset.groups names 42"),
+    ],
+)  # fmt: skip
+def test_a_label_without_images_is_refused(given: dict, sentence: str) -> None:
+    """It would have no effect, and nothing would say so."""
+    some = Digits([1, 8, 8], train=1500, **given)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        some.labels()
 
 
 def test_groups_of_a_file_go_with_their_measurements(tmp_path: Path) -> None:

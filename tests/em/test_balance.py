@@ -165,6 +165,14 @@ def test_law_4_a_killed_run_balances_as_an_uninterrupted_one(
         assert states[0] == states[1]
 
 
+def test_without_saved_multipliers_they_are_zero() -> None:
+    """As in a run from which a group was erased: those of its groups do not fit."""
+    balance = Dual(rate=0.1)
+    balance.divide(GROUPS)
+    balance.restore([])
+    assert balance.state() == [0.0, 0.0]
+
+
 def test_what_has_no_two_groups_is_refused() -> None:
     for balance in (Oversample(), Dual(rate=0.1)):
         with pytest.raises(UserError, match=r"needs groups of measurements: give dataset\.groups"):

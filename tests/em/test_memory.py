@@ -88,6 +88,15 @@ def test_a_chain_of_runs_keeps_images_of_all() -> None:
     assert found.count(0.0) + found.count(1.0) == 8 and min(map(found.count, (0.0, 1.0))) > 0
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_halves_of_an_odd_memory_fill_it(size: int) -> None:
+    """Of two runs of as many measurements: ½ is rounded to 0, and 2½ to 2, for one run alone."""
+    held: dict[str, Tensor] = {}
+    for run in range(2):
+        held = pooled(torch.full((30, 1), float(run)), held, size=size, count=30, key=(run,))
+    assert len(held["images"]) == size
+
+
 def test_of_fewer_images_all_are_kept() -> None:
     held = pooled(torch.arange(5.0)[:, None], {}, size=12, count=5, key=(0,))
     assert sorted(held["images"].flatten().tolist()) == [0, 1, 2, 3, 4]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command import LONG, ROOT, SHORT, TWO, assert_gone, ranks, train, wait_until
 
-from diffem.runtime.signals import stoppable
+from diffem.runtime.signals import install_signal_handlers, stoppable
 
 pytestmark = pytest.mark.kill
 
@@ -120,6 +120,14 @@ def test_a_command_that_is_stopped_cleans_up(
             done = True
     assert stop.value.code == 128 + number and done and signal.getsignal(number) is before
     assert capfd.readouterr().err == (f"stopped by {number.name}; start the same command again\n")
+
+
+def test_a_run_within_a_command_leaves_the_command_s_handlers() -> None:
+    """`diffem erase` has a run: a signal in it must not leave the command's folder behind."""
+    with stoppable():
+        before = signal.getsignal(signal.SIGTERM)
+        install_signal_handlers()
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def poisoned_train(*overrides: str) -> subprocess.CompletedProcess[str]:
