@@ -340,7 +340,7 @@ def test_images_of_a_memory_and_weights_of_groups() -> None:
     memory, balance = Replay("runs/a", 0.5, 8), Dual(rate=0.1)
     balance.number = torch.zeros(N, dtype=torch.int64)
     balance.share, balance.multipliers = torch.full((2,), 0.5), torch.zeros(2)
-    memory.recall({"images": torch.zeros(8, *IMAGE)})
+    memory.recall(torch.zeros(8, *IMAGE))
     remembered = memory(batch_of(MASK))
     assert remembered.remembered is not None and remembered.remembered.is_cuda
     assert_on_cuda(loss_of(objective, denoiser, MASK, remembered))
