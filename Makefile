@@ -37,7 +37,7 @@ docs: $(DEV)  # the documentation as a site, site/index.html; a warning is an er
 bench: $(DEV)  # ratios against bench/baseline.json (docs/performance.md); BASELINE=1 writes it anew; 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench $(if $(BASELINE),--baseline)
 
-test-experiments: $(DEV)  # every experiment file at its own size; minutes
+test-experiments: $(DEV)  # every experiment file at its own size, a comparison by the wheel; minutes
 	$(BIN)/python -m pytest -m slow
 
 test-kills: $(DEV)  # runs that are killed and resumed; minutes

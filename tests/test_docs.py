@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import warm_python
 import yaml
 from command import ROOT, SHORT
 
@@ -290,7 +291,6 @@ def test_the_tutorial_s_commands_run(tmp_path: Path) -> None:
              for line in block.replace("\\\n", " ").splitlines() if line.strip()]  # fmt: skip
     before = steps.index("python check.py")
     assert before <= 4 and steps[0] == "python crops.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     small = [o for o in SHORT if not o.startswith(("dataset.", "em.rounds"))]
     for step in steps:
         words = shlex.split(step)
@@ -298,9 +298,7 @@ def test_the_tutorial_s_commands_run(tmp_path: Path) -> None:
         words = words[1:] if python else ["-m", *words]
         if words[:3] == ["-m", "diffem", "train"]:
             words += [*small, "em.rounds=1"]
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = warm_python.run(*words, cwd=tmp_path, environment=os.environ)
         assert done.returncode == 0, (step, done.stderr)
         if step == "python crops.py":  # fewer from here on
             files = sorted((tmp_path / "crops").iterdir())

@@ -13,7 +13,6 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -224,16 +223,20 @@ def is_large(value: object) -> bool:
 
 def outcome(choice: str, key: str, value: object) -> str:
     """Returns the sentence that refuses a value of a key, or "" if it is accepted."""
-    cfg = deepcopy(composed(choice))
+    cfg = composed(choice)
     files = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(files, dict)
-    node, _, name = key.rpartition(".")
-    parent = OmegaConf.select(cfg, node) if node else cfg
-    parent[int(name) if isinstance(parent, ListConfig) else name] = value
+    node, _, last = key.rpartition(".")
+    parent: Any = OmegaConf.select(cfg, node) if node else cfg
+    name = int(last) if isinstance(parent, ListConfig) else last
+    before = parent[name]
+    parent[name] = value  # and back: a copy of all takes longer than what follows
     try:
         attempt(cfg, files, compute=not is_large(value))
     except (UserError, FloatingPointError) as error:
         return str(error)
+    finally:
+        parent[name] = before
     return ""
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 from command import NASTY, ROOT, SHORT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -29,13 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs a short run in a folder, as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "diffem", "train", *overrides],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the processes that it starts
+    return warm_python.run(
+        "-m", "diffem", "train", *overrides, cwd=folder, environment=environment
     )
 
 
@@ -53,6 +49,7 @@ def test_one_of_each(folder: Path) -> None:
     done = train(folder, *SHORT, "prior=null", f"run_dir={folder / 'run'}", TRUST, *choices, *two)
     assert done.returncode == 0, done.stderr
     assert "stripes · dead_columns · em_replacement" in done.stdout and "MAE" in done.stdout
+    assert done.stdout.count("summary.json") == 1  # the second process is silent
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert all(row["mae"] > 0 for row in (*summary["rounds"], summary["final"]))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SHORT
+from command import SHORT, run_warm
 from torch.distributions import MultivariateNormal
 
 import bench.unseen as unseen
@@ -43,8 +43,14 @@ def test_the_gaussian_is_scored_on_what_was_measured(monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_prints_its_line_and_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def run(*arguments: str) -> str:
+        done = run_warm(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monkeypatch.setattr(unseen, "run", run)
     tiny = [o for o in SHORT if not o.startswith(("dataset", "prior"))]
     command = ["run", "7", "--out", str(tmp_path), "--n", "1", "--settings"]
     unseen.main([*command, *tiny, "prior.steps=6", "dataset.limit=100", "em.guard=null"])

@@ -77,7 +77,13 @@ def test_it_holds_the_package_and_its_configuration(wheel: Path) -> None:
     assert held == sources | files | {"diffem/py.typed"}
 
 
-def test_it_trains_and_compares_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_it_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    run([str(installed / "diffem"), "train", *SHORT, *TINY, "run_dir=run"], tmp_path)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
+
+
+@pytest.mark.slow
+def test_it_compares_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     diffem, tiny = str(installed / "diffem"), [*SHORT, *TINY]
     run([diffem, "train", *tiny, "run_dir=run"], tmp_path)
     compare = [diffem, "compare", "--methods", "diffem", "--seeds", "0", "--out", "comparison"]

@@ -1,6 +1,7 @@
 """1,797 handwritten digits of 8 × 8 pixels, which are part of scikit-learn."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class Digits:
         return Labels(labels[: self.train], labels[self.train :])
 
 
+@cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
     """Returns the pixels, (1797, 64), 0 to 16, and the digits, (1797,)."""
     from sklearn.datasets import load_digits  # takes a second to import

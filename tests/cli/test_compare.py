@@ -22,7 +22,7 @@ from diffem.runtime import process
 from diffem.runtime.errors import UserError
 from diffem.runtime.process import Job
 
-COMMON = (*SHORT, "prior=null")
+COMMON = (*SHORT, "em.rounds=1", "prior=null")
 FAKE = """
 import json, os, subprocess, sys, time
 from pathlib import Path

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from command import run_python
+from command import run_warm
 from in_process import run_here
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
@@ -128,7 +128,7 @@ def train_with(text: str, run_dir: Path) -> None:
     shown = text[text.index("diffem train") :].partition("\n\n")[0].replace("\\\n", " ")
     words = shlex.split(shown)
     settings = [word for word in words[2:] if not word.startswith("run_dir=")]
-    done = run_python("-m", "diffem", "train", *settings, *TINY, f"run_dir={run_dir}")
+    done = run_warm("-m", "diffem", "train", *settings, *TINY, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from command import run_python
+from command import run_warm
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -47,7 +47,7 @@ def run(command: Callable[[Sequence[str]], None], *arguments: object) -> Done:
 
 def train(*overrides: str) -> None:
     """Runs `diffem train` to its end."""
-    done = run_python("-m", "diffem", "train", *overrides)
+    done = run_warm("-m", "diffem", "train", *overrides)
     assert done.returncode == 0, done.stderr
 
 
@@ -94,7 +94,7 @@ def test_a_folder_of_tiffs_in_three_commands(trained: Path, crops: Path, tmp_pat
         ("sample", str(trained), "--input", str(crops), "--n", "2", "--out", str(out)),
         ("generate", str(trained), "--count", "3", "--out", str(generated)),
     ):
-        done = run_python("-m", "diffem", *arguments)
+        done = run_warm("-m", "diffem", *arguments)
         assert done.returncode == 0 and f"wrote {arguments[-1]}: " in done.stderr, done.stderr
     names = sorted(file.stem for file in crops.iterdir())
     assert sorted(f.stem for f in (out / "mean").iterdir()) == names

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import warm_python
+
 ROOT = Path(__file__).parents[2]
 NASTY = "é = #1 (a), [b] {c}: 'd' \"e\" 100% ~f\\"  # the name of a file or a folder
 
@@ -34,11 +36,22 @@ TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 
 def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py to its end."""
-    return run_python(str(ROOT / "train.py"), *overrides, **environment)
+    return run_warm(str(ROOT / "train.py"), *overrides, **environment)
+
+
+def run_warm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script, or `-m` and a module, to its end, without the seconds of importing libraries.
+
+    With variables that Python, or a library, reads when it starts, it is a new Python.
+    """
+    new = {name for name, value in environment.items() if os.environ.get(name) != value}
+    if any(name.startswith(("PYTHON", "OMP_")) for name in new):
+        return run_python(*arguments, **environment)
+    return warm_python.run(*arguments, cwd=ROOT, environment={**os.environ, **environment})
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with arguments to its end."""
+    """Runs a new Python with arguments to its end."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
