@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from azula.denoise import Denoiser as AzulaDenoiser
 from azula.noise import VESchedule
 from azula.sample import DDPMSampler
 from torch import Tensor
@@ -27,12 +28,23 @@ class ReflectedSampler(DDPMSampler):
 
     Arguments:
         denoiser: A denoiser that was trained on folded x_t.
-        kwargs: `steps`, the number of evaluations of the denoiser, and what else
-            `azula.sample.DDPMSampler` takes.
+        steps: The number of evaluations of the denoiser.
+        start: The time in (0, 1] of the noise that it starts from.
+        silent: Whether no progress bar is shown.
     """
 
     # Of round 0, which is no folded noise: to fold it would move what is outside twice as far.
     confine = staticmethod(Bounds(-1.0, 1.0).clamp)
+
+    def __init__(
+        self,
+        denoiser: AzulaDenoiser,
+        *,
+        steps: int = 50,
+        start: float = 1.0,
+        silent: bool = False,
+    ) -> None:
+        super().__init__(denoiser, steps=steps, start=start, silent=silent)
 
     def init(
         self,
