@@ -227,8 +227,8 @@ def outcome(choice: str, key: str, value: object) -> str:
     files = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(files, dict)
     node, _, last = key.rpartition(".")
-    parent: Any = OmegaConf.select(cfg, node) if node else cfg
-    name = int(last) if isinstance(parent, ListConfig) else last
+    parent = OmegaConf.select(cfg, node) if node else cfg
+    name: Any = int(last) if isinstance(parent, ListConfig) else last
     before = parent[name]
     parent[name] = value  # and back: a copy of all takes longer than what follows
     try:
