@@ -7,7 +7,7 @@ from typing import Any
 from diffem.cli.study import Study, job_of
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, run_jobs
-from diffem.runtime.progress import console, say
+from diffem.runtime.progress import console, say, warn
 from diffem.runtime.ranges import check
 from diffem.storage.atomic import read_json, write_file
 from diffem.storage.lock import lock_folder, unlock_folder
@@ -164,14 +164,22 @@ def _check_same(what: str, held: list[str], given: tuple[str, ...], out: Path) -
 
 
 def _summaries(record: dict[str, Any], out: Path) -> dict[str, dict[int, dict[str, Any] | None]]:
-    """Returns each row's summaries by seed, None for a failed run; runs never started are out."""
+    """Returns each row's summaries by seed, None for a failed run; runs never started are out.
+
+    Warns of a summary that is there and is damaged, of which nothing is in the report.
+    """
+    from diffem.report.record import read_record
+
     found = {}
     for row, held in record["rows"].items():
         jobs = {seed: job_of(out, row, seed) for seed in held["seeds"]}
-        summaries = {seed: job.summary() for seed, job in jobs.items()}
-        found[row] = {
-            seed: summary
-            for seed, summary in summaries.items()
-            if summary is not None or _began(jobs[seed])
-        }
+        records = {seed: read_record(job.run_dir) for seed, job in jobs.items() if _began(job)}
+        found[row] = {seed: dict(r.summary) if r.final else None for seed, r in records.items()}
+        for seed, summary in found[row].items():
+            if summary is None and jobs[seed].summary() is not None:
+                warn(
+                    f"{jobs[seed].run_dir / 'summary.json'} is damaged, and its run is left out "
+                    f"of the report; move it away, and `diffem train resume={jobs[seed].run_dir}` "
+                    "writes it again"
+                )
     return found

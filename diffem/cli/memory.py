@@ -19,10 +19,12 @@ from diffem.em import DenoiserModule, Generative, Memory, Replay
 from diffem.em.init import FromCheckpoint, Init
 from diffem.em.memory import pooled
 from diffem.report import EarlierRun
+from diffem.report.record import is_sound
 from diffem.result import Result, load, read_weights
 from diffem.result.result import POSTERIOR, newest_round, read_summary, weights_folder
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, warn
+from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import sha256, write_file
 from diffem.storage.checkpoint import digests, record_digest
@@ -179,6 +181,8 @@ def earlier_runs(
         following = None
         try:
             settings, _ = read_settings(path)
+            if not settings:
+                raise UserError("no run is there")
             check_interpolations(settings)
             parts = {key: settings[key] for key in ("dataset", "corruption", "assumed")}
             check_targets(parts, trust=trust)
@@ -192,9 +196,10 @@ def earlier_runs(
                 raise UserError("its corruption is another")
             if summary is None:
                 raise UserError("it is not finished")
-            yield EarlierRun(
-                str(path), heldout, summary["samples"], cfg.metric.heldout, summary["final"]
-            )
+            if not is_sound(summary):
+                raise UserError("its summary.json is damaged")
+            samples = check("metric.samples", summary["samples"])
+            yield EarlierRun(str(path), heldout, samples, cfg.metric.heldout, summary["final"])
         except (KeyError, OmegaConfBaseException, UserError) as error:
             reason = " ".join(str(error).split())
             reason = f"its settings have no {reason}" if isinstance(error, KeyError) else reason

@@ -41,6 +41,9 @@ class MeasurementSet:
     """The data's own units."""
     groups: Tensor | None = None
     """The number of each measurement's group, (N,), int64; None without groups."""
+    numbers: Tensor | None = None
+    """The number of each measurement of a benchmark before some were withdrawn, (N,), int64; None
+    for 0 … N - 1."""
 
     def __len__(self) -> int:
         # The length of a named tuple is that of its fields.

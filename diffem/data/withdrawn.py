@@ -93,12 +93,17 @@ def _names(part: MeasurementSet) -> Iterator[str]:
     """Yields the name of each measurement of a set."""
     source = part.source
     if not isinstance(source, FileRows):
-        yield from map(str, range(len(part)))
+        yield from map(str, _numbers(part).tolist())
         return
     held = source.held
     for row in source.rows.tolist():
         number = held.y.origin(row)[0] if isinstance(held.y, Patches) else row
         yield str(number) if held.names is None else held.names[number]
+
+
+def _numbers(part: MeasurementSet) -> Tensor:
+    """Returns the numbers by which measurements of a benchmark are named, (N,)."""
+    return torch.arange(len(part)) if part.numbers is None else part.numbers
 
 
 def _without(part: MeasurementSet, rows: Tensor) -> MeasurementSet:
@@ -112,4 +117,5 @@ def _without(part: MeasurementSet, rows: Tensor) -> MeasurementSet:
         assert isinstance(source, Measurement)
         source = source.select(index)
     truth, groups = (None if each is None else each[index] for each in (part.truth, part.groups))
-    return replace(part, source=source, truth=truth, groups=groups)
+    numbers = _numbers(part)[index]  # a second erasure names them as the first one did
+    return replace(part, source=source, truth=truth, groups=groups, numbers=numbers)

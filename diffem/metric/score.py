@@ -81,6 +81,7 @@ def is_description(fields: object) -> bool:
         and "label" in fields
         and fields.keys() <= TYPES.keys()
         and all(isinstance(value, TYPES[key]) for key, value in fields.items())
+        and not isinstance(fields.get("digits"), bool)
         and 0 <= (fields.get("digits") or 0) <= 20
     )
 

@@ -25,6 +25,7 @@ from diffem.corruption import Basis, Channel, LinearChannel, Measurement
 from diffem.corruption.operator import full_precision
 from diffem.denoiser.condition import measured_coefficients
 from diffem.posterior.posterior import Posterior
+from diffem.runtime.errors import UserError
 
 ROUNDING = 1e-10  # of the largest precision: what is below is a rounding error of s² = 0
 OUTER = 2**26  # numbers of the products of loadings that are in memory at once
@@ -90,14 +91,23 @@ class ComponentPosterior(NamedTuple):
 
     @classmethod
     def component(cls, mixture: Mixture, j: int, data: Coefficients) -> "ComponentPosterior":
-        """Returns component j given measurements."""
+        """Returns component j given measurements.
+
+        Raises:
+            UserError: If the noise is too weak for float32.
+        """
         p, h = data.precision, data.information
         loading = data.analyse(mixture.loading[j])
         w, mean = loading[..., :-1], loading[..., -1]
         gain = 1 / (1 + mixture.noise[j] * p)
         precision = gram(w, gain * p)
         precision.diagonal(dim1=1, dim2=2).add_(1)
-        root = torch.linalg.cholesky(precision)
+        root, failed = torch.linalg.cholesky_ex(precision)
+        if failed.any():
+            raise UserError(
+                "init=mixture cannot be drawn from: the noise is too weak for float32; start "
+                "again in a new run_dir with init=gaussian"
+            )
         residual = h - p * mean
         projected = _columns(w.mT, gain * residual)
         u = torch.cholesky_solve(projected[..., None], root)[..., 0]

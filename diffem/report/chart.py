@@ -18,7 +18,7 @@ COLOURS = 8  # that the page's style sheet has, as --line-0 and so on
 DASHES = ("", "6 3", "2 3")
 SPAN = 10.0  # the ratio of values from which a score with an expectation is on a log scale
 CLOSE = 0.05  # of the range, around it
-LARGEST = 1e300  # differences of larger values are no numbers; they are drawn at this one
+LARGEST = 1e200  # differences and ticks of larger values are no numbers: they are drawn here
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,11 @@ def sees_clean_images(summary: Summary) -> bool:
 
 
 def mean_and_deviation(values: Sequence[float], score: Score) -> str:
-    """Returns "mean ± standard deviation", or the mean alone of a single value."""
+    """Returns "mean ± standard deviation", or the mean alone of one value, or of infinite ones."""
     mean = score.text(statistics.mean(values))
-    return f"{mean} ± {score.text(statistics.stdev(values))}" if len(values) > 1 else mean
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return mean
+    return f"{mean} ± {score.text(statistics.stdev(values))}"
 
 
 def table(runs: Runs, *, bold: bool = False, details: bool = False) -> list[list[str]]:

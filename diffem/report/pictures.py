@@ -173,9 +173,14 @@ def _bytes(x: Tensor) -> np.ndarray:
 
 
 def _reduced(x: np.ndarray) -> np.ndarray:
-    """Returns images, (n, C, H, W), averaged over blocks, as (n, h, w, C)."""
+    """Returns images, (n, C, H, W), averaged over blocks, as (n, h, w, C).
+
+    Of volumes, (n, C, D, H, W), it is the middle slice; signals, (n, C, L), are images of C rows.
+    """
     if x.ndim == 3:
         x = x[:, None]
+    elif x.ndim == 5:
+        x = x[:, :, x.shape[2] // 2]
     height, width = x.shape[-2:]
     block = math.ceil(max(height, width) / SIDE)
     if block > 1:

@@ -1,7 +1,6 @@
 """What a run directory holds of a run, finished or not: all that its page is made of."""
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from diffem.storage.atomic import read_json
 from diffem.storage.numbered import newest
 from diffem.storage.run_dir import read_settings
 from diffem.storage.status import RunStatus, read_status
+from diffem.storage.strict_json import from_json
 
 TAIL = 4096  # bytes of a log that hold its last line
 STAGES = {"m_step": "the M-steps", "prior": "the prior's fit"}
@@ -130,7 +130,7 @@ def last_logged(log: Path) -> LoggedStep | None:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()
     try:
-        line = json.loads(lines[-1]) if lines else {}
+        line = from_json(lines[-1]) if lines else {}
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
@@ -159,7 +159,7 @@ def logged_rounds(log: Path) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
         try:
-            held = json.loads(line)
+            held = from_json(line)
         except (ValueError, RecursionError):
             continue
         k = held.pop("round", None) if isinstance(held, dict) else None

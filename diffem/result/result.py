@@ -1,6 +1,5 @@
 """The result of a run: `diffem.load(run_dir)`, with neither Hydra nor a Trainer."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, default_float32, seeded
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
+from diffem.storage.strict_json import from_json
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
 STUDENT = "student.safetensors"
@@ -476,7 +476,7 @@ def read_summary(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        summary = json.loads(file.read_bytes())
+        summary = from_json(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); evaluate the run again") from error
     if not isinstance(summary, dict):

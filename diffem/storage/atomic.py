@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffem.runtime.errors import UserError
+from diffem.storage.strict_json import from_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FREE_SOME = "free some and start the same command again: it resumes the run"
@@ -110,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         None if the file is absent, holds no object, or differs from its checksum.
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = from_json(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or "sha256" not in record:

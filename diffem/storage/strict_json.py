@@ -2,9 +2,12 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+DIGITS = sys.float_info.max_10_exp  # of a whole number that is a float for sure
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - plain types
@@ -17,10 +20,27 @@ def to_json(value: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - 
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
+def from_json(text: str | bytes) -> Any:  # noqa: ANN401 - plain types
+    """Returns what JSON holds, in plain types.
+
+    A whole number that no float can be becomes infinity, as 1e999 does: what is read is compared
+    with floats, and shown as they are.
+
+    Raises:
+        ValueError: If it is no JSON.
+        RecursionError: If its lists lie too deep in one another.
+    """
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < DIGITS else float(digits)
+
+
 def read_list(path: Path) -> list[Any]:
     """Returns the JSON list in a file; an empty one if it is absent, or holds no list."""
     try:
-        held = json.loads(path.read_bytes())
+        held = from_json(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return []
     return held if isinstance(held, list) else []

@@ -114,6 +114,31 @@ def test_a_failed_job_is_marked_and_the_others_run(
     assert (fake / "order").read_text() == "a0 b0 a1 b1 b2 "
 
 
+@pytest.mark.parametrize("change", [{"rounds": 3}, {"rounds": []}, {"final": {"psnr_mean": "9"}}])
+def test_a_summary_of_other_types_is_left_out_of_the_report(
+    change: dict[str, object], fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is kept: its weights may be what they were."""
+    study = Study({"a": (), "b": ()}, seeds=(0,))
+    compare(study, fake)
+    file = fake / "a" / "seed_0" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    compare(study, fake)
+    assert "0 (1 failed)" in (fake / "table.md").read_text()
+    assert (fake / "order").read_text() == "a0 b0 "
+    assert f"{file} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1" + 400 * "0"])
+def test_absurd_numbers_are_shown(number: str, fake: Path) -> None:
+    study = Study({"a": (), "b": (f"+psnr={number}",)}, seeds=(0, 1))
+    compare(study, fake)
+    file = fake / "a" / "seed_1" / "summary.json"
+    file.write_text(file.read_text().replace("10.0", number).replace("9.0", number))
+    compare(study, fake)
+    assert (fake / "table.md").read_text().count("\n") == 4
+
+
 def test_jobs_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_cores", lambda: 7)
     monkeypatch.setattr(process, "_gpus", lambda: ["0", "1", "2", "3"])

@@ -16,6 +16,7 @@ import diffem
 from diffem.cli import erase, report
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
+from diffem.data.withdrawn import rows_named
 from diffem.em.erase import membership_auc
 from diffem.posterior import DenoiserPosterior
 from diffem.result import read_weights
@@ -131,6 +132,18 @@ def test_the_record_says_what_was_done(erased: Erased) -> None:
             abs(found["auc"] - 0.5) > 2 * found["auc_error"]
         )
     assert record["delete"] == str(run) and "audit before: AUC" in text
+
+
+def test_a_second_erasure_names_rows_as_the_first_one(erased: Erased, tmp_path: Path) -> None:
+    """Rows 3, 4 and 40 of 60 are gone: row 5 is at place 3."""
+    run, new, _, _ = erased
+    rows = run.parent / "rows.txt"
+    code, text = said(erase.main, new, "--rows", rows, "--out", tmp_path / "again")
+    assert code == 1 and "--rows: 3 is no measurement of the data; the first one is 0" in text
+    weights = read_weights(new / "checkpoints" / "posterior.safetensors")
+    cfg = compose_finished(new, weights)
+    train, _ = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+    assert rows_named(train, ["5", "39", "41", "59"]).tolist() == [3, 37, 38, 56]
 
 
 def test_rows_of_files_are_named_as_they_are(tmp_path: Path) -> None:

@@ -133,6 +133,19 @@ def test_what_is_forgotten_is_measured_over_all_earlier_runs(source: Path, tmp_p
     assert scores["forgetting_db"] == pytest.approx((sum(before) - sum(after)) / 2)
 
 
+def test_an_earlier_run_s_damaged_summary_ends_no_run(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is forgotten is measured at the end, when all has been trained."""
+    old = Path(shutil.copytree(source, tmp_path / "old"))
+    summary = json.loads((old / "summary.json").read_text())
+    (old / "summary.json").write_text(json.dumps(summary | {"samples": 0}))
+    run_dir = continued(tmp_path / "run", old, "none")
+    assert "earlier" not in json.loads((run_dir / "summary.json").read_text())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is not measured: metric.samples must be a whole number of at least 2, got 0" in said
+
+
 def test_a_run_that_has_learned_nothing_has_forgotten_nothing(
     source: Path, tmp_path: Path
 ) -> None:

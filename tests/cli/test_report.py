@@ -170,6 +170,32 @@ def test_summaries_of_other_types_are_left_out(
             assert "<script>alert(1)" not in page
 
 
+def test_numbers_that_no_float_holds_are_shown_as_infinity(
+    copies: list[Path], tmp_path: Path
+) -> None:
+    file = copies[0] / "summary.json"
+    for place in ("wall_seconds", "samples", "best", "final", "rounds"):
+        held = json.loads(file.read_text())
+        for node in held["rounds"] if place == "rounds" else [held.get(place)]:
+            if isinstance(node, dict):
+                numbers = [k for k, v in node.items() if isinstance(v, float | int)]
+                node.update(dict.fromkeys(set(numbers) - {"round"}, 10**400))
+            else:
+                held[place] = 10**400
+        file.write_text(json.dumps(held))
+        for paths in copies[:1], copies[:2]:
+            write_report(paths, tmp_path / "page.html")
+    assert "inf" in (tmp_path / "page.html").read_text()
+
+
+def test_a_number_of_digits_is_no_truth_value(copies: list[Path], tmp_path: Path) -> None:
+    file = copies[0] / "summary.json"
+    held = json.loads(file.read_text())
+    held["metrics"]["psnr"]["digits"] = True
+    file.write_text(json.dumps(held))
+    write_report(copies[:1], tmp_path / "page.html")
+
+
 def test_rounds_of_other_types_are_left_out(copies: list[Path], tmp_path: Path) -> None:
     file = copies[2] / "rounds.json"
     rounds = file.read_text()

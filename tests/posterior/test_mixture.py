@@ -20,6 +20,7 @@ from diffem.posterior.mixture import (
     gram,
 )
 from diffem.posterior.mixture_fit import fit_mixture, k_means, principal_components
+from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator, seeded
 
 DIM, RANK = 6, 2
@@ -217,3 +218,13 @@ def test_k_means_finds_clusters() -> None:
         label = k_means(x, 3)
     assert [len(part.unique()) for part in label.split(50)] == [1, 1, 1]
     assert len(label.unique()) == 3
+
+
+def test_noise_that_is_too_weak_for_float32_is_refused() -> None:
+    """The precision 1/σ² = 1e24 times w wᵀ leaves nothing of the 1 that makes it definite."""
+    prior, _ = mixture(generator("weak"))
+    prior = prior._replace(noise=torch.full((3,), 1e-30))
+    channel = make_channel(Mask((DIM,), rho=0.5), GaussianNoise(1e-12))
+    measurement = channel.draw(torch.randn(64, DIM), generator("y"))
+    with pytest.raises(UserError, match=r"too weak for float32; .* init=gaussian"):
+        MixturePosterior(prior, channel).draw(measurement)

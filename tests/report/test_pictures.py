@@ -27,6 +27,8 @@ from diffem.storage.npz import load_arrays
         ((1, 300, 200), (75, 50, 1)),
         ((4, 40), (4, 40, 1)),  # a signal
         ((1, 500), (1, 83, 1)),
+        ((1, 5, 8, 6), (8, 6, 1)),  # of a volume the middle slice
+        ((2, 4, 4, 4), (4, 4, 1)),
     ],
 )
 def test_shapes(shape: tuple[int, ...], kept: tuple[int, ...], tmp_path: Path) -> None:
