@@ -32,6 +32,10 @@ class LabelChoice:
     def __post_init__(self) -> None:
         if self.only is not None:
             check("dataset.only", self.only)
+            if not isinstance(self.only, Sequence):
+                raise UserError(
+                    f"dataset.only must be a list of labels, as in [4,7], got {self.only!r}"
+                )
         if self.thin is not None:
             if not isinstance(self.thin, Mapping) or not all(map(str.isdecimal, self.thin)):
                 raise UserError(
