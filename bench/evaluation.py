@@ -11,7 +11,7 @@ from bench.loop import Loop
 from diffem.cli.compose import compose_config, describe_run
 from diffem.cli.last_round import fit_prior
 from diffem.cli.train import evaluate
-from diffem.cli.weights import write_result
+from diffem.cli.weights import WeightFiles
 from diffem.config.build import build
 from diffem.em import DenoiserModule, Round
 from diffem.metric import Evaluation
@@ -72,7 +72,7 @@ def evaluation_share(folder: Path) -> Figure:
     loop.fit(on_round)
     with clock("prior"):
         prior = fit_prior(cfg, loop.module, loop.data)
-    write_result(cfg, loop.module, prior, loop.data, files=None)
+    WeightFiles(cfg, loop.data, None).write_result(loop.module, prior)
     result = load(folder / "run", device="cpu")
     with clock("end"), redirect_stdout(StringIO()):  # the table of a run too short to be shown
         evaluate(result, loop.train.channel, report)

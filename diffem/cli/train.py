@@ -29,7 +29,7 @@ from diffem.cli.parts import (
     compile_errors,
 )
 from diffem.cli.processes import expect_processes
-from diffem.cli.weights import write_best, write_result, write_student
+from diffem.cli.weights import WeightFiles
 from diffem.config.build import build
 from diffem.corruption import Channel
 from diffem.data import MeasurementFiles
@@ -135,11 +135,12 @@ def run(cfg: DictConfig) -> None:
     if global_rank() == 0:
         report.earlier = list(earlier_runs(module, train, trust=list(cfg.trust)))
     files = asdict(source.format) if isinstance(source, MeasurementFiles) else None
+    weights = WeightFiles(cfg, data, files)
 
     def on_round(module: DenoiserModule, round: Round) -> dict[str, list[float]]:
         figures = report.on_round(module, round)
         if round.number == report.best_round:
-            write_best(cfg, module, data, round, files=files)
+            weights.write_best(module, round)
         return figures
 
     confine = getattr(build_sampler(cfg).func, "confine", None)
@@ -167,11 +168,11 @@ def run(cfg: DictConfig) -> None:
                 distilled = fit_student(cfg, student, module, data)
         # The result: its weights, its held-out scores and the report.
         if trainer.is_global_zero:
-            write_result(cfg, module, prior, data, files=files)
+            weights.write_result(module, prior)
             spent = None
             if distilled is not None:
                 of_student, spent = distilled
-                write_student(cfg, of_student, data, files=files)
+                weights.write_student(of_student)
             device = module.trainer.strategy.root_device
             result = load(run_dir, device=device, trust=list(cfg.trust))
             evaluate(result, data.measurements.channel, report, spent=spent)

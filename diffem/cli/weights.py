@@ -1,11 +1,12 @@
 """The files of weights that a run writes: posterior, prior, student, and the best round's."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from diffem.cli.compose import assumed_corruption, public_config
 from diffem.corruption import LinearChannel
@@ -18,107 +19,80 @@ from diffem.result.result import MOST, POSTERIOR, PRIOR, STUDENT
 ONE_STEP = "diffem.posterior.OneStepSampler"  # of a student
 
 
-def write_result(
-    cfg: DictConfig,
-    module: DenoiserModule,
-    prior: DenoiserModule | None,
-    data: ReconstructionDataModule,
-    *,
-    files: Mapping[str, Any] | None,
-) -> None:
-    """Writes the averaged weights of posterior and prior, with all that sampling needs.
+@dataclass(frozen=True)
+class WeightFiles:
+    """Writes a run's averaged weights, each with all that sampling needs."""
 
-    Arguments:
-        cfg: The configuration.
-        module: The module of the posterior's denoiser.
-        prior: That of the prior; None if there is none.
-        data: The reconstructions that they were trained on, and the measurements.
-        files: The format of the measurements' files; None for a benchmark.
-    """
-    folder, channel = Path(cfg.run_dir) / "checkpoints", data.measurements.channel
-    about = describe_weights(cfg, module, data, files=files)
-    write_weights(folder / POSTERIOR, module.average.state_dict(), about, channel)
-    if prior is not None:
-        about = replace(
-            about,
-            cond_channels=prior.objective.cond_channels(channel),
-            removed=prior.objective.prior_removed(channel),
+    cfg: DictConfig
+    """The configuration."""
+    data: ReconstructionDataModule
+    """The reconstructions that were trained on, and the measurements."""
+    format: Mapping[str, Any] | None
+    """The format of the measurements' files; None for a benchmark."""
+
+    def write_result(self, module: DenoiserModule, prior: DenoiserModule | None) -> None:
+        """Writes posterior and prior.
+
+        Arguments:
+            module: The module of the posterior's denoiser.
+            prior: That of the prior; None if there is none.
+        """
+        about = self._describe(module)
+        self._write(POSTERIOR, module, about)
+        if prior is not None:
+            channel = self.data.measurements.channel
+            about = replace(
+                about,
+                cond_channels=prior.objective.cond_channels(channel),
+                removed=prior.objective.prior_removed(channel),
+            )
+            self._write(PRIOR, prior, about)
+
+    def write_student(self, module: StudentModule) -> None:
+        """Writes a student, which draws by a sampler of its own."""
+        about = self._describe(module)
+        sampler = {"_target_": ONE_STEP, "_partial_": True, "sigma": module.settings.sigma}
+        self._write(STUDENT, module, replace(about, config={**about.config, "sampler": sampler}))
+
+    def write_best(self, module: DenoiserModule, round: Round) -> None:
+        """Writes the denoiser that drew the best round so far.
+
+        Arguments:
+            module: The module of the posterior's denoiser.
+            round: The round, which was just committed.
+        """
+        moments = None
+        if round.posterior.fits:  # so that the file can be loaded when the round is gone
+            first = range(min(MOST, len(self.data.given)))
+            moments = self.data.store.open(round.number).__getitems__(first).x
+        self._write(BEST, module, self._describe(module), moments=moments)
+
+    def _describe(self, module: DenoiserModule) -> Description:
+        """Returns what is written with a denoiser of p(x | y)."""
+        channel, given = self.data.measurements.channel, self.data.given
+        return Description(
+            sampling_config(self.cfg),
+            module.objective.cond_channels(channel),
+            (given.scale.low, given.scale.high),
+            format=self.format,
+            estimates={name: channel.known(name) for name in channel.learn}
+            if isinstance(channel, LinearChannel)
+            else {},
+            round=self.data.state.round,
+            size=len(given),
         )
-        write_weights(folder / PRIOR, prior.average.state_dict(), about, channel)
 
-
-def write_student(
-    cfg: DictConfig,
-    module: StudentModule,
-    data: ReconstructionDataModule,
-    *,
-    files: Mapping[str, Any] | None,
-) -> None:
-    """Writes the averaged weights of a student, which draws by a sampler of its own.
-
-    Arguments:
-        cfg: The configuration.
-        module: The student's module.
-        data: The reconstructions that it was trained on, and the measurements.
-        files: As for `write_result`.
-    """
-    about = describe_weights(cfg, module, data, files=files)
-    sampler = {"_target_": ONE_STEP, "_partial_": True, "sigma": module.settings.sigma}
-    about = replace(about, config={**about.config, "sampler": sampler})
-    path = Path(cfg.run_dir) / "checkpoints" / STUDENT
-    write_weights(path, module.average.state_dict(), about, data.measurements.channel)
-
-
-def write_best(
-    cfg: DictConfig,
-    module: DenoiserModule,
-    data: ReconstructionDataModule,
-    round: Round,
-    *,
-    files: Mapping[str, Any] | None,
-) -> None:
-    """Writes the averaged weights that drew the best round so far.
-
-    Arguments:
-        cfg: The configuration.
-        module: The module of the posterior's denoiser.
-        data: The reconstructions, and the measurements.
-        round: The round, which was just committed.
-        files: As for `write_result`.
-    """
-    moments = None
-    if round.posterior.fits:  # so that the file can be loaded when the round is gone
-        first = range(min(MOST, len(data.given)))
-        moments = data.store.open(round.number).__getitems__(first).x
-    write_weights(
-        Path(cfg.run_dir) / "checkpoints" / BEST,
-        module.average.state_dict(),
-        describe_weights(cfg, module, data, files=files),
-        data.measurements.channel,
-        moments=moments,
-    )
-
-
-def describe_weights(
-    cfg: DictConfig,
-    module: DenoiserModule,
-    data: ReconstructionDataModule,
-    *,
-    files: Mapping[str, Any] | None,
-) -> Description:
-    """Returns what is written with the posterior's weights; arguments as for `write_result`."""
-    channel = data.measurements.channel
-    return Description(
-        sampling_config(cfg),
-        module.objective.cond_channels(channel),
-        (data.given.scale.low, data.given.scale.high),
-        format=files,
-        estimates={name: channel.known(name) for name in channel.learn}
-        if isinstance(channel, LinearChannel)
-        else {},
-        round=data.state.round,
-        size=len(data.given),
-    )
+    def _write(
+        self,
+        name: str,
+        module: DenoiserModule,
+        about: Description,
+        *,
+        moments: Tensor | None = None,
+    ) -> None:
+        path = Path(self.cfg.run_dir) / "checkpoints" / name
+        weights, channel = module.average.state_dict(), self.data.measurements.channel
+        write_weights(path, weights, about, channel, moments=moments)
 
 
 def sampling_config(cfg: DictConfig) -> dict[str, Any]:
