@@ -475,12 +475,13 @@ def read_summary(file: Path) -> dict[str, Any] | None:
     """
     if not file.is_file():
         return None
+    advice = f"move it away, and `diffem train resume={file.parent}` writes it again"
     try:
         summary = from_json(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}); evaluate the run again") from error
+        raise UserError(f"{file} is damaged ({error}); {advice}") from error
     if not isinstance(summary, dict):
-        raise UserError(f"{file} is damaged; evaluate the run again")
+        raise UserError(f"{file} is damaged; {advice}")
     return summary
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from command import train
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -251,6 +252,21 @@ def test_a_broken_file_is_refused_in_one_sentence(
     with pytest.raises(UserError, match=sentence):
         diffem.load(tmp_path / "run")
     assert not (tmp_path / "hostile").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_summary_can_be_written_again(run: Run, tmp_path: Path, content: str) -> None:
+    """As it says: not by `diffem evaluate`, which reads it too."""
+    path = tmp_path / "run"
+    shutil.copytree(run[0].path, path)
+    summary = path / "summary.json"
+    summary.write_text(content)
+    with pytest.raises(UserError, match=f"move it away, and `diffem train resume={path}`"):
+        diffem.load(path)
+    summary.unlink()
+    done = train(f"resume={path}")
+    assert done.returncode == 0, done.stderr
+    assert diffem.load(path).summary == json.loads(summary.read_text())
 
 
 def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
