@@ -41,7 +41,8 @@ class Held(NamedTuple):
     truth: Rows | None = None
     """Clean images, (N, *shape), for metrics alone."""
     names: tuple[str, ...] | None = None
-    """The names of measurements in files, without suffix; None for arrays."""
+    """The names of measurements in files, without suffix, and of patches those of the images; None
+    for arrays."""
     groups: np.ndarray | None = None
     """The number of the file of each measurement, (N,), or of the series that it is a part of,
     where one has several; of patches, that of each image. None where they are independent."""
@@ -116,9 +117,8 @@ class Held(NamedTuple):
         operator, std, truth = map(pieces, (self.operator, self.std, self.truth))
         groups = self.groups if self.groups is None else self.groups[list(windows)]
         return self._replace(
-            y=Patches(self.y, windows), operator=operator, std=std, truth=truth, names=None,
-            groups=groups,
-        )  # fmt: skip
+            y=Patches(self.y, windows), operator=operator, std=std, truth=truth, groups=groups
+        )
 
     def noise(self, index: np.ndarray, channel: Channel) -> np.ndarray | None:
         """Returns what is known of the noise of rows, (n, …); None if nothing is.

@@ -1,9 +1,9 @@
 """Withdrawn measurements: those that a run does without, named in a text file.
 
 One name a line: of a benchmark the number of a training measurement; of a folder of files a
-file's name without its suffix, of other measurements the number of a row of y, from 0. Of a large
-image that is cut into patches the number is the image's. Empty lines and those that begin with #
-are left out.
+file's name without its suffix, of other measurements the number of a row of y, from 0. Patches
+have the name, or the number, of the image that they are cut from. Empty lines and those that begin
+with # are left out.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,6 @@
 """Large measurements are cut into patches that keep what was measured, and are split by image."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from diffem.data.held import open_measurements
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import Patches
 from diffem.data.stack import FileStack
+from diffem.data.withdrawn import withdraw
 from diffem.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -301,3 +303,22 @@ def test_all_pages_of_a_file_are_on_one_side_of_the_split(tmp_path: Path) -> Non
     sides = [{int(file_of[image]) for image in origins(part)} for part in (train, held)]
     assert sides[0] | sides[1] == set(range(len(pages))) and not sides[0] & sides[1]
     assert len(origins(train) | origins(held)) == sum(pages)
+
+
+def test_the_patches_of_an_image_are_withdrawn_by_the_name_of_its_file(
+    images: list[np.ndarray], tmp_path: Path
+) -> None:
+    del images
+    folder = tmp_path / "images"
+    for file in folder.glob("*.tif"):
+        file.rename(file.with_stem(f"scan{file.stem}"))
+    source = MeasurementFiles(str(folder), heldout=0.3, patch=SIDE)
+    sets = source.measurement_sets(denoising(source.shape, STD))
+    left = withdraw(*sets, ["scan1"], key="--rows")
+    sizes = SIZES[1]
+    assert sum(map(len, sets)) - sum(map(len, left)) == math.prod(len(corners(n)) for n in sizes)
+    for part in left:
+        assert isinstance(part.source, FileRows)
+        patches = part.source.held.y
+        assert isinstance(patches, Patches)
+        assert 1 not in {patches.origin(row)[0] for row in part.source.rows.tolist()}
