@@ -1,6 +1,5 @@
 """The report of a run: scores of each round, figures, `summary.json` and the closing table."""
 
-import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from diffem.report.figures import save_curves, save_panel, save_samples
 from diffem.report.journal import Journal
 from diffem.report.live_page import LivePage
 from diffem.report.pictures import save_pictures, save_prior_pictures
+from diffem.report.record import read_record
 from diffem.report.round_figures import RoundFigures, round_figures
 from diffem.report.scorer import Scorer
 from diffem.report.sets import feature_scores, prior_scores
@@ -334,8 +334,7 @@ class RunReport:
         with free_number(self.run_dir, "evaluation") as name:
             final, features = self._evaluate(posterior, channel, prior, device, f"{name}_")
             self._write(name, {**about, "final": final})
-        summary = self.run_dir / "summary.json"
-        before = json.loads(summary.read_text())["final"] if summary.is_file() else {}
+        before = read_record(self.run_dir).final
         rows = [("the run", before), (name, final)]
         print_table(self.about, self.evaluation.scores, rows, first="evaluation")
         print_features(features)

@@ -214,6 +214,20 @@ def test_evaluations_are_never_written_over(benchmark: Path) -> None:
             (benchmark / f"evaluation_{k}.json").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(
+    "summary", [{}, {"final": 1}, {"final": {"psnr": "high"}, "rounds": [{}]}]
+)
+def test_a_summary_without_scores_does_not_keep_a_run_from_being_evaluated(
+    benchmark: Path, tmp_path: Path, summary: dict[str, object]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(benchmark, copy)
+    (copy / "summary.json").write_text(json.dumps(summary))
+    done = run(evaluate.main, copy)
+    assert done.code == 0, done.err
+    assert "the run" in done.out
+
+
 def test_a_run_on_a_benchmark_is_evaluated_on_measurements_of_ones_own(
     benchmark: Path, tmp_path: Path
 ) -> None:
