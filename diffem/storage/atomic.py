@@ -15,7 +15,7 @@ from diffem.runtime.errors import UserError
 from diffem.storage.strict_json import from_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SOME = "free some and start the same command again: it resumes the run"
+FREE_SOME = "free some and start the same command again, which resumes a run"
 # These override the argument weights_only of torch.load.
 TORCH_VARIABLES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 

@@ -46,7 +46,7 @@ def test_whoever_meets_a_full_disk_it_is_one_line(capsys: pytest.CaptureFixture[
     assert stop.value.code == 1
     assert capsys.readouterr().err == (
         "error: no space left on the disk while writing figures/round_000.png; free some and "
-        "start the same command again: it resumes the run\n"
+        "start the same command again, which resumes a run\n"
     )
     with pytest.raises(OSError, match="denied"), report_user_errors():
         raise OSError(errno.EACCES, "denied")
