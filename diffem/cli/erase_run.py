@@ -12,7 +12,7 @@ from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.erase_source import Source, trusted
 from diffem.cli.identity import run_identity
-from diffem.cli.memory import FILE
+from diffem.cli.memory import MEMORY
 from diffem.cli.train import run
 from diffem.config.build import build
 from diffem.data.withdrawn import read_names
@@ -115,7 +115,7 @@ def copy_kept(source: Path, folder: Path) -> None:
         source: The run's folder of checkpoints.
         folder: That of the new run.
     """
-    for file in (source / "init.ckpt", source / FILE):
+    for file in (source / "init.ckpt", source / MEMORY):
         if file.is_file() and (digest := sha256(file)) in digests(source):
             record_digest(folder / file.name, digest)
             shutil.copyfile(file, folder / file.name)

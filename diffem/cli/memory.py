@@ -31,7 +31,7 @@ from diffem.storage.checkpoint import digests, record_digest
 from diffem.storage.reconstructions import wait_until
 from diffem.storage.run_dir import read_settings
 
-FILE = "memory.safetensors"  # in checkpoints/: what the run keeps of the earlier run
+MEMORY = "memory.safetensors"  # in checkpoints/: what the run keeps of the earlier run
 
 
 def read_kept(kept: Path) -> dict[str, Tensor] | None:
@@ -127,15 +127,15 @@ def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> 
     assert isinstance(memory, Replay)
     assert memory.path is not None
     folder = weights_folder(memory.path)
-    about, before = read_weights(folder / POSTERIOR).about, read_kept(folder / FILE) or {}
+    about, before = read_weights(folder / POSTERIOR).about, read_kept(folder / MEMORY) or {}
     if isinstance(memory, Generative):
         assert earlier.prior is not None
         x = torch.cat(list(drawn(memory, earlier, module.seed)))
         seen = about.size + int(before.get("stand_for", 0))  # by whichever run learned the prior
         return {"images": in_units_of(train, earlier, x), "stand_for": torch.tensor(seen)}
-    if not before and (folder / FILE).is_file():
+    if not before and (folder / MEMORY).is_file():
         raise UserError(
-            f"memory.path: {folder / FILE} is damaged, which has what {memory.path} kept of the "
+            f"memory.path: {folder / MEMORY} is damaged, which has what {memory.path} kept of the "
             "runs before it; put it back, or choose memory=generative"
         )
     x = newest_round(about, memory.path).__getitems__(range(about.size)).x

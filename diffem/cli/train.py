@@ -19,7 +19,7 @@ from diffem.cli.compose import describe_run
 from diffem.cli.data import build_data
 from diffem.cli.identity import run_identity
 from diffem.cli.last_round import fit_prior, fit_student
-from diffem.cli.memory import FILE, earlier_runs, open_earlier, recall
+from diffem.cli.memory import MEMORY, earlier_runs, open_earlier, recall
 from diffem.cli.parts import (
     build_loggers,
     build_module,
@@ -97,7 +97,7 @@ def run(cfg: DictConfig) -> None:
     earlier = open_earlier(
         module.m_step.memory,
         init,
-        checkpoints / FILE,
+        checkpoints / MEMORY,
         device="cpu" if cfg.trainer.accelerator == "cpu" else None,
         trust=list(cfg.trust),
     )
@@ -111,7 +111,7 @@ def run(cfg: DictConfig) -> None:
         bind(run_dir, identity, threads=torch.get_num_threads())
         if isinstance(init, FromCheckpoint):
             init.keep(kept)
-    recall(module, earlier, train, checkpoints / FILE)
+    recall(module, earlier, train, checkpoints / MEMORY)
     check_space(
         run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
     )

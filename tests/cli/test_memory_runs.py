@@ -11,14 +11,14 @@ from in_process import run_here
 from safetensors.torch import load_file
 
 from diffem.cli import erase
-from diffem.cli.memory import FILE
+from diffem.cli.memory import MEMORY
 from diffem.runtime.errors import UserError
 from diffem.storage.checkpoint import previous
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
 PRIOR = "prior={steps:2}"
 PSNR = "metric.metrics={psnr:{_target_:diffem.metric.PSNR}}"
-KEPT = Path("checkpoints") / FILE
+KEPT = Path("checkpoints") / MEMORY
 
 
 @pytest.fixture(scope="module")
