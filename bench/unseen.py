@@ -46,7 +46,6 @@ SETTINGS = (
     "dataset.range=[-1,1]",
     "corruption=mask",
     f"corruption.noise.std={NOISE}",
-    "network.blocks=[2,2]",
     "prior.steps=1000",
     "metric.heldout=64",
 )
