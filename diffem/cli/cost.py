@@ -36,6 +36,7 @@ from diffem.posterior.posterior import chunk_count
 from diffem.result.parts import build_posterior
 from diffem.result.result import MOST
 from diffem.result.sampling import Sampling
+from diffem.runtime.device import device_of, fast_precision
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
@@ -98,9 +99,11 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     module = build_module(cfg, objective, train.channel, "m_step")
     check_posterior(cfg, module.denoiser, train.channel)
     evaluation: Evaluation = build(cfg.metric, "metric")
-    device = _device(str(cfg.trainer.accelerator))
+    device = device_of(str(cfg.trainer.accelerator))
     module.to(device)
     precision = str(cfg.trainer.precision)
+    if precision == "auto":
+        precision = fast_precision(device)
     context = Sampling(device, precision, settings.chunk_size, module.seed).context
     with progress_bar("timing", 2, "parts") as advance:
         step, part_of_batch = _time_step(cfg, module, train, settings.batch_size, context)
@@ -129,15 +132,6 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
         _peak_memory(device),
         part_of_batch or part_of_chunk,
     )
-
-
-def _device(accelerator: str) -> torch.device:
-    """Returns the device that a trainer takes for an accelerator."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def _time_step(

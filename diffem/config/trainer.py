@@ -26,7 +26,7 @@ KEYS = (
     "deterministic",
 )
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp")
 DDP = "lightning.pytorch.strategies.DDPStrategy"
 
@@ -96,8 +96,8 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
     if half and not on_gpu:
         raise UserError(
-            "trainer.precision=16-mixed needs a GPU; use bf16-mixed, or 32-true where the "
-            "processor has no bfloat16"
+            "trainer.precision=16-mixed needs a GPU; use auto, which is bf16-mixed where the "
+            "processor has bfloat16, and otherwise 32-true"
         )
     _check_processes(devices, trainer["num_nodes"])
     limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")

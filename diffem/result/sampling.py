@@ -7,6 +7,7 @@ from numbers import Integral
 
 import torch
 
+from diffem.runtime.device import computes_bfloat16
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import default_float32
 
@@ -40,8 +41,10 @@ class Sampling:
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Opens a scope in the precision that the run was evaluated in."""
+        """Opens a scope in the run's precision; in float32 where the device has no bfloat16."""
         dtype = AUTOCAST[self.precision]
+        if dtype is torch.bfloat16 and not computes_bfloat16(self.device):
+            dtype = None
         with default_float32():
             if dtype is None:
                 yield

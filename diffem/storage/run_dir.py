@@ -92,12 +92,19 @@ LOGGERS = ("csv", "tensorboard", "wandb")  # the folders of loggers
 NOT_A_DIRECTORY = ("resume=auto", "resume=null")
 
 
-def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfig, of another type
+def open_run(
+    cfg: DictConfig,
+    hydra: Any,  # noqa: ANN401 - a DictConfig, of another type
+    *,
+    precision: str,
+) -> Path:
     """Opens and locks the run directory of a configuration, to start a run or to resume it.
 
     Arguments:
-        cfg: The configuration. Its `run_dir` is set to the directory.
+        cfg: The configuration. Its `run_dir` is set to the directory, and trainer.precision=auto
+            to that which the run began with.
         hydra: Hydra's own node, which names the directory and the overrides.
+        precision: What trainer.precision=auto stands for in a new run.
 
     Returns:
         The run directory.
@@ -115,7 +122,11 @@ def open_run(cfg: DictConfig, hydra: Any) -> Path:  # noqa: ANN401 - a DictConfi
         check_entries(run_dir, writing=True)
         check_version(run_dir)
         saved = run_dir / ".hydra" / "config.yaml"
-        changed = _changes(run_dir, _load(saved, DictConfig), cfg) if saved.exists() else None
+        held = _load(saved, DictConfig) if saved.exists() else None
+        if cfg.trainer.precision == AUTO:
+            recorded = None if held is None else OmegaConf.select(held, "trainer.precision")
+            cfg.trainer.precision = recorded or precision
+        changed = _changes(run_dir, held, cfg) if held is not None else None
         if global_rank() != 0:
             return run_dir  # the first process opens it; the others wait where the fit begins
         if changed is None and (other := other_files(run_dir)):

@@ -200,7 +200,12 @@ def test_a_run_of_this_minor_version_is_resumed(tmp_path: Path) -> None:
     check_version(tmp_path)
 
 
-RESUMABLE = {"em": {"rounds": 1, "keep_rounds": None}, "seed": 0, "resume": None}
+RESUMABLE = {
+    "em": {"rounds": 1, "keep_rounds": None},
+    "trainer": {"precision": "32-true"},
+    "seed": 0,
+    "resume": None,
+}
 
 
 @pytest.fixture
@@ -208,7 +213,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Opens a run directory as the command does, in this process, and unlocks it."""
     run_dir = tmp_path / "run"
 
-    def open_it(**overrides: object) -> Path:
+    def open_it(precision: str = "32-true", **overrides: object) -> Path:
         run_dir.mkdir(exist_ok=True)
         cfg = OmegaConf.create({"run_dir": None, **RESUMABLE})
         for key, value in overrides.items():
@@ -216,12 +221,24 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         task = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
         hydra = {"runtime": {"output_dir": str(run_dir)}, "overrides": {"task": task}}
         try:
-            return open_run(cfg, OmegaConf.create(hydra))
+            return open_run(cfg, OmegaConf.create(hydra), precision=precision)
         finally:
             unlock_folder(run_dir)
 
     yield open_it
     unlock_folder(run_dir)
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(
+    opened: Callable[..., Path],
+) -> None:
+    """trainer.precision=auto is another one on another machine."""
+    run_dir = opened("bf16-mixed", trainer__precision="auto")
+    assert opened("32-true", trainer__precision="auto") == run_dir
+    held = OmegaConf.load(run_dir / ".hydra" / "config.yaml")
+    assert held.trainer.precision == "bf16-mixed"
+    with pytest.raises(UserError, match=r"trainer\.precision"):
+        opened(trainer__precision="32-true")
 
 
 class Killed(BaseException):
