@@ -7,8 +7,12 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.channel import Channel, LinearChannel, Measurement
+from diffem.corruption.channel import Channel, LinearChannel, Measurement, make_channel
+from diffem.corruption.composition import Composition
 from diffem.corruption.distortion import Distortion
+from diffem.corruption.noise import GaussianNoise
+from diffem.corruption.operator import expand
+from diffem.corruption.weighting import Weighting
 from diffem.runtime.errors import UserError
 
 
@@ -42,6 +46,9 @@ class DistortedChannel(Channel):
         self.keeps_units = linear.forward_operator.preserves_intensity
         one = linear.forward_operator.draw(1, Generator().manual_seed(0))
         self._operator = one.shape[1:]
+        self._has_preimage = any(
+            type(each).preimage is not Distortion.preimage for each in distortions
+        )
         self._sizes = [one[0].numel(), *(len(d.parameters) for d in self.distortions)]
         # What φ has of each pixel is flattened here, and could not be cut.
         self.pixelwise = (
@@ -89,11 +96,50 @@ class DistortedChannel(Channel):
 
     def lift(self, measurement: Measurement) -> Tensor:
         """Returns y brought on the grid of x, (B, *shape)."""
-        return self.linear.lift(self.undistorted(measurement))
+        return self.linear.lift(self._split(measurement)[0])
+
+    @property
+    def surrogate(self) -> LinearChannel:
+        """The linear channel of `undistorted` measurements.
+
+        It is `linear` where no distortion has a preimage; otherwise linear and Gaussian, with
+        noise of each entry's own standard deviation.
+        """
+        if not self._has_preimage:
+            return self.linear
+        operator = self.linear.forward_operator
+        weighting = Weighting(operator.measured_shape, ratio=1.0)
+        if not operator.pixelwise:
+            weighting = Composition([operator, weighting])
+        return make_channel(weighting, GaussianNoise(1.0))
 
     def undistorted(self, measurement: Measurement) -> Measurement:
-        """Returns y as if the linear channel had given it, without the distortions."""
-        return self._split(measurement)[0]
+        """Returns measurements of `surrogate` that say of x about what these do.
+
+        An entry of y says in which interval A x + noise lies: it becomes the middle of the
+        interval, and the width w adds w² / 12, the variance of a uniform law, to the noise.
+        Distortions without a preimage are left out of account.
+        """
+        linear, parameters = self._split(measurement)
+        if not self._has_preimage:
+            return linear
+        low = high = linear.y
+        for distortion, phi in zip(reversed(self.distortions), reversed(parameters), strict=True):
+            low, high = distortion.preimage(low, high, phi) or (low, high)
+        middle = (low + high) / 2
+        variance = self.linear.noise.variance(middle, linear.noise).expand_as(middle)
+        variance = (variance + (high - low) ** 2 / 12).clamp(min=torch.finfo(low.dtype).tiny)
+        # White noise, of which each measurement has the smallest variance of its entries.
+        smallest = variance.flatten(1).amin(dim=1)
+        weights = (expand(smallest, variance) / variance).sqrt()
+        weights = weights * self.linear.measured_mask(linear.y, linear.operator)
+        operator = self.linear.forward_operator
+        if operator.pixelwise:
+            one = weights.new_ones(len(weights), *self.shape)
+            seen = weights * operator.apply(one, linear.operator)
+        else:
+            seen = torch.cat([linear.operator.flatten(1), weights.flatten(1)], dim=1)
+        return Measurement(weights * middle, seen, smallest.sqrt()[:, None])
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""

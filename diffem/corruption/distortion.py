@@ -47,6 +47,21 @@ class Distortion(ABC):
         """Returns φ with the known parameters in place of the drawn ones, (B, P)."""
         return assume_each(self.parameters, parameters)
 
+    def preimage(
+        self, low: Tensor, high: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Returns bounds of the u in [-1, 1] whose g_φ(u) lies between bounds, (B, *M) each.
+
+        Round 0 is drawn with them, before a network has learned g. None, as here, says that such
+        u are no interval: round 0 then leaves g out of account.
+
+        Arguments:
+            low: The lower bounds of g_φ(u), (B, *M).
+            high: The upper ones.
+            parameters: φ of each, (B, P).
+        """
+        return None
+
     @abstractmethod
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         """Returns g_φ(u), (B, *M).

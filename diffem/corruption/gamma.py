@@ -26,5 +26,14 @@ class Gamma(Distortion):
         return {"gamma": self.gamma}
 
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        intensity = ((u + 1) / 2).clamp(min=0)
-        return 2 * intensity ** expand(parameters[:, 0], u) - 1
+        return _power(u, parameters[:, 0])
+
+    def preimage(
+        self, low: Tensor, high: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        return _power(low, 1 / parameters[:, 0]), _power(high, 1 / parameters[:, 0])
+
+
+def _power(u: Tensor, exponent: Tensor) -> Tensor:
+    """Returns 2 I^e - 1 of u = 2 I - 1, (B, *M), with exponents e of each, (B,)."""
+    return 2 * ((u + 1) / 2).clamp(min=0) ** expand(exponent, u) - 1

@@ -24,3 +24,9 @@ class Quantisation(Distortion):
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         steps = self.levels - 1
         return ((u.clamp(-1, 1) + 1) / 2 * steps).round() / steps * 2 - 1
+
+    def preimage(
+        self, low: Tensor, high: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        half = 1 / (self.levels - 1)
+        return (low - half).clamp(-1, 1), (high + half).clamp(-1, 1)

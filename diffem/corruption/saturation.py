@@ -1,10 +1,13 @@
 """Saturation: g(u) = clip(u, low, high), a detector's smallest and largest value."""
 
+import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.distortion import Distortion
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
+
+ROUNDING = 1e-5  # of the range: a saturated value of a file may be as far from `high`
 
 
 class Saturation(Distortion):
@@ -30,3 +33,10 @@ class Saturation(Distortion):
 
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         return u.clamp(self.low, self.high)
+
+    def preimage(
+        self, low: Tensor, high: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        margin = ROUNDING * (self.high - self.low)
+        low = torch.where(low <= self.low + margin, min(-1.0, self.low), low)
+        return low, torch.where(high >= self.high - margin, max(1.0, self.high), high)

@@ -51,8 +51,9 @@ class Gaussian:
 
     It is exact under linear channels with Gaussian noise, and the best affine estimate under other
     linear channels. Where distortions follow a linear channel and y is in the units of x, it is
-    fitted as if there were none. Under any other channel round 0 is drawn from the Gaussian that
-    EM starts from, N(0, variance · I); the first M-step then learns its posterior.
+    fitted under the linear channel that comes nearest (`DistortedChannel.surrogate`). Under any
+    other channel round 0 is drawn from the Gaussian that EM starts from, N(0, variance · I); the
+    first M-step then learns its posterior.
 
     Arguments:
         rank: The rank of the low-rank part of the covariance.
@@ -204,16 +205,16 @@ class Mixture(Gaussian):
 def linear_part(channel: Channel) -> LinearChannel | None:
     """Returns the linear channel that round 0 is fitted under; None where there is none."""
     if isinstance(channel, DistortedChannel):
-        return channel.linear if channel.keeps_units else None
+        return channel.surrogate if channel.keeps_units else None
     return channel if isinstance(channel, LinearChannel) else None
 
 
 class Undistorted(Posterior):
-    """A linear channel's posterior, of measurements whose distortions are left out of account.
+    """The posterior under a distorted channel's linear surrogate.
 
     Arguments:
         channel: The channel.
-        posterior: The posterior under its linear channel.
+        posterior: The posterior under `channel.surrogate`.
     """
 
     def __init__(self, channel: DistortedChannel, posterior: Posterior) -> None:
@@ -221,7 +222,7 @@ class Undistorted(Posterior):
         self.posterior = posterior
 
     def draw(self, measurement: Measurement) -> Tensor:
-        """Draws x, (B, *shape), as if there were no distortions."""
+        """Draws x, (B, *shape), for the measurements of the surrogate."""
         return self.posterior.draw(self.channel.undistorted(measurement))
 
 
