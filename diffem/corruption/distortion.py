@@ -50,10 +50,11 @@ class Distortion(ABC):
     def preimage(
         self, low: Tensor, high: Tensor, parameters: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Returns bounds of the u in [-1, 1] whose g_φ(u) lies between bounds, (B, *M) each.
+        """Returns bounds of the u whose g_φ(u) lies between bounds, (B, *M) each.
 
-        Round 0 is drawn with them, before a network has learned g. None, as here, says that such
-        u are no interval: round 0 then leaves g out of account.
+        They are finite: where every u above a value gives the same, the upper one is the largest
+        that an image has, 1. Round 0 is drawn with them, before a network has learned g. None, as
+        here, says that such u are no interval: round 0 then leaves g out of account.
 
         Arguments:
             low: The lower bounds of g_φ(u), (B, *M).

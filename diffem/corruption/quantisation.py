@@ -29,4 +29,4 @@ class Quantisation(Distortion):
         self, low: Tensor, high: Tensor, parameters: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         half = 1 / (self.levels - 1)
-        return (low - half).clamp(-1, 1), (high + half).clamp(-1, 1)
+        return low - half, high + half

@@ -18,6 +18,7 @@ from diffem.corruption import (
     Impulse,
     Magnitude,
     Mask,
+    Measurement,
     Noise,
     PoissonNoise,
     Quantisation,
@@ -117,6 +118,66 @@ def test_known_values() -> None:
     torch.testing.assert_close(value(Gamma(gamma=2.0), u, 2.0), expected)
     pairs = torch.tensor([3.0, 4.0, -5.0, 12.0]).view(1, 4, 1, 1)
     assert value(Magnitude(), pairs).flatten().tolist() == [5.0, 0.0, 13.0, 0.0]
+
+
+PREIMAGES = {
+    "saturation": (Saturation(low=-0.5, high=0.3), ()),
+    "quantisation": (Quantisation(levels=5), ()),
+    "gamma": (Gamma(gamma=(0.5, 3.0)), (1.7,)),
+}
+
+
+@pytest.mark.parametrize("name", PREIMAGES)
+def test_a_preimage_holds_what_was_distorted_and_no_other_value_inside(name: str) -> None:
+    distortion, phi = PREIMAGES[name]
+    u = torch.linspace(-1, 1, 101)[None]
+    y = value(distortion, u, *phi)
+    bounds = distortion.preimage(y, y, torch.tensor([phi]))
+    assert bounds is not None
+    low, high = bounds
+    margin = 1e-5
+    assert (low - margin <= u).all() and (u <= high + margin).all()
+    for inside in (low + margin, (low + high) / 2, high - margin):
+        known = (inside >= low) & (inside <= high)
+        found = value(distortion, inside, *phi)
+        assert torch.allclose(found[known], y[known], atol=1e-4)
+
+
+def test_undistorted_measurements_are_those_of_the_surrogate() -> None:
+    """Where a pixel is clipped, its interval's middle and width; elsewhere y and its noise."""
+    std = 0.1
+    channel = DistortedChannel(
+        make_channel(Mask((1, 1, 4), rho=0.5), GaussianNoise(std)),
+        [Saturation(low=-1.0, high=0.4)],
+    )
+    y = torch.tensor([[[[0.1, 0.4, 0.0, 0.4]]]])
+    seen = torch.tensor([[[[1.0, 1.0, 0.0, 1.0]]]])
+    given = Measurement(y, seen.flatten(1), torch.full((1, 1), std))
+    y, weights, level = channel.undistorted(given)
+    expected = torch.tensor([0.1, 0.7, 0.0, 0.7])
+    torch.testing.assert_close(
+        channel.surrogate.lift(Measurement(y, weights, level))[0, 0, 0], expected
+    )
+    each = (level[0] / weights[0, 0, 0]) ** 2  # the variance of each pixel's noise
+    wide = std**2 + 0.6**2 / 12
+    torch.testing.assert_close(each[[0, 1, 3]], torch.tensor([std**2, wide, wide]))
+    assert weights[0, 0, 0, 2] == 0
+
+
+def test_the_surrogate_of_what_follows_a_lens_weighs_what_the_lens_returns() -> None:
+    lens = Blur((1, 8, 8), sigma=0.8, kernel_size=3)
+    channel = DistortedChannel(
+        make_channel(lens, GaussianNoise(STD)), [Saturation(low=-1.0, high=0.0), Gamma(gamma=2.0)]
+    )
+    x = torch.randn(3, 1, 8, 8, generator=seeded(11)).clamp(-1, 1)
+    given = channel.draw(x, seeded(12))
+    measured, surrogate = channel.undistorted(given), channel.surrogate
+    assert (surrogate.residual_chi2(measured, x) < 2).all()
+    seen = surrogate.apply(x, measured.operator)
+    weights = seen / lens.apply(x, given.operator[:, :1])
+    clipped = given.y > 2 * 0.5**2 - 1 - 1e-4
+    torch.testing.assert_close(weights[~clipped], torch.ones_like(weights[~clipped]))
+    assert clipped.any() and weights[clipped].max() < 0.4
 
 
 # The luminance table of JPEG's quality 50 (ITU-T T.81, Annex K).
