@@ -62,7 +62,7 @@ def write_run(
     write_file(folder / WITHDRAWN, lambda file: file.write(lines.encode()))
     # Before the run is opened: as in every run, the shape that files have is a part of it.
     train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
-    open_run(cfg, HydraConfig.get(), precision=source.cfg.trainer.precision)
+    open_run(cfg, HydraConfig.get(), precision=source.result.posterior.sampling.precision)
     m_step: MStep = build(cfg.m_step, "m_step")
     if m_step.clean is not None:
         m_step.clean.load(train)
