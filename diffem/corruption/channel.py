@@ -104,6 +104,15 @@ class Channel(ABC):
         """Returns y brought on the grid of x, (B, *shape), for figures and distances."""
         return self.embed(measurement)[:, : self.shape[0]]
 
+    def nearest_linear(
+        self, measurement: Measurement
+    ) -> "tuple[LinearChannel, Measurement] | None":
+        """Returns a linear channel, and measurements of it that say of x about what these do.
+
+        A linear channel is its own. None says that there is none.
+        """
+        return None
+
     def assume(self, measurement: Measurement) -> Measurement:
         """Returns the measurement with the parameters that this channel takes for known.
 
@@ -221,6 +230,10 @@ class LinearChannel(Channel):
     def spectrum(self, operator: Tensor) -> Spectrum | None:
         """Returns AᵀA = V diag(s²) Vᵀ for each sample, or None where it is not at hand."""
         return self.forward_operator.spectrum(operator)
+
+    def nearest_linear(self, measurement: Measurement) -> "tuple[LinearChannel, Measurement]":
+        """Returns the channel itself and the measurement."""
+        return self, measurement
 
     def draw(self, x: Tensor, generator: Generator) -> Measurement:
         """Draws φ, the noise's parameters and y, in this order."""

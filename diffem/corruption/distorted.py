@@ -46,9 +46,8 @@ class DistortedChannel(Channel):
         self.keeps_units = linear.forward_operator.preserves_intensity
         one = linear.forward_operator.draw(1, Generator().manual_seed(0))
         self._operator = one.shape[1:]
-        self._has_preimage = any(
-            type(each).preimage is not Distortion.preimage for each in distortions
-        )
+        known = [type(each).preimage is not Distortion.preimage for each in distortions]
+        self._has_preimage, self._all_have = any(known), all(known)
         self._sizes = [one[0].numel(), *(len(d.parameters) for d in self.distortions)]
         # What φ has of each pixel is flattened here, and could not be cut.
         self.pixelwise = (
@@ -140,6 +139,10 @@ class DistortedChannel(Channel):
         else:
             seen = torch.cat([linear.operator.flatten(1), weights.flatten(1)], dim=1)
         return Measurement(weights * middle, seen, smallest.sqrt()[:, None])
+
+    def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
+        """Returns the surrogate and its measurement; None if a distortion has no preimage."""
+        return (self.surrogate, self.undistorted(measurement)) if self._all_have else None
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""

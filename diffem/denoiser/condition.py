@@ -76,8 +76,9 @@ class Conditioning:
         fuse: Whether y is fused with x_t before the network, which takes a linear channel of
             known spectrum; otherwise y reaches the denoiser by its embedding alone, as in the
             paper. None fuses where the channel allows it. Noise that is not Gaussian is fused by
-            the variance that y itself suggests, which preconditions the network and loses
-            nothing: the network sees y too.
+            the variance that y itself suggests, and y of a channel that is not linear as one of
+            the linear channel that comes nearest: this preconditions the network and loses
+            nothing, since the network sees y too.
     """
 
     def __init__(self, *, maps: bool = True, fuse: bool | None = None) -> None:
@@ -97,31 +98,31 @@ class Conditioning:
         Raises:
             UserError: If the channel does not allow what `maps` or `fuse` asks for.
         """
-        if not isinstance(channel, LinearChannel):
-            if not self.maps:
-                raise UserError(
-                    f"method.condition.maps=false needs a linear channel, got {channel}; set it "
-                    "to true"
-                )
+        if isinstance(channel, LinearChannel):
+            embedding = channel.embed(measurement, maps=self.maps)
+        elif self.maps:
             embedding = channel.embed(measurement)
         else:
-            embedding = channel.embed(measurement, maps=self.maps)
-            if self.fuse is False:
-                spectrum = None
-            elif spectrum is None:
-                spectrum = channel.spectrum(measurement.operator)
-        if spectrum is None:
-            if self.fuse:
-                raise UserError(
-                    f"method.condition.fuse=true needs a linear channel of known spectrum, got "
-                    f"{channel}; set it to null"
-                )
-            return embedding_only(embedding)
-        assert isinstance(channel, LinearChannel)
-        var = channel.estimated_variance(measurement)
-        return Condition(
-            embedding, spectrum, *measured_coefficients(channel, measurement, spectrum, var)
-        )
+            raise UserError(
+                f"method.condition.maps=false needs a linear channel, got {channel}; set it "
+                "to true"
+            )
+        nearest = None if self.fuse is False else channel.nearest_linear(measurement)
+        if nearest is not None:
+            linear, seen = nearest
+            if spectrum is None:
+                spectrum = linear.spectrum(seen.operator)
+            if spectrum is not None:
+                var = linear.estimated_variance(seen)
+                fused = measured_coefficients(linear, seen, spectrum, var)
+                return Condition(embedding, spectrum, *fused)
+        if self.fuse:
+            raise UserError(
+                "method.condition.fuse=true needs a channel that is linear, or comes near to one "
+                f"(saturation, quantisation, gamma), of known spectrum, got {channel}; set it to "
+                "null"
+            )
+        return embedding_only(embedding)
 
     def channels(self, channel: Channel) -> int:
         """Returns the number C' of channels of the embedding.
