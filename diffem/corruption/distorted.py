@@ -46,8 +46,8 @@ class DistortedChannel(Channel):
         self.keeps_units = linear.forward_operator.preserves_intensity
         one = linear.forward_operator.draw(1, Generator().manual_seed(0))
         self._operator = one.shape[1:]
-        known = [type(each).preimage is not Distortion.preimage for each in distortions]
-        self._has_preimage, self._all_have = any(known), all(known)
+        known = [type(each).undo is not Distortion.undo for each in distortions]
+        self._any_undone, self._all_undone = any(known), all(known)
         self._sizes = [one[0].numel(), *(len(d.parameters) for d in self.distortions)]
         # What φ has of each pixel is flattened here, and could not be cut.
         self.pixelwise = (
@@ -101,10 +101,10 @@ class DistortedChannel(Channel):
     def surrogate(self) -> LinearChannel:
         """The linear channel of `undistorted` measurements.
 
-        It is `linear` where no distortion has a preimage; otherwise linear and Gaussian, with
+        It is `linear` where no distortion can be undone; otherwise linear and Gaussian, with
         noise of each entry's own standard deviation.
         """
-        if not self._has_preimage:
+        if not self._any_undone:
             return self.linear
         operator = self.linear.forward_operator
         weighting = Weighting(operator.measured_shape, ratio=1.0)
@@ -115,34 +115,32 @@ class DistortedChannel(Channel):
     def undistorted(self, measurement: Measurement) -> Measurement:
         """Returns measurements of `surrogate` that say of x about what these do.
 
-        An entry of y says in which interval A x + noise lies: it becomes the middle of the
-        interval, and the width w adds w² / 12, the variance of a uniform law, to the noise.
-        Distortions without a preimage are left out of account.
+        They are what is known of A x + noise, by `Distortion.undo`: its mean, whose variance is
+        added to the noise's. Distortions that cannot be undone are left out of account.
         """
         linear, parameters = self._split(measurement)
-        if not self._has_preimage:
+        if not self._any_undone:
             return linear
-        low = high = linear.y
+        y, operator, noise = linear
+        mean, variance = y, torch.zeros_like(y)
         for distortion, phi in zip(reversed(self.distortions), reversed(parameters), strict=True):
-            low, high = distortion.preimage(low, high, phi) or (low, high)
-        middle = (low + high) / 2
-        variance = self.linear.noise.variance(middle, linear.noise).expand_as(middle)
-        variance = (variance + (high - low) ** 2 / 12).clamp(min=torch.finfo(low.dtype).tiny)
+            mean, variance = distortion.undo(mean, variance, phi, noise) or (mean, variance)
+        variance = variance + self.linear.noise.variance(mean, noise)
         # White noise, of which each measurement has the smallest variance of its entries.
+        variance = variance.clamp(min=torch.finfo(y.dtype).tiny)
         smallest = variance.flatten(1).amin(dim=1)
         weights = (expand(smallest, variance) / variance).sqrt()
-        weights = weights * self.linear.measured_mask(linear.y, linear.operator)
-        operator = self.linear.forward_operator
-        if operator.pixelwise:
+        weights = weights * self.linear.measured_mask(y, operator)
+        if self.linear.forward_operator.pixelwise:
             one = weights.new_ones(len(weights), *self.shape)
-            seen = weights * operator.apply(one, linear.operator)
+            seen = weights * self.linear.apply(one, operator)
         else:
-            seen = torch.cat([linear.operator.flatten(1), weights.flatten(1)], dim=1)
-        return Measurement(weights * middle, seen, smallest.sqrt()[:, None])
+            seen = torch.cat([operator.flatten(1), weights.flatten(1)], dim=1)
+        return Measurement(weights * mean, seen, smallest.sqrt()[:, None])
 
     def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
-        """Returns the surrogate and its measurement; None if a distortion has no preimage."""
-        return (self.surrogate, self.undistorted(measurement)) if self._all_have else None
+        """Returns the surrogate and its measurements; None if a distortion cannot be undone."""
+        return (self.surrogate, self.undistorted(measurement)) if self._all_undone else None
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""

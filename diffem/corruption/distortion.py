@@ -47,19 +47,19 @@ class Distortion(ABC):
         """Returns φ with the known parameters in place of the drawn ones, (B, P)."""
         return assume_each(self.parameters, parameters)
 
-    def preimage(
-        self, low: Tensor, high: Tensor, parameters: Tensor
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Returns bounds of the u whose g_φ(u) lies between bounds, (B, *M) each.
+        """Returns the mean and the variance of u, given those of g_φ(u), (B, *M) each.
 
-        They are finite: where every u above a value gives the same, the upper one is the largest
-        that an image has, 1. Round 0 is drawn with them, before a network has learned g. None, as
-        here, says that such u are no interval: round 0 then leaves g out of account.
+        Each entry is taken by itself, with a flat law of u in [-1, 1]. Round 0 and the fusion of
+        y with x_t rest on it. None, as here, says that it is not known.
 
         Arguments:
-            low: The lower bounds of g_φ(u), (B, *M).
-            high: The upper ones.
+            mean: The mean of g_φ(u), (B, *M).
+            variance: Its variance, 0 where it was measured, (B, *M).
             parameters: φ of each, (B, P).
+            noise: The parameters of the noise before it, (B, K).
         """
         return None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.distortion import Distortion
@@ -26,14 +27,15 @@ class Gamma(Distortion):
         return {"gamma": self.gamma}
 
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        return _power(u, parameters[:, 0])
+        intensity = ((u + 1) / 2).clamp(min=0)
+        return 2 * intensity ** expand(parameters[:, 0], u) - 1
 
-    def preimage(
-        self, low: Tensor, high: Tensor, parameters: Tensor
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        return _power(low, 1 / parameters[:, 0]), _power(high, 1 / parameters[:, 0])
-
-
-def _power(u: Tensor, exponent: Tensor) -> Tensor:
-    """Returns 2 I^e - 1 of u = 2 I - 1, (B, *M), with exponents e of each, (B,)."""
-    return 2 * ((u + 1) / 2).clamp(min=0) ** expand(exponent, u) - 1
+        gamma = expand(parameters[:, 0], mean)
+        # A mean within a standard deviation of black is taken for as far: the slope there is 0.
+        intensity = ((mean + 1) / 2).clamp(min=0)
+        slope = gamma * intensity.maximum(variance.sqrt() / 2) ** ((gamma - 1) / gamma)
+        spread = torch.where(variance > 0, variance / slope.square(), 0)
+        return 2 * intensity ** (1 / gamma) - 1, spread

@@ -33,3 +33,10 @@ class Impulse(Distortion):
         fraction = expand(parameters[:, 0], u)
         replaced = torch.where(chance < fraction / 2, -1.0, 1.0).to(u)
         return torch.where(chance < fraction, replaced, u)
+
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        # Noise hits neither -1 nor 1: an entry that has one of them was replaced.
+        replaced = mean.abs() == 1
+        return torch.where(replaced, 0, mean), torch.where(replaced, 1 / 3, variance)

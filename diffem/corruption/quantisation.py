@@ -25,8 +25,8 @@ class Quantisation(Distortion):
         steps = self.levels - 1
         return ((u.clamp(-1, 1) + 1) / 2 * steps).round() / steps * 2 - 1
 
-    def preimage(
-        self, low: Tensor, high: Tensor, parameters: Tensor
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        half = 1 / (self.levels - 1)
-        return low - half, high + half
+        step = 2 / (self.levels - 1)
+        return mean, variance + step**2 / 12

@@ -30,3 +30,12 @@ class Rician(Distortion):
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         epsilon = torch.randn(u.shape, generator=generator, device=u.device)
         return torch.hypot(u + 1, expand(noise[:, 0], u) * epsilon) - 1
+
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        # The square of the modulus is that of u + 1 and σ_y² ε_2²; ε_2² has mean 1 and variance 2.
+        level = expand(noise[:, 0] ** 2, mean)
+        square = (mean + 1).square()
+        spread = level.square() / (2 * square.maximum(level))
+        return (square - level).clamp(min=0).sqrt() - 1, variance + spread

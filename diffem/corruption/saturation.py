@@ -34,9 +34,14 @@ class Saturation(Distortion):
     def apply(self, u: Tensor, parameters: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         return u.clamp(self.low, self.high)
 
-    def preimage(
-        self, low: Tensor, high: Tensor, parameters: Tensor
+    def undo(
+        self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         margin = ROUNDING * (self.high - self.low)
-        low = torch.where(low <= self.low + margin, min(-1.0, self.low), low)
-        return low, torch.where(high >= self.high - margin, max(1.0, self.high), high)
+        for clipped, edge, end in (
+            (mean <= self.low + margin, self.low, min(-1.0, self.low)),
+            (mean >= self.high - margin, self.high, max(1.0, self.high)),
+        ):
+            mean = torch.where(clipped, (edge + end) / 2, mean)
+            variance = torch.where(clipped, variance + (end - edge) ** 2 / 12, variance)
+        return mean, variance

@@ -120,27 +120,49 @@ def test_known_values() -> None:
     assert value(Magnitude(), pairs).flatten().tolist() == [5.0, 0.0, 13.0, 0.0]
 
 
-PREIMAGES = {
-    "saturation": (Saturation(low=-0.5, high=0.3), ()),
-    "quantisation": (Quantisation(levels=5), ()),
-    "gamma": (Gamma(gamma=(0.5, 3.0)), (1.7,)),
+UNDONE = {
+    "saturation": Saturation(low=-0.5, high=0.3),
+    "quantisation": Quantisation(levels=5),
+    "impulse": Impulse(fraction=0.3),
+    "gamma": Gamma(gamma=1.7),
 }
 
 
-@pytest.mark.parametrize("name", PREIMAGES)
-def test_a_preimage_holds_what_was_distorted_and_no_other_value_inside(name: str) -> None:
-    distortion, phi = PREIMAGES[name]
-    u = torch.linspace(-1, 1, 101)[None]
-    y = value(distortion, u, *phi)
-    bounds = distortion.preimage(y, y, torch.tensor([phi]))
-    assert bounds is not None
-    low, high = bounds
-    margin = 1e-5
-    assert (low - margin <= u).all() and (u <= high + margin).all()
-    for inside in (low + margin, (low + high) / 2, high - margin):
-        known = (inside >= low) & (inside <= high)
-        found = value(distortion, inside, *phi)
-        assert torch.allclose(found[known], y[known], atol=1e-4)
+@pytest.mark.parametrize("name", UNDONE)
+def test_of_a_flat_law_what_is_undone_is_as_far_off_as_it_says(name: str) -> None:
+    distortion, u = UNDONE[name], 2 * torch.rand(1, 100_000, generator=seeded(10)) - 1
+    phi = distortion.draw(1, seeded(11))
+    y = distortion.apply(u, phi, torch.full((1, 1), STD), seeded(12))
+    undone = distortion.undo(y, torch.zeros_like(y), phi, torch.full((1, 1), STD))
+    assert undone is not None
+    mean, variance = undone
+    known = variance == 0
+    torch.testing.assert_close(mean[known], u[known], atol=1e-3, rtol=0)
+    if not known.all():
+        z = ((u - mean) / variance.sqrt())[~known]
+        assert abs(z.square().mean() - 1) < 0.03
+    assert known.all() == (name == "gamma") and known.any() == (name != "quantisation")
+
+
+def test_gamma_carries_a_variance_through_its_slope() -> None:
+    u, std = torch.tensor([[-0.6, 0.0, 0.9]]), 1e-3
+    distortion, phi, level = Gamma(gamma=2.2), torch.tensor([[2.2]]), torch.full((1, 1), STD)
+    y = distortion.apply(u, phi, level, seeded(0))
+    undone = distortion.undo(y, torch.full_like(u, std**2), phi, level)
+    further = distortion.undo(y + std, torch.zeros_like(u), phi, level)
+    assert undone is not None and further is not None
+    torch.testing.assert_close(undone[1].sqrt(), further[0] - u, rtol=0.01, atol=0)
+
+
+def test_a_rician_modulus_loses_its_bias() -> None:
+    """Where the signal is above the noise, and the spread that is said is that of the estimate."""
+    u = torch.full((1, 200_000), 4 * STD - 1)  # an amplitude of 4 σ_y
+    level = torch.full((1, 1), STD)
+    y = Rician().apply(u, torch.empty(1, 0), level, seeded(13))
+    undone = Rician().undo(y, torch.zeros_like(y), torch.empty(1, 0), level)
+    assert undone is not None
+    assert (y - u).mean() > 0.1 * STD and abs((undone[0] - u).mean()) < 0.03 * STD
+    torch.testing.assert_close(undone[1].mean(), undone[0].var(), rtol=0.2, atol=0)
 
 
 def test_undistorted_measurements_are_those_of_the_surrogate() -> None:

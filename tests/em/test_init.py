@@ -58,13 +58,13 @@ def test_a_detector_that_never_saturates_changes_nothing() -> None:
 class SaturationAlone(Saturation):
     """One of which round 0 is not told what it does."""
 
-    preimage = Distortion.preimage
+    undo = Distortion.undo
 
 
 class GammaAlone(Gamma):
     """One of which round 0 is not told what it does."""
 
-    preimage = Distortion.preimage
+    undo = Distortion.undo
 
 
 @pytest.mark.parametrize(
