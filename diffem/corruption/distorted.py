@@ -132,8 +132,7 @@ class DistortedChannel(Channel):
         weights = (expand(smallest, variance) / variance).sqrt()
         weights = weights * self.linear.measured_mask(y, operator)
         if self.linear.forward_operator.pixelwise:
-            one = weights.new_ones(len(weights), *self.shape)
-            seen = weights * self.linear.apply(one, operator)
+            seen = weights * self.linear.apply(torch.ones_like(y), operator)
         else:
             seen = torch.cat([operator.flatten(1), weights.flatten(1)], dim=1)
         return Measurement(weights * mean, seen, smallest.sqrt()[:, None])
