@@ -68,11 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
         for of_candidate in rows:
             check_measurements(of_candidate)
-        if len(candidates) == 1 and channels[0]:
-            own = FileRows(held, every, first.channel, first.scale)
-            if same_law(rows[0], own):
+        if len(channels) == 1 and channels[0]:
+            own = [FileRows(held, every, r.channel, r.scale) for r in results]
+            if all(map(same_law, rows, own)):
+                runs = "each run has it" if several else "the run has it"
                 warn(
-                    f"--channel {candidates[0].name} has no effect: the run has it, or the "
+                    f"--channel {' '.join(channels[0])} has no effect: {runs}, or the "
                     "measurements bring their own, as their operators"
                 )
         sampling = first.posterior.sampling
