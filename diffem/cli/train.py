@@ -113,7 +113,10 @@ def run(cfg: DictConfig) -> None:
             init.keep(kept)
     recall(module, earlier, train, checkpoints / MEMORY)
     check_space(
-        run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
+        run_dir,
+        4 * len(train) * math.prod(train.channel.shape),
+        rounds=settings.rounds_on_disk,
+        last=settings.rounds,
     )
     store = ReconstructionStore(
         run_dir / "reconstructions",
