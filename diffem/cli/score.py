@@ -19,11 +19,11 @@ import torch
 
 from diffem.cli.arguments import parse_score
 from diffem.cli.errors import report_user_errors
-from diffem.cli.input import check_measurements, reading_of
+from diffem.cli.input import check_measurements, open_input
 from diffem.corruption import LinearChannel
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
-from diffem.data.held import Held, open_measurements
+from diffem.data.held import Held
 from diffem.posterior.posterior import chunk_count
 from diffem.result import load
 from diffem.result.candidate import Candidate
@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         check_alike(candidates)
         first = results[0]
-        held = open_measurements(
-            chosen.input, key="--input", reading=reading_of(chosen, first.format)
-        )
+        held = open_input(chosen, first.format)
         every = torch.arange(len(held.y))
         rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
         for of_candidate in rows:
