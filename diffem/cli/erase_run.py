@@ -18,7 +18,7 @@ from diffem.cli.memory import MEMORY, open_earlier
 from diffem.cli.parts import build_module
 from diffem.cli.train import run
 from diffem.config.build import build
-from diffem.data.withdrawn import read_names
+from diffem.data.withdrawn import read_names, written
 from diffem.denoiser import Denoiser
 from diffem.em.state import EMState
 from diffem.storage.atomic import read_json, sha256, write_file
@@ -70,7 +70,8 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     cfg = compose_run([*_settings(source), f"em.rounds={source.about.round}"], folder)
     check_config(cfg)
     before = source.cfg.withdrawn and read_names(Path(source.cfg.withdrawn), "withdrawn")
-    lines = "".join(f"{name}\n" for name in dict.fromkeys([*(before or ()), *source.names]))
+    names = dict.fromkeys([*(before or ()), *source.names])
+    lines = "".join(f"{written(name)}\n" for name in names)
     write_file(folder / WITHDRAWN, lambda file: file.write(lines.encode()))
     # Before the run is opened: as in every run, the shape that files have is a part of it.
     train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))

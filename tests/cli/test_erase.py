@@ -244,9 +244,7 @@ def test_a_rate_that_is_too_large_is_named(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_of_other_devices_is_erased_from_on_this_one(
-    erased: Erased, tmp_path: Path
-) -> None:
+def test_a_run_of_other_devices_is_erased_from_on_this_one(erased: Erased, tmp_path: Path) -> None:
     """A run that was trained on several GPUs was refused, and no argument could change it."""
     run = shutil.copytree(erased[0], tmp_path / "run")
     file = run / ".hydra" / "overrides.yaml"
