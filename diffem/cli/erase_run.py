@@ -20,6 +20,7 @@ from diffem.cli.train import run
 from diffem.config.build import build
 from diffem.data.withdrawn import read_names, written
 from diffem.denoiser import Denoiser
+from diffem.em.init import KEPT_WEIGHTS, FromCheckpoint
 from diffem.em.state import EMState
 from diffem.storage.atomic import read_json, sha256, write_file
 from diffem.storage.checkpoint import (
@@ -76,19 +77,23 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     # Before the run is opened: as in every run, the shape that files have is a part of it.
     train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
     open_run(cfg, HydraConfig.get())
-    copy_kept(source.path / "checkpoints", folder / "checkpoints")
     objective = build(cfg.method.objective, "method.objective")
     m_step = build_module(cfg, objective, train.channel, "m_step").m_step
     if m_step.clean is not None:
         m_step.clean.load(train)
     m_step.balance.divide(train.groups)
+    checkpoints, init = source.path / "checkpoints", build(cfg.init, "init")
+    otherwise = "train again without the rows, from another init and with memory=none"
+    if isinstance(init, FromCheckpoint):
+        init.read(checkpoints / KEPT_WEIGHTS, otherwise=otherwise)
     open_earlier(
-        m_step.memory, build(cfg.init, "init"), folder / "checkpoints" / MEMORY,
-        device="cpu", trust=list(cfg.trust),
+        m_step.memory, checkpoints / MEMORY, shape=train.channel.shape, device="cpu",
+        trust=list(cfg.trust), otherwise=otherwise,
     )  # fmt: skip
+    copy_kept(checkpoints, folder / "checkpoints")
     identity = run_identity(cfg, m_step, train, heldout)
     bind(folder, identity, threads=torch.get_num_threads())
-    checkpoint = load_checkpoint(source.path / "checkpoints" / "last.ckpt")
+    checkpoint = load_checkpoint(checkpoints / "last.ckpt")
     for optimizer in checkpoint["optimizer_states"]:
         optimizer["state"] = {}  # moments of gradients of what was erased
     checkpoint["balance"] = []  # multipliers of its losses
@@ -171,7 +176,7 @@ def copy_kept(source: Path, folder: Path) -> None:
         folder: That of the new run.
     """
     folder.mkdir(exist_ok=True)
-    for file in (source / "init.ckpt", source / MEMORY):
+    for file in (source / KEPT_WEIGHTS, source / MEMORY):
         if file.is_file() and (digest := sha256(file)) in digests(source):
             record_digest(folder / file.name, digest)
             shutil.copyfile(file, folder / file.name)
