@@ -187,18 +187,39 @@ def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Checks the values that no part of the configuration checks by itself.
-
-    The parts that need no Lightning are built, so that they refuse their own values. Lightning
-    takes seconds to import.
+    """Checks the values that no part of the configuration of a training checks by itself.
 
     Arguments:
         cfg: The composed configuration.
 
     Raises:
-        UserError: If a number is out of its range, a key of the trainer is not known to keep the
-            laws, this machine lacks the devices, or several processes would each choose a run
-            directory.
+        UserError: If a value is refused by `check_values`, a key of the trainer is not known to
+            keep the laws, this machine lacks the devices, or several processes would each choose
+            a run directory.
+    """
+    check_trainer(_plain(cfg.trainer))
+    check_values(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
+        raise UserError(
+            "run_dir must be given where torchrun or srun starts the processes, or each would "
+            "name its own by the time: run_dir=runs/NAME"
+        )
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Checks the values that no part of the configuration checks by itself, but for the trainer.
+
+    The parts that need no Lightning are built, so that they refuse their own values. Lightning
+    takes seconds to import.
+
+    Arguments:
+        cfg: The composed configuration, also of a finished run, which may have been trained on
+            devices that this machine lacks.
+
+    Raises:
+        UserError: If a number is out of its range, or a part refuses its values.
     """
     for part in FOREIGN:
         for key, value in (_plain(OmegaConf.select(cfg, part)) or {}).items():
@@ -209,7 +230,6 @@ def check_config(cfg: DictConfig) -> None:
             f"sampler.order must be at most sampler.steps={cfg.sampler.steps}, got "
             f"{cfg.sampler.order}: a step uses the steps before it"
         )
-    check_trainer(_plain(cfg.trainer))
     check("seed", cfg.seed)
     shape = _plain(cfg.dataset.shape)
     if shape is not None and not shape:
@@ -230,13 +250,6 @@ def check_config(cfg: DictConfig) -> None:
         check_logger(name, OmegaConf.to_container(logger, resolve=True), Path(str(cfg.run_dir)))
         if "flush_logs_every_n_steps" in logger:
             check("logger.*.flush_logs_every_n_steps", logger.flush_logs_every_n_steps)
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
-        raise UserError(
-            "run_dir must be given where torchrun or srun starts the processes, or each would "
-            "name its own by the time: run_dir=runs/NAME"
-        )
     if cfg.dataset.shape is not None:
         check_assumed(cfg)
     build(cfg.schedule, "schedule")

@@ -13,8 +13,8 @@ certificate.
 import hashlib
 import io
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from diffem.cli.arguments import parse_erase
-from diffem.cli.erase_run import write_run
+from diffem.cli.erase_run import name_run, open_new_run, write_run
 from diffem.cli.erase_source import Source, part
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
@@ -33,11 +33,13 @@ from diffem.em.erase import Erasing, Rows
 from diffem.em.objective import Objective, Recorrupted, Unconditional
 from diffem.em.state import EMState
 from diffem.posterior.posterior import DenoiserPosterior
+from diffem.report.page import write_run_page
 from diffem.result.result import newest_round
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console
 from diffem.runtime.ranges import check
 from diffem.storage.atomic import write_file
+from diffem.storage.lock import unlock_folder
 from diffem.storage.run_dir import ERASED
 from diffem.storage.strict_json import to_json
 
@@ -68,11 +70,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         shown = io.StringIO()
         with new_folder(chosen.out) as folder:
-            with redirect_stdout(shown):
-                record = erase(source, folder, chosen)
+            try:
+                with redirect_stdout(shown), finite_numbers(chosen.lr):
+                    record = erase(source, folder, chosen)
+            finally:
+                unlock_folder(folder)
+            name_run(folder, chosen.out.absolute())
             text = shown.getvalue().replace(str(folder), str(chosen.out))
+        write_run_page(chosen.out)  # the one that is there names the folder of before
         plain_console().print(text, end="", soft_wrap=True)
         report(record, chosen)
+
+
+@contextmanager
+def finite_numbers(lr: float) -> Iterator[None]:
+    """Opens a scope in which numbers that are not finite are a UserError that names --lr.
+
+    The run's own advice is about its M-steps and its run directory.
+    """
+    try:
+        yield
+    except (FloatingPointError, UserError) as error:
+        if not isinstance(error.__cause__ or error, FloatingPointError):
+            raise
+        raise UserError(
+            f"--lr={lr:g} leads to numbers that are not finite; give a lower one"
+        ) from error
 
 
 def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
@@ -84,7 +107,8 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
         chosen: The command's arguments.
 
     Raises:
-        UserError: If the run's method cannot unlearn.
+        UserError: If the run's method cannot unlearn, or the run cannot do without the rows.
+        FloatingPointError: If numbers are not finite.
     """
     cfg, result = source.cfg, source.result
     objective: Objective = build(cfg.method.objective, "method.objective")
@@ -98,7 +122,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
         objective, build(cfg.m_step, "m_step"), steps, chosen.eta, chosen.lr,
         noise=chosen.target == "noise",
     )  # fmt: skip
-    about = source.about
+    new, about = open_new_run(source, folder), source.about
     x = newest_round(about, source.path).__getitems__(range(about.size)).x
     stays = torch.ones(len(x), dtype=torch.bool)
     stays[source.rows] = False
@@ -122,7 +146,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
     spent = denoiser.take_nfe() + old.take_nfe()
     after = source.audit(erasing, denoiser)
     state = EMState(about.round - 1, nfe=spent, optimizer_steps=steps)
-    nfe = write_run(source, folder, denoiser, kept.x, state)
+    nfe = write_run(new, source, denoiser, kept.x, state)
     record = {
         "erased": [row_hash(gone, row) for row in range(len(source.rows))],
         "target": chosen.target,

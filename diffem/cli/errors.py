@@ -21,11 +21,19 @@ from diffem.storage.atomic import FREE_SOME, FULL
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # by the system: rights, a read-only disk
 NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"
+LESS_OF_A_RUN = (
+    "start in a new run_dir with a lower em.batch_size or em.chunk_size, or a smaller network or "
+    "data set"
+)
+MORE_MEMORY = "free some, take a device or a machine with more, or give it less at a time"
 
 
 @contextmanager
-def report_user_errors() -> Iterator[None]:
+def report_user_errors(*, out_of_memory: str = MORE_MEMORY) -> Iterator[None]:
     """Opens a scope in which a user error ends the process with one sentence.
+
+    Arguments:
+        out_of_memory: What to do where the memory is too small for what the command does.
 
     Raises:
         SystemExit: With code 1, after the sentence. Other exceptions pass.
@@ -51,10 +59,7 @@ def report_user_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
             line = str(error).splitlines()[0] if str(error) else "no more is available"
-            report_error(
-                f"error: out of memory ({line}); start in a new run_dir with a lower "
-                "em.batch_size or em.chunk_size, or a smaller network or data set"
-            )
+            report_error(f"error: out of memory ({line}); {out_of_memory}")
             sys.exit(1)
         if re.search("EADDRINUSE|[Aa]ddress already in use", str(error)):
             report_error(

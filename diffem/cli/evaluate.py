@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.arguments import EVALUATED, parse_evaluate
-from diffem.cli.compose import check_config, compose_config, compose_run, describe_run
+from diffem.cli.compose import check_values, compose_config, compose_run, describe_run
 from diffem.cli.composition import override_key
 from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
@@ -153,7 +153,7 @@ def compose_finished(run_dir: Path, weights: Weights, overrides: Sequence[str] =
             )
         cfg.dataset.range = list(weights.about.scale)
     keep_files(cfg, weights.about.config["corruption"])
-    check_config(cfg)
+    check_values(cfg)
     return cfg
 
 

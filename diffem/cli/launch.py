@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from diffem.cli.compose import SWEEP, check_arguments, check_channel_given, check_config, complete
 from diffem.cli.composition import CONF, NAME
-from diffem.cli.errors import report_user_errors
+from diffem.cli.errors import LESS_OF_A_RUN, report_user_errors
 from diffem.cli.processes import end_with_collectives, errors_above_stops
 from diffem.cli.sweep import SubprocessJobs, print_sweep_summary
 from diffem.config.paths import path_override, quote_paths, unquoted
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 @SubprocessJobs
 def hydra_main(cfg: DictConfig) -> None:
     """Runs one experiment in its run directory."""
-    with report_user_errors():
+    with report_user_errors(out_of_memory=LESS_OF_A_RUN):
         check_version(Path(HydraConfig.get().runtime.output_dir))
         check_config(cfg)
         check_channel_given(cfg)

@@ -41,41 +41,74 @@ def read_kept(kept: Path) -> dict[str, Tensor] | None:
     return safetensors.torch.load_file(kept)
 
 
+def check_continues(memory: Memory, init: Init) -> None:
+    """Refuses to remember an earlier run that a run does not continue.
+
+    Arguments:
+        memory: The memory.
+        init: The init.
+
+    Raises:
+        UserError: If the weights that it starts from are not of an earlier run.
+    """
+    if memory.remembers and not isinstance(init, FromCheckpoint):
+        raise UserError(
+            f"memory={type(memory).__name__.lower()} keeps what the weights have learned, and "
+            f"needs those of an earlier run: add init=checkpoint init.path={memory.path}, or "
+            "leave it out"
+        )
+
+
 def open_earlier(
-    memory: Memory, init: Init, kept: Path, *, device: str | None, trust: Sequence[str]
+    memory: Memory,
+    kept: Path,
+    *,
+    shape: Sequence[int],
+    device: str | None,
+    trust: Sequence[str],
+    otherwise: str,
 ) -> Result | None:
     """Returns the earlier run to remember; None if there is none to, or a copy has been kept.
 
     Arguments:
         memory: The memory.
-        init: The init.
         kept: The run's copy of what is remembered, which may not exist yet.
+        shape: The shape of the run's images.
         device: Where to sample; None for the GPU if there is one.
         trust: Packages besides diffem whose classes the earlier run's settings may name.
+        otherwise: What else to do where the copy is damaged and the earlier run is gone.
 
     Raises:
-        UserError: If the run does not continue another, or the other is not finished or lacks
-            what the memory needs.
+        UserError: If the earlier run is not finished, is of other images or lacks what the
+            memory needs.
     """
-    if not memory.remembers:
-        return None
-    name = type(memory).__name__.lower()
-    if not isinstance(init, FromCheckpoint):
-        raise UserError(
-            f"memory={name} keeps what the weights have learned, and needs those of an earlier "
-            f"run: add init=checkpoint init.path={memory.path}, or leave it out"
-        )
-    if read_kept(kept) is not None:
+    if not memory.remembers or read_kept(kept) is not None:
         return None
     assert memory.path is not None
     try:
         earlier = load(memory.path, device=device, trust=trust)
     except UserError as error:
-        raise UserError(f"memory.path: {error}") from error
-    if isinstance(memory, Generative) and earlier.prior is None:
+        if not kept.is_file():
+            raise UserError(f"memory.path: {error}") from error
         raise UserError(
-            f"memory=generative needs a prior, and {memory.path} has none; train that run with "
-            "one, or choose memory=replay"
+            f"{kept} is damaged, and cannot be made again from memory.path: {error}; put one of "
+            f"them back, or {otherwise}"
+        ) from error
+    if isinstance(memory, Generative):
+        if earlier.prior is None:
+            raise UserError(
+                f"memory=generative needs a prior, and {memory.path} has none; train that run "
+                "with one, or choose memory=replay or none"
+            )
+    elif (own := weights_folder(memory.path) / MEMORY).is_file() and read_kept(own) is None:
+        raise UserError(
+            f"memory.path: {own} is damaged, which has what {memory.path} kept of the runs before "
+            "it; put it back, or choose memory=generative, which takes a prior, or memory=none"
+        )
+    if earlier.channel.shape != tuple(shape):
+        raise UserError(
+            f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
+            f"run's are {list(shape)}; give another run"
         )
     return earlier
 
@@ -95,19 +128,11 @@ def recall(
         earlier: The earlier run; None if the copy is there.
         train: The training measurements.
         kept: The run's copy.
-
-    Raises:
-        UserError: If the earlier run's images have another shape.
     """
     memory = module.m_step.memory
     if not memory.remembers:
         return
     if earlier is not None and global_rank() == 0:
-        if earlier.channel.shape != train.channel.shape:
-            raise UserError(
-                f"memory.path={memory.path} is of images {list(earlier.channel.shape)}, and this "
-                f"run's are {list(train.channel.shape)}; give another run"
-            )
         content = safetensors.torch.save(gathered(module, earlier, train))
         kept.parent.mkdir(parents=True, exist_ok=True)
         # The digest first: whatever the disk makes of the file, a difference is seen.
@@ -118,11 +143,7 @@ def recall(
 
 
 def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> dict[str, Tensor]:
-    """Returns what a memory keeps of an earlier run: `images`, and what they stand for.
-
-    Raises:
-        UserError: If what the earlier run kept of those before it is damaged.
-    """
+    """Returns what a memory keeps of an earlier run: `images`, and what they stand for."""
     memory, key = module.m_step.memory, (module.seed, "memory")
     assert isinstance(memory, Replay)
     assert memory.path is not None
@@ -133,11 +154,6 @@ def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> 
         x = torch.cat(list(drawn(memory, earlier, module.seed)))
         seen = about.size + int(before.get("stand_for", 0))  # by whichever run learned the prior
         return {"images": in_units_of(train, earlier, x), "stand_for": torch.tensor(seen)}
-    if not before and (folder / MEMORY).is_file():
-        raise UserError(
-            f"memory.path: {folder / MEMORY} is damaged, which has what {memory.path} kept of the "
-            "runs before it; put it back, or choose memory=generative"
-        )
     x = newest_round(about, memory.path).__getitems__(range(about.size)).x
     held = pooled(x, before, size=memory.size, count=about.size, key=key)
     return held | {"images": in_units_of(train, earlier, held["images"])}

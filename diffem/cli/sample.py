@@ -16,10 +16,10 @@ import torch
 
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
-from diffem.cli.input import check_measurements, reading_of
+from diffem.cli.input import check_measurements, open_input
 from diffem.data.files import FileRows
 from diffem.data.format import SampleWriter
-from diffem.data.held import Held, open_measurements
+from diffem.data.held import Held
 from diffem.data.measurements import MeasurementSet
 from diffem.data.patches import are_larger
 from diffem.posterior.posterior import chunk_count
@@ -54,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{chosen.run} has no student, as it was trained with student=none; leave out "
                 "--student, or train one with student=diff_instruct"
             )
-        held = open_measurements(
-            chosen.input, key="--input", alike=False, reading=reading_of(chosen, result.format)
-        )
+        held = open_input(chosen, result.format, alike=False)
         if are_larger(held.shapes, posterior.measured_shape):
             sample_tiled(chosen, posterior.tiled(held, overlap=chosen.overlap))
         else:

@@ -19,11 +19,11 @@ import torch
 
 from diffem.cli.arguments import parse_score
 from diffem.cli.errors import report_user_errors
-from diffem.cli.input import check_measurements, reading_of
+from diffem.cli.input import check_measurements, open_input
 from diffem.corruption import LinearChannel
 from diffem.data.files import FileRows
 from diffem.data.format import new_folder, writing
-from diffem.data.held import Held, open_measurements
+from diffem.data.held import Held
 from diffem.posterior.posterior import chunk_count
 from diffem.result import load
 from diffem.result.candidate import Candidate
@@ -61,18 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         check_alike(candidates)
         first = results[0]
-        held = open_measurements(
-            chosen.input, key="--input", reading=reading_of(chosen, first.format)
-        )
+        held = open_input(chosen, first.format)
         every = torch.arange(len(held.y))
         rows = [FileRows(held, every, c.channel, c.result.scale) for c in candidates]
         for of_candidate in rows:
             check_measurements(of_candidate)
-        if len(candidates) == 1 and channels[0]:
-            own = FileRows(held, every, first.channel, first.scale)
-            if same_law(rows[0], own):
+        if len(channels) == 1 and channels[0]:
+            own = [FileRows(held, every, r.channel, r.scale) for r in results]
+            if all(map(same_law, rows, own)):
+                runs = "each run has it" if several else "the run has it"
                 warn(
-                    f"--channel {candidates[0].name} has no effect: the run has it, or the "
+                    f"--channel {' '.join(channels[0])} has no effect: {runs}, or the "
                     "measurements bring their own, as their operators"
                 )
         sampling = first.posterior.sampling

@@ -19,7 +19,7 @@ from diffem.cli.compose import describe_run
 from diffem.cli.data import build_data
 from diffem.cli.identity import run_identity
 from diffem.cli.last_round import fit_prior, fit_student
-from diffem.cli.memory import MEMORY, earlier_runs, open_earlier, recall
+from diffem.cli.memory import MEMORY, check_continues, earlier_runs, open_earlier, recall
 from diffem.cli.parts import (
     build_loggers,
     build_module,
@@ -43,7 +43,7 @@ from diffem.em import (
     Round,
 )
 from diffem.em.datamodule import check_batch
-from diffem.em.init import Confined, FromCheckpoint, FromClean
+from diffem.em.init import KEPT_WEIGHTS, Confined, FromCheckpoint, FromClean
 from diffem.em.rollback import fit
 from diffem.inspection.report import unmeasured
 from diffem.logging.rounds import close, log_final
@@ -90,17 +90,24 @@ def run(cfg: DictConfig) -> None:
     student = build_student(cfg, make_posterior(module.denoiser, train.channel), objective)
     init, blind = build(cfg.init, "init"), build(cfg.blind, "blind")
     checkpoints = Path(HydraConfig.get().runtime.output_dir) / "checkpoints"
-    kept = checkpoints / "init.ckpt"
+    kept = checkpoints / KEPT_WEIGHTS
+    otherwise = (
+        "go on from its weights without a memory, in a new run_dir with init=checkpoint "
+        f"init.path={checkpoints.parent} memory=none"
+    )
     if isinstance(init, FromClean):
         train.known_truth("init=clean")
     elif isinstance(init, FromCheckpoint):
-        init.read(kept)
+        init.read(kept, otherwise=otherwise)
+        init.restore(module)  # so that those of another network are refused now
+    check_continues(module.m_step.memory, init)
     earlier = open_earlier(
         module.m_step.memory,
-        init,
         checkpoints / MEMORY,
+        shape=train.channel.shape,
         device="cpu" if cfg.trainer.accelerator == "cpu" else None,
         trust=list(cfg.trust),
+        otherwise=otherwise,
     )
     module.m_step.balance.divide(train.groups)
     settings = checked_settings(cfg, settings, objective, train, heldout=len(heldout))
@@ -120,7 +127,10 @@ def run(cfg: DictConfig) -> None:
             init.keep(kept)
     recall(module, earlier, train, checkpoints / MEMORY)
     check_space(
-        run_dir, 4 * len(train) * math.prod(train.channel.shape), rounds=settings.rounds_on_disk
+        run_dir,
+        4 * len(train) * math.prod(train.channel.shape),
+        rounds=settings.rounds_on_disk,
+        last=settings.rounds,
     )
     store = ReconstructionStore(
         run_dir / "reconstructions",

@@ -191,11 +191,12 @@ class PoissonNoise(Noise):
         """Returns the counts thinned at random, each part with counts of its own for the dark."""
         photons = expand(noise[:, 0], y)
         count = (photons * (y + 1) / 2 + self.background).round().clamp(min=0)
+        count = count.double()  # of a fraction near 0, float32 would round 1 - f by percents of f
         kept = torch.binomial(count, torch.full_like(count, 1 - fraction), generator=generator)
         parts = []
         for part, share in ((kept, 1 - fraction), (count - kept, fraction)):
-            dark = torch.full_like(count, (1 - share) * self.background)
-            part = part + torch.poisson(dark, generator=generator)
+            dark = torch.full_like(y, (1 - share) * self.background)
+            part = part.to(y) + torch.poisson(dark, generator=generator)
             parts.append((2 * (part - self.background) / (share * photons) - 1, share * noise))
         return parts[0], parts[1]
 

@@ -3,9 +3,11 @@
 One name a line: of a benchmark the number of a training measurement; of a folder of files a
 file's name without its suffix, of other measurements the number of a row of y, from 0. Patches
 have the name, or the number, of the image that they are cut from. Empty lines and those that begin
-with # are left out.
+with # are left out. A name may be in double quotes, as a string of JSON, and one that begins with
+# or ", or has spaces at its ends, must be.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,19 +31,25 @@ def read_names(file: Path, key: str) -> list[str]:
         key: The setting that names it, as the sentence begins.
 
     Raises:
-        UserError: If it cannot be read, or names nothing.
+        UserError: If it cannot be read, or names nothing, or a name in quotes is none of JSON.
     """
     try:
         # Editors of Windows begin a text with a mark of its encoding.
-        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in file.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{key}={file} cannot be read ({error}); give a text file of one name a line"
         ) from error
-    names = [line for line in lines if line and not line.startswith("#")]
+    names = [_unquoted(line, f"{key}={file}") for line in lines if line and line[0] != "#"]
     if not names:
         raise UserError(f"{key}={file} names no measurement; give one name a line")
     return names
+
+
+def written(name: str) -> str:
+    """Returns a name as a file of names has it, in quotes if it must be."""
+    plain = name == name.strip() and name.isprintable() and name[:1] not in ("", "#", '"')
+    return name if plain else json.dumps(name)
 
 
 def rows_named(part: MeasurementSet, names: Sequence[str]) -> Tensor:
@@ -71,8 +79,8 @@ def withdraw(
     known = {name for part in parts for name in _names(part)}
     if unknown := [name for name in names if name not in known]:
         raise UserError(
-            f"{key}: {unknown[0]} is no measurement of the data; the first one is "
-            f"{next(_names(train))}"
+            f"{key}: {written(unknown[0])} is no measurement of the data; the first one is "
+            f"{written(next(_names(train)))}"
         )
     left = [_without(part, rows_named(part, names)) for part in parts]
     if len(left[0]) < 2 or len(left[-1]) < 1:
@@ -87,6 +95,23 @@ def withdraw(
         channel = channel.with_operator(Recorded(operator.operator, others))
     both = [*left, heldout][:2]
     return both[0].under(channel), both[1].under(channel)
+
+
+def _unquoted(line: str, where: str) -> str:
+    """Returns the name in a line.
+
+    Raises:
+        UserError: If it begins with a quote and is no string of JSON.
+    """
+    if not line.startswith('"'):
+        return line
+    try:
+        return str(json.loads(line))
+    except ValueError as error:
+        raise UserError(
+            f"{where}: {line} begins with a quote and is no string of JSON ({error}); write it as "
+            f"{json.dumps(line)} if the quote is a part of the name"
+        ) from error
 
 
 def _names(part: MeasurementSet) -> Iterator[str]:

@@ -93,6 +93,9 @@ class Erasing:
 
         Returns:
             λ of each step.
+
+        Raises:
+            FloatingPointError: If a loss or a weight is not finite.
         """
         device, before = next(denoiser.parameters()).device, deepcopy(denoiser)
         before.take_nfe()
@@ -122,6 +125,7 @@ class Erasing:
                         level = self._loss(before, batches[2], unseen, (*key, 1))
                     g = level - self._loss(denoiser, batches[1], erased, (*key, 1))
                 now = float(g.detach())
+                _check_finite(math.isfinite(now), step)
                 smooth = now if step == 0 else SMOOTHING * smooth + (1 - SMOOTHING) * now
                 if smooth > 0:  # which it always is with the target noise
                     of_g = torch.autograd.grad(g, weights)
@@ -134,6 +138,7 @@ class Erasing:
                 optimizer.step()
                 path.append(lam)
                 advance(f"λ {lam:.2f}")
+        _check_finite(all(bool(weight.isfinite().all()) for weight in weights), self.steps)
         denoiser.requires_grad_(False)
         denoiser.nfe += before.take_nfe()
         return path
@@ -176,6 +181,12 @@ class Erasing:
                 losses.append(self._loss(denoiser, batch, rows, key))
                 advance()
         return torch.stack(losses).float().cpu()
+
+
+def _check_finite(finite: bool, step: int) -> None:
+    """Raises a FloatingPointError if the numbers of a step are not finite."""
+    if not finite:
+        raise FloatingPointError(f"erasing: the loss or the weights are not finite at step {step}")
 
 
 def audit_figures(members: Tensor, unseen: Tensor) -> dict[str, Any]:

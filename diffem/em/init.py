@@ -26,6 +26,7 @@ from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain, sha256
 from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
 
+KEPT_WEIGHTS = "init.ckpt"  # in checkpoints/: the weights that init=checkpoint started from
 ENTRIES = 2**28  # of the images that a mixture is fitted to, which are in memory at once
 
 
@@ -343,11 +344,12 @@ class FromCheckpoint:
         self.file = Path(path) / "checkpoints" / "last.ckpt" if Path(path).is_dir() else Path(path)
         self.checkpoint: dict[str, Any] = {}
 
-    def read(self, kept: Path) -> None:
+    def read(self, kept: Path, *, otherwise: str) -> None:
         """Reads the weights: those that the run has kept, if it has, or the other run's.
 
         Arguments:
             kept: The run's copy, which may not exist yet.
+            otherwise: What else to do where the copy is damaged and the other run is gone.
 
         Raises:
             UserError: If there is no checkpoint, or the file is none, or damaged.
@@ -355,6 +357,11 @@ class FromCheckpoint:
         if kept.is_file() and sha256(kept) in digests(kept.parent):
             self.file = kept
         elif not self.file.is_file():
+            if kept.is_file():
+                raise UserError(
+                    f"{kept} is damaged, and {self.file} of init.path is gone; put one of them "
+                    f"back, or {otherwise}"
+                )
             raise UserError(
                 f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"
             )

@@ -93,7 +93,10 @@ class DenoiserModule(LightningModule):
     Attributes:
         average: The denoiser with the moving average of the weights (EMA).
         rollbacks: How often the learning rate has been halved.
+        rates: The settings that its learning rates are from.
     """
+
+    rates = "m_step.optimizer.lr"
 
     def __init__(
         self,

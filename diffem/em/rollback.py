@@ -49,7 +49,7 @@ def fit(
                 raise UserError(
                     f"{found}: resume from it at half the learning rate with "
                     f"m_step.rollbacks={module.rollbacks + 1}, or start again in a new run_dir "
-                    "with a lower m_step.optimizer.lr or trainer.precision=32-true"
+                    f"with a lower {module.rates} or trainer.precision=32-true"
                 ) from error
             module.rollbacks += 1
             if trainer.is_global_zero:

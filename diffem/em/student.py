@@ -70,6 +70,8 @@ class StudentModule(DenoiserModule):
         seed: The run's seed.
     """
 
+    rates = "student.lr and student.score_lr"
+
     def __init__(
         self,
         teacher: Denoiser,

@@ -337,18 +337,22 @@ def check_same_version(where: str, version: str | None) -> None:
         )
 
 
-def check_space(run_dir: Path, round_bytes: int, *, rounds: int) -> None:
+def check_space(run_dir: Path, round_bytes: int, *, rounds: int, last: int) -> None:
     """Refuses a run whose reconstructions would not fit on the disk.
 
     Arguments:
         run_dir: The run directory.
         round_bytes: The size of one round, in bytes.
         rounds: The largest number of rounds that are on the disk at once.
+        last: The number of the last round. Those before the newest that is there, if they were
+            removed, are not drawn again.
 
     Raises:
         UserError: If there is less space than they need.
     """
-    held = filter(is_round, (run_dir / RECONSTRUCTIONS).glob("round_*"))
+    held = list(filter(is_round, (run_dir / RECONSTRUCTIONS).glob("round_*")))
+    newest = max((int(folder.name.removeprefix("round_")) for folder in held), default=-1)
+    rounds = min(rounds, len(held) + last - newest)
     present = sum(file.stat().st_size for folder in held for file in folder.glob("*.npy"))
     needed, free = round_bytes * rounds - present, free_bytes(run_dir)
     if needed > free:

@@ -14,6 +14,7 @@ from in_process import run_here
 
 import diffem
 from diffem.cli import erase, report
+from diffem.cli.erase_source import Source
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
 from diffem.data.withdrawn import rows_named
@@ -192,6 +193,78 @@ def test_what_cannot_be_erased_is_refused(
     code, text = said(erase.main, run, "--rows", file, "--out", tmp_path / out)
     assert code == 1 and sentence in text and "\n" not in text.strip()
     assert not (tmp_path / out).exists()
+
+
+def unlearned(*_: object, **__: object) -> None:
+    raise AssertionError("the work began")
+
+
+def test_groups_of_which_one_is_withdrawn_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Balance was refused after minutes of unlearning."""
+    run = run_here(tmp_path / "run", "dataset.groups=[[4]]", "balance=oversample")
+    weights = read_weights(run / "checkpoints" / "posterior.safetensors")
+    cfg = compose_finished(run, weights)
+    train, _ = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
+    assert train.groups is not None
+    rows = (train.groups == 0).nonzero().flatten().tolist()
+    assert 0 < len(rows) < 60
+    (tmp_path / "rows.txt").write_text("\n".join(map(str, rows)))
+    monkeypatch.setattr(Source, "audit", unlearned)
+    out = ("--rows", tmp_path / "rows.txt", "--out", tmp_path / "new")
+    code, text = said(erase.main, run, *out)
+    assert code == 1 and "balance=oversample needs at least two groups" in text
+    assert [path.name for path in tmp_path.iterdir()] in (["run", "rows.txt"], ["rows.txt", "run"])
+
+
+def test_a_damaged_checkpoint_is_refused_before_any_work(
+    erased: Erased, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(erased[0], tmp_path / "run")
+    for file in (run / "checkpoints").glob("last*"):
+        file.unlink()
+    monkeypatch.setattr(Source, "audit", unlearned)
+    rows = erased[0].parent / "rows.txt"
+    code, text = said(erase.main, run, "--rows", rows, "--out", tmp_path / "new")
+    assert code == 1 and "no intact checkpoint is left" in text
+
+
+@pytest.mark.parametrize("given", [["--lr", 1000], ["--lr", 1000, "--target", "noise"]])
+def test_a_rate_that_is_too_large_is_named(
+    erased: Erased, tmp_path: Path, given: list[object]
+) -> None:
+    """The advice was to lower m_step.optimizer.lr, which the command does not have."""
+    rows = erased[0].parent / "rows.txt"
+    out = ("--out", tmp_path / "new", "--steps", 2, "--device", "cpu")
+    code, text = said(erase.main, erased[0], "--rows", rows, *out, *given)
+    assert code == 1
+    line = text.strip().splitlines()[-1]
+    assert line == "error: --lr=1000 leads to numbers that are not finite; give a lower one"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_of_other_devices_is_erased_from_on_this_one(erased: Erased, tmp_path: Path) -> None:
+    """A run that was trained on several GPUs was refused, and no argument could change it."""
+    run = shutil.copytree(erased[0], tmp_path / "run")
+    file = run / ".hydra" / "overrides.yaml"
+    more = "- trainer.devices=512\n- trainer.num_nodes=2\n- strategy=ddp\n"
+    file.write_text(file.read_text().replace("- trainer.accelerator=cpu\n", more))
+    assert "num_nodes" in file.read_text()
+    code, text = said(
+        erase.main, run, "--rows", erased[0].parent / "rows.txt", "--out", tmp_path / "new",
+        "--steps", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, text
+    assert "- trainer.accelerator=cpu\n" in (tmp_path / "new/.hydra/overrides.yaml").read_text()
+
+
+def test_the_new_run_knows_its_own_folder(erased: Erased) -> None:
+    """Its page showed a command on a folder of a temporary name that was gone."""
+    for file in erased[1].rglob("*"):
+        if file.suffix in (".html", ".json", ".jsonl", ".yaml"):
+            assert ".tmp" not in file.read_text(), file
+    assert f">{erased[1]}</p>" in (erased[1] / "report.html").read_text()
 
 
 def test_a_folder_in_the_run_is_refused(erased: Erased) -> None:

@@ -1,7 +1,10 @@
 """Runs that continue others: what they keep, what they measure, and what is refused."""
 
+import io
 import json
+import re
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,31 @@ def test_a_copy_that_is_damaged_is_made_again(source: Path, tmp_path: Path) -> N
     assert (run_dir / KEPT).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", [MEMORY, "init.ckpt"])
+def test_a_damaged_copy_of_a_run_that_is_gone_has_a_way_out(
+    name: str, source: Path, tmp_path: Path
+) -> None:
+    """The settings of memory and init are a run's own: resumed with others it was refused."""
+    old = Path(shutil.copytree(source, tmp_path / "old"))
+    run_dir = continued(tmp_path / "run", old, "replay")
+    shutil.rmtree(old)
+    file = run_dir / "checkpoints" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    advice = f"in a new run_dir with init=checkpoint init.path={run_dir} memory=none"
+    with pytest.raises(UserError, match=re.escape(f"{file} is damaged")) as error:
+        continued(run_dir, old, "replay", "em.rounds=2")
+    assert str(error.value).endswith(advice)
+    run_here(tmp_path / "next", *advice.split()[-3:])  # which works
+    (tmp_path / "rows.txt").write_text("3\n")
+    out = ["--rows", str(tmp_path / "rows.txt"), "--out", str(tmp_path / "new")]
+    text = io.StringIO()
+    with pytest.raises(SystemExit), redirect_stderr(text):
+        erase.main([str(run_dir), *out, "--steps", "1"])
+    said = text.getvalue()
+    assert f"{file} is damaged" in said and said.count("\n") == 1  # before any work
+    assert "train again without the rows, from another init and with memory=none" in said
+
+
 def test_what_is_kept_is_of_the_earlier_run(source: Path, tmp_path: Path) -> None:
     """12 of its last reconstructions; then 12 of both runs' in proportion."""
     first = continued(tmp_path / "b", source, "replay")
@@ -119,6 +147,17 @@ def test_what_an_earlier_run_kept_is_not_left_out_in_silence(source: Path, tmp_p
     (first / KEPT).write_bytes((first / KEPT).read_bytes()[:-1])
     with pytest.raises(UserError, match=r"memory\.safetensors is damaged, which has what"):
         continued(tmp_path / "c", first, "replay")
+    assert not (tmp_path / "c" / ".hydra").exists()
+    continued(tmp_path / "c", first, "none")  # what the sentence says
+
+
+def test_weights_of_another_network_are_refused_before_the_run_is_opened(
+    source: Path, tmp_path: Path
+) -> None:
+    """The settings were saved before, and others refused in the same run_dir."""
+    with pytest.raises(UserError, match="is of another network"):
+        continued(tmp_path / "b", source, "none", "network.channels=[32]")
+    continued(tmp_path / "b", source, "none")
 
 
 def test_what_is_forgotten_is_measured_over_all_earlier_runs(source: Path, tmp_path: Path) -> None:

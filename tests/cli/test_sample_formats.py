@@ -58,7 +58,7 @@ def test_a_run_remembers_which_array_it_learned_from(tmp_path: Path) -> None:
     done = run(
         sample.main, run_dir, "--input", given, "--key", "none", "--out", tmp_path / "never"
     )
-    assert done.code == 1 and "has no array none; dataset.key can be camera/dark" in done.err
+    assert done.code == 1 and "has no array none; --key can be camera/dark" in done.err
 
 
 def test_series_of_dicom_are_learned_from_as_volumes(tmp_path: Path) -> None:

@@ -139,6 +139,20 @@ def test_a_channel_that_changes_nothing_is_named(
     assert (f"--channel {setting} has no effect" in said) == same
 
 
+def test_a_channel_that_changes_none_of_several_runs_is_named(
+    denoised: Path, digits: Path, tmp_path: Path
+) -> None:
+    other = run_here(tmp_path / "other", "prior={steps:2}", "seed=1", "corruption.noise.std=0.4")
+    out = ("--n", 1, "--out", tmp_path / "out")
+    for runs, same in [((denoised, other), False), ((other, denoised), False), ((other,), True)]:
+        said = score(*runs, "--input", digits, "--channel=corruption.noise.std=0.4", *out)
+        assert ("has no effect" in said) == same
+        shutil.rmtree(tmp_path / "out")
+    other = run_here(tmp_path / "third", "prior={steps:2}", "seed=1")
+    said = score(denoised, other, "--input", digits, "--channel=corruption.noise.std=0.3", *out)
+    assert "--channel corruption.noise.std=0.3 has no effect: each run has it" in said
+
+
 def test_recorded_masks_are_not_changed_by_a_channel(tmp_path: Path) -> None:
     y = np.random.default_rng(0).uniform(0, 1, (60, 1, 8, 8)).astype(np.float32)
     y[:, :, ::3] = np.nan

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from command import ROOT, run_python
 
+from diffem.cli import sample
 from diffem.cli.errors import report_user_errors
 from diffem.cli.main import main
 from diffem.metric import Score
@@ -135,6 +136,23 @@ def test_a_run_that_is_stopped_while_it_imports_can_be_resumed(module: str) -> N
     done = run_python("-c", code)
     assert done.returncode == 75
     assert done.stderr == "stopped by SIGTERM; the same command resumes the run\n"
+
+
+def test_advice_on_memory_is_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`diffem sample` has no em.chunk_size."""
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sample, "load", full)
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path), "--input", "y.npy", "--out", "x"])
+    assert capsys.readouterr().err == (
+        "error: out of memory (no more is available); free some, take a device or a machine with "
+        "more, or give it less at a time\n"
+    )
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])

@@ -154,6 +154,12 @@ def test_a_killed_fit_is_an_uninterrupted_one(
     assert found[0] == found[1]
 
 
+def test_the_rates_that_are_too_large_are_the_student_s(tmp_path: Path) -> None:
+    """The advice was to lower the rate of the M-steps, which it does not have."""
+    with pytest.raises(UserError, match=r"a lower student\.lr and student\.score_lr or"):
+        run_here(tmp_path / "run", *STUDENT, "student.lr=1000", "student.score_lr=1000")
+
+
 def test_the_summary_says_what_it_is_worth(run: Path) -> None:
     student = json.loads((run / "summary.json").read_text())["student"]
     assert student["evaluations"] == 1

@@ -476,17 +476,19 @@ def test_a_folder_beside_the_rounds_is_left_alone(opened: Callable[..., Path]) -
     backup.mkdir(parents=True)
     (backup / "chunk_00000.npy").touch()
     opened()
-    check_space(backup.parents[1], 1, rounds=1)
+    check_space(backup.parents[1], 1, rounds=1, last=0)
 
 
 def test_too_small_a_disk_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffem.storage.run_dir.free_bytes", lambda _: 100_000)
-    check_space(tmp_path, 40_000, rounds=2)
+    check_space(tmp_path, 40_000, rounds=2, last=1)
     with pytest.raises(UserError, match=r"of 3 rounds need 0\.00012 GB and 0\.0001 GB are free"):
-        check_space(tmp_path, 40_000, rounds=3)
+        check_space(tmp_path, 40_000, rounds=3, last=2)
     held = tmp_path / "reconstructions" / "round_000"
     held.mkdir(parents=True)
     (held / "chunk_00000.npy").write_bytes(bytes(40_000))
-    check_space(tmp_path, 40_000, rounds=3)  # a third of it is there already
+    check_space(tmp_path, 40_000, rounds=3, last=2)  # a third of it is there already
+    held.rename(held.with_name("round_008"))  # those before it were removed
+    check_space(tmp_path, 40_000, rounds=11, last=10)
