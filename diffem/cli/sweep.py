@@ -22,7 +22,6 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
-from rich.table import Table
 
 from diffem.cli.errors import report_user_errors
 from diffem.config.secrets import redact_in_place
@@ -205,28 +204,27 @@ def print_records(folder: Path) -> list[Record]:
         The jobs' records.
     """
     from diffem.metric import read_scores  # imports torch, which takes seconds
+    from diffem.report.table import Column, fitting_table, print_fitting
 
     records = [Record(**json.loads(file.read_text())) for file in _record_files(folder)]
-    table = Table(title=f"{len(records)} jobs in {folder}")
     jobs = [Job(str(record), Path(record.run_dir)) for record in records]
     summaries = [
         (job.summary() or {}) if record.ended == FINISHED else {}
         for record, job in zip(records, jobs, strict=True)
     ]
     scores = [score for score in read_scores(summaries) if score.heading]
-    headings = [score.heading for score in scores]
-    for name in ("job", "overrides", *headings, "ended"):
-        table.add_column(name, justify="right" if name in headings else "left", overflow="fold")
-    rows = []
-    for record, summary in zip(records, summaries, strict=True):
-        final = summary.get("final", {})
-        rows.append({**record._asdict(), "final": final})
-        figures = (score.text(final.get(score.name)) for score in scores)
-        ended = FINISHED if record.ended == FINISHED else "FAILED"
-        table.add_row(str(record.number), "\n".join(record.overrides), *figures, ended)
+    finals = [summary.get("final", {}) for summary in summaries]
+    rows = [{**r._asdict(), "final": f} for r, f in zip(records, finals, strict=True)]
+    columns = [
+        Column("job", [str(record.number) for record in records]),
+        Column("overrides", ["\n".join(record.overrides) for record in records], folds=True),
+        *(Column(s.heading, [s.text(f.get(s.name)) for f in finals]) for s in scores),
+        Column("ended", [r.ended if r.ended == FINISHED else "FAILED" for r in records]),
+    ]
     content = to_json(rows, indent=1).encode()
     write_file(folder / "sweep.json", lambda file: file.write(content))
-    plain_console().print(table)
+    title = f"{len(records)} jobs in {folder}"
+    print_fitting(fitting_table(title, columns, width=plain_console().width))
     failed = [record for record in records if record.ended != FINISHED]
     for record in failed:
         say(f"{record.line()}; see {Job(str(record), Path(record.run_dir)).log}")

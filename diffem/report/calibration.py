@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 from torch import Tensor
 
 from diffem.metric import Calibration
 from diffem.metric.calibration import BINS
 from diffem.metric.energy import EnergyTest
 from diffem.report.figures import freed
+from diffem.report.table import Column, fitting_table, print_fitting
 from diffem.report.verdict import SMALL
 from diffem.runtime.progress import plain_console
 from diffem.runtime.ranges import RANGES
@@ -90,21 +90,23 @@ def print_calibration(
         says: What `findings` returned.
     """
     console = plain_console()
-    columns = [calibration, *([] if truth is None else [truth])]
+    found = {"images of the prior": calibration}
+    if truth is not None:
+        found["held-out truth †"] = truth
     b, n = calibration.measurements, calibration.samples
-    table = Table(title=f"{n} samples of each of {b} measurements")
-    for heading in ("", "images of the prior", "held-out truth †")[: len(columns) + 1]:
-        table.add_column(heading, justify="right" if heading else "left")
-    table.add_column("right")
-    for name, key in (("p of ranks", "ranks"), ("p of TARP (distance to y)", "tarp")):
-        table.add_row(name, *(f"{c.p[key]:.3f}" for c in columns), "> 0.01")
-    for level in calibration.coverage:
-        found = [_percent(*c.coverage[level]) for c in columns]
-        table.add_row(f"pixels in central {level} %", *found, level)
-    table.add_row("spread² / error²", *(_number(*c.spread) for c in columns), "1")
-    table.add_row("recalibration factor", *(_number(*c.factor) for c in columns), "1")
-    table.add_row("CRPS", *(_number(*c.crps) for c in columns), "low")
-    console.print(table)
+    levels = list(calibration.coverage)
+    names = ["p of ranks", "p of TARP (distance to y)"]
+    names += [f"pixels in central {level} %" for level in levels]
+    names += ["spread² / error²", "recalibration factor", "CRPS"]
+    columns = [Column("", names, folds=True)]
+    for heading, c in found.items():
+        cells = [f"{c.p[key]:.3f}" for key in ("ranks", "tarp")]
+        cells += [_percent(*c.coverage[level]) for level in levels]
+        cells += [_number(*pair) for pair in (c.spread, c.factor, c.crps)]
+        columns.append(Column(heading, cells))
+    columns.append(Column("right", ["> 0.01", "> 0.01", *levels, "1", "1", "low"]))
+    title = f"{n} samples of each of {b} measurements"
+    print_fitting(fitting_table(title, columns, width=console.width))
     if truth is not None:
         console.print("† with clean images, which a run on real measurements does not have")
     for sentence in says:

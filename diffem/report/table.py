@@ -1,11 +1,12 @@
-"""What a run, an evaluation and `diffem watch` print of scores: a table and a few lines."""
+"""What commands print of scores: a table that fits the terminal, and a few lines."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from diffem.metric import Score
 from diffem.report.verdict import kept_line
@@ -16,7 +17,73 @@ TIMES = (
     Score("m_step_seconds", "M-step time", heading="M-step s", digits=1),
 )
 BORDER = 3  # characters of a column besides its cells
+FOLDED = 16  # characters of a column of texts at least, where the terminal is narrow
 HELDOUT = "held-out"  # the row of the final scores
+
+
+class Column(NamedTuple):
+    """A column of a printed table."""
+
+    heading: str
+    """Its heading, which is broken between words alone."""
+    cells: Sequence[str]
+    """Its cells."""
+    folds: bool = False
+    """Whether they are texts, which may be broken, and no numbers."""
+
+    @property
+    def least(self) -> int:
+        """The fewest characters that it needs."""
+        cells = max(map(cell_len, self._lines()), default=0)
+        cells = min(FOLDED, cells) if self.folds else cells
+        return max([cells, *map(cell_len, self.heading.split())])
+
+    @property
+    def most(self) -> int:
+        """The most characters that it needs."""
+        return max(map(cell_len, [self.heading, *self._lines()]))
+
+    def _lines(self) -> list[str]:
+        return [line for cell in self.cells for line in cell.splitlines()]
+
+
+def fitting_table(title: str, columns: Sequence[Column], *, width: int) -> Table | Text:
+    """Returns a table in which no number is broken; lines where the terminal is too narrow for it.
+
+    Arguments:
+        title: What stands above it.
+        columns: Its columns, the first of which names the rows.
+        width: The characters that a line of the terminal has.
+    """
+    spare = width - 1 - sum(column.least + BORDER for column in columns)
+    if spare < 0:
+        return Text("\n".join([title, *_lines(columns)]))
+    table = Table(title=title)
+    for column in columns:
+        more = min(spare, column.most - column.least)
+        justify = "left" if column.folds else "right"
+        table.add_column(
+            column.heading, justify=justify, width=column.least + more, overflow="fold"
+        )
+        spare -= more
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def print_fitting(table: Table | Text) -> None:
+    """Prints what `fitting_table` returned; lines are left to the terminal to wrap."""
+    plain_console().print(table, soft_wrap=isinstance(table, Text))
+
+
+def _lines(columns: Sequence[Column]) -> list[str]:
+    """Returns a line for each row of a table: its name, and each heading with its cell."""
+    first, *others = columns
+    return [
+        f"{first.heading} {name}: ".lstrip()
+        + ", ".join(" ".join(f"{c.heading} {c.cells[i]}".split()) for c in others)
+        for i, name in enumerate(first.cells)
+    ]
 
 
 def print_table(
@@ -35,8 +102,8 @@ def print_table(
         first: The heading of the names.
     """
     title = "{dataset} · {corruption} · {method} · seed {seed}".format_map(about)
-    console = plain_console()
-    console.print(score_table(title, scores, rows, first=first, width=console.width))
+    width = plain_console().width
+    print_fitting(score_table(title, scores, rows, first=first, width=width))
 
 
 def score_table(
@@ -46,8 +113,8 @@ def score_table(
     *,
     first: str = "round",
     width: int,
-) -> Table:
-    """Returns a table of scores.
+) -> Table | Text:
+    """Returns a table of scores, or lines, as `fitting_table` does.
 
     Arguments:
         title: What stands above it.
@@ -58,19 +125,16 @@ def score_table(
         width: The characters that a line has.
     """
     shown = [score for score in scores if score.heading]
-    columns = [(first, [name for name, _ in rows])]
-    columns += [(s.heading, [s.text(row.get(s.name)) for _, row in rows]) for s in shown]
-    # No number and no word of a heading is broken.
-    least = [max(map(cell_len, (*heading.split(), *cells))) for heading, cells in columns]
-    ends = list(accumulate(each + BORDER for each in least))
-    count = max(2, sum(end < width for end in ends))
-    table = Table(title=title)
-    if left_out := [heading for heading, _ in columns[count:]]:
+    columns = [Column(first, [name for name, _ in rows])]
+    columns += [Column(s.heading, [s.text(row.get(s.name)) for _, row in rows]) for s in shown]
+    ends = accumulate(column.least + BORDER for column in columns)
+    count = sum(end < width for end in ends)
+    if count < 2:  # lines, which hold all
+        return fitting_table(title, columns, width=width)
+    table = fitting_table(title, columns[:count], width=width)
+    if left_out := [column.heading for column in columns[count:]]:
+        assert isinstance(table, Table)
         table.caption = f"too narrow for {', '.join(left_out)}"
-    for (heading, _), narrowest in zip(columns[:count], least, strict=False):
-        table.add_column(heading, justify="right", min_width=narrowest)
-    for cells in zip(*(cells for _, cells in columns[:count]), strict=True):
-        table.add_row(*cells)
     return table
 
 
