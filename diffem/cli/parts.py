@@ -5,7 +5,9 @@ What does not fit together is refused here, before anything is written.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -60,8 +62,26 @@ def build_module(
     check_m_step(cfg, m_step, objective, channel)
     module = DenoiserModule(denoiser, objective, m_step, stage=stage, seed=cfg.seed)
     if cfg.compile:
+        check_compiles(cfg.trainer.accelerator)
         module.compile_network()
     return module
+
+
+@cache
+def check_compiles(accelerator: str) -> None:
+    """Compiles a small function, so that a machine that cannot is refused before all else.
+
+    Arguments:
+        accelerator: `trainer.accelerator`.
+
+    Raises:
+        UserError: If torch.compile fails.
+    """
+    on_gpu = accelerator in ("gpu", "cuda") or (
+        accelerator == "auto" and torch.cuda.is_available()
+    )
+    with compile_errors(True):
+        torch.compile(torch.sin)(torch.zeros(2, device="cuda" if on_gpu else "cpu"))
 
 
 def check_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> PosteriorFactory:
@@ -159,6 +179,6 @@ def compile_errors(compiled: bool) -> Iterator[None]:
     except (TorchDynamoException, InductorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"compile=true: torch.compile fails on this machine ({reason}); set compile=false, or "
-            "install what it needs (a C++ compiler, and Triton for a GPU)"
+            f"compile=true: torch.compile fails on this machine ({reason}); install what it needs "
+            "(a C++ compiler, and Triton for a GPU), or start in a new run_dir with compile=false"
         ) from error
