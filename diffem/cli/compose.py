@@ -18,11 +18,11 @@ from diffem.cli.composition import (
     CONF,
     check_overrides,
     compose,
-    default_hydra_node,
-    hydra_node,
+    composed_once,
     is_hydra,
     is_hydra_choice,
     override_key,
+    plain,
 )
 from diffem.config.allow_list import ALLOWED, check_targets
 from diffem.config.build import build
@@ -79,13 +79,16 @@ def conf_folders(arguments: Iterable[str]) -> list[Path]:
     return folders
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str]) -> DictConfig:
     """Checks a command's flags, and what its overrides compose to, before Hydra acts on them.
 
     Of a sweep, each value is checked, but not each combination. Nothing is imported or built.
 
     Arguments:
         arguments: The command's arguments.
+
+    Returns:
+        What they compose to, with Hydra's own node; of a sweep, with the first of its values.
 
     Raises:
         UserError: If a flag or a `_target_` is not allowed, a package is not installed, or a value
@@ -105,31 +108,37 @@ def check_arguments(arguments: Sequence[str]) -> None:
     check_overrides(overrides)
     check_plugins(overrides)
     trust = trusted_packages(overrides)
-    for chosen in _without_sweeps(overrides):
-        _check_composition(chosen, trust, values=not helps)
+    first, *others = _without_sweeps(overrides)
+    cfg = _checked_composition(first, trust, values=not helps)
+    for chosen in others:
+        _checked_composition(chosen, trust, values=not helps)
+    return cfg
 
 
-def _check_composition(overrides: Sequence[str], trust: Sequence[str], *, values: bool) -> None:
-    """Checks what overrides without sweeps compose to.
+def _checked_composition(
+    overrides: Sequence[str], trust: Sequence[str], *, values: bool
+) -> DictConfig:
+    """Returns what overrides without sweeps compose to, with Hydra's own node.
 
     Arguments:
         overrides: The overrides.
         trust: The packages that they trust.
         values: Whether types and packages are checked as well, which a text of help does not need.
+
+    Raises:
+        UserError: If it is refused.
+        HydraException: If the overrides do not compose.
     """
-    groups = list(_groups(overrides))
+    groups = tuple(_groups(overrides))
     cfg = compose(overrides, with_hydra=True)
-    own = [o for o in overrides if is_hydra(o) and not o.startswith(f"{SEARCH_PATH}=")]
+    own = [o for o in overrides if is_hydra(o) and not _is_search_path(o)]
+    given = plain(cfg)
     check_hydra(
-        hydra_node(cfg),
-        default=default_hydra_node(tuple(o for o in own if is_hydra_choice(o))),
-        command=default_hydra_node(tuple(own)),
+        given.pop("hydra"),
+        default=composed_once(tuple(o for o in own if is_hydra_choice(o)))["hydra"],
+        command=composed_once(tuple(own))["hydra"],
         overrides=overrides,
     )
-    with open_dict(cfg):
-        del cfg["hydra"]
-    given = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(given, dict)
     check_interpolations(given)
     if given["trust"] != list(trust):
         raise UserError(
@@ -141,25 +150,27 @@ def _check_composition(overrides: Sequence[str], trust: Sequence[str], *, values
     check_targets(given, trust=trust)
     check_targets(expanded(given), trust=trust)
     if values:
-        files = OmegaConf.to_container(compose(groups), resolve=False)
-        assert isinstance(files, dict)
+        own_files = not any(map(_is_search_path, groups))
+        files = composed_once(groups) if own_files else plain(compose(groups))
         check_extras(given)
         check_types(given, files)
+    return cfg
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Returns the configuration that overrides compose to, after `check_arguments`.
 
     Arguments:
-        overrides: As on the command line of `diffem train`.
+        overrides: As on the command line of `diffem train`, without sweeps.
 
     Raises:
         UserError: If it is refused.
         HydraException: If the overrides do not compose.
     """
-    arguments = complete(quote_paths(overrides))
-    check_arguments(arguments)
-    return compose(arguments)
+    cfg = _compose_checked(overrides)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
@@ -168,21 +179,28 @@ def compose_run(overrides: Sequence[str], run_dir: Path) -> DictConfig:
     `HydraConfig` has the choices and the overrides of this run afterwards.
 
     Arguments:
-        overrides: As on the command line of `diffem train`, without `run_dir`.
+        overrides: As on the command line of `diffem train`, without `run_dir` and sweeps.
         run_dir: The run directory.
 
     Raises:
         UserError: If the configuration is refused.
         HydraException: If the overrides do not compose.
     """
-    arguments = complete(quote_paths(overrides))
-    check_arguments(arguments)
-    cfg = compose(arguments, with_hydra=True)
+    cfg = _compose_checked(overrides)
     cfg.run_dir = str(run_dir)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(run_dir)
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
+    return cfg
+
+
+def _compose_checked(overrides: Sequence[str]) -> DictConfig:
+    """Returns what overrides compose to, with Hydra's own node, after `check_arguments`."""
+    arguments = complete(quote_paths(overrides))
+    cfg = check_arguments(arguments)
+    if sorted([*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra]) != sorted(arguments):
+        return compose(arguments, with_hydra=True)  # refuses sweeps and flags
     return cfg
 
 
@@ -199,9 +217,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     check_trainer(_plain(cfg.trainer))
     check_values(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    if (external_processes() or 1) > 1 and "${now:" in str(plain["run_dir"]):
+    if (external_processes() or 1) > 1 and "${now:" in str(plain(cfg)["run_dir"]):
         raise UserError(
             "run_dir must be given where torchrun or srun starts the processes, or each would "
             "name its own by the time: run_dir=runs/NAME"
@@ -415,6 +431,10 @@ def _escape_environment(value: Any) -> Any:  # noqa: ANN401 - a container of pla
 
 def _plain(node: Any) -> Any:  # noqa: ANN401
     return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+
+
+def _is_search_path(override: str) -> bool:
+    return override.startswith(f"{SEARCH_PATH}=")
 
 
 def _groups(overrides: Sequence[str]) -> Iterator[str]:
