@@ -117,7 +117,7 @@ def run(cfg: DictConfig) -> None:
     run_dir = open_run(cfg, HydraConfig.get(), precision=fast_precision(device))
     if cfg.trainer.precision == "bf16-mixed" and not computes_bfloat16(device):
         warn(
-            "trainer.precision=bf16-mixed is up to 50 times slower than 32-true on this "
+            "trainer.precision=bf16-mixed is about ten times slower than 32-true on this "
             "processor, which has no instructions for bfloat16"
         )
     identity = run_identity(cfg, module.m_step, train, heldout)

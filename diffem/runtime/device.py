@@ -19,7 +19,7 @@ def device_of(accelerator: str) -> torch.device:
 def computes_bfloat16(device: torch.device) -> bool:
     """Returns whether a device has instructions for bfloat16.
 
-    Where it has none, convolutions in bfloat16 are up to 50 times slower than in float32.
+    Where it has none, convolutions in bfloat16 are about ten times slower than in float32.
 
     Arguments:
         device: A GPU or the CPU; of others it is not known, and taken for no.
