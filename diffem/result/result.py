@@ -464,6 +464,12 @@ def newest_round(about: Description, run_dir: Path) -> Reconstructions:
         size=about.size,
         chunk_size=about.config["em"]["chunk_size"],
     )
+    if not store.is_intact(about.round):
+        raise UserError(
+            f"{store.damaged(about.round)} is missing or damaged; move "
+            f"{run_dir / 'summary.json'} away, and `diffem train resume={run_dir}` draws the "
+            "round again"
+        )
     return store.open(about.round)
 
 

@@ -114,8 +114,8 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path} cannot be read ({error}); give a finished run") from error
     if METADATA not in metadata:
         raise UserError(
-            f"{path} carries no description of the run, as weights of diffem 0.1 do not; resume "
-            "its run with a larger em.rounds by this version, or train it again"
+            f"{path} carries no description of the run, as weights of diffem 0.1 do not; use the "
+            "version that wrote it, or train it again"
         )
     try:
         held = json.loads(metadata[METADATA])

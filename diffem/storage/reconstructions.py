@@ -45,6 +45,7 @@ IN_MEMORY = 2**28  # bytes of a round that is kept in memory while it is trained
 MOST_BUFFERS = 1024  # that the kernel fills in one call (IOV_MAX)
 MOST_BYTES = 2**30  # that it reads in one call: less than 2 GiB
 UNUSED = memoryview(bytearray(2**14))  # takes what is read between two rows and not used
+LINKED = {"previous_sha256", "channel", "chunks"}  # keys of a manifest that damage is found by
 AGAIN = (
     "start the same command again: it resumes from before the round was drawn, and draws again "
     "what is damaged"
@@ -412,7 +413,8 @@ class ReconstructionStore:
     def damaged(self, round: int) -> Path | None:
         """Returns the first file of a round that differs from what was committed, or None."""
         manifest = read_record(self._manifest(round))
-        if manifest is None or not self._is_own(manifest):
+        # One without all keys is of an earlier state of diffem 0.2.
+        if not manifest or not LINKED <= manifest.keys() or not self._is_own(manifest):
             return self._manifest(round)
         before = self.digest(round - 1)
         if before is not None and manifest["previous_sha256"] != before:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,8 @@ import diffem
 from diffem import MeasurementSet, Scale, UserError, measurement_of
 from diffem.report import RunReport
 from diffem.report.scorer import Scorer
-from diffem.result import PosteriorSampler
+from diffem.result import PosteriorSampler, read_weights
+from diffem.result.result import newest_round
 from diffem.runtime.rng import generator
 
 TINY = (
@@ -267,6 +269,25 @@ def test_a_damaged_summary_can_be_written_again(run: Run, tmp_path: Path, conten
     done = train(f"resume={path}")
     assert done.returncode == 0, done.stderr
     assert diffem.load(path).summary == json.loads(summary.read_text())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_damaged_round_of_a_finished_run_is_drawn_again(
+    damage: Callable[[Path], object], run: Run, tmp_path: Path
+) -> None:
+    """As it says: the same command, of an export or an erasure, draws nothing."""
+    path = tmp_path / "run"
+    shutil.copytree(run[0].path, path)
+    chunk = max((path / "reconstructions").glob("round_*")) / "chunk_00000.npy"
+    before = chunk.read_bytes()
+    damage(chunk)
+    advice = f"move {path / 'summary.json'} away, and `diffem train resume={path}` draws"
+    with pytest.raises(UserError, match=re.escape(f"{chunk} is missing or damaged; {advice}")):
+        newest_round(read_weights(path / "checkpoints/posterior.safetensors").about, path)
+    (path / "summary.json").unlink()
+    done = train(f"resume={path}")
+    assert done.returncode == 0, done.stderr
+    assert chunk.read_bytes() == before
 
 
 def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:

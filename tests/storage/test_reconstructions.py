@@ -15,6 +15,7 @@ import torch
 from in_process import run_here
 
 from diffem.runtime.errors import UserError
+from diffem.storage.atomic import read_record, write_record
 from diffem.storage.identity import RunIdentity, bind
 from diffem.storage.reconstructions import ReconstructionStore
 
@@ -79,6 +80,21 @@ def test_manifest_holds_checksums_and_hashes(store: ReconstructionStore, x: torc
     store.commit(1, "weights")
     assert store.digest(1) != digest
     assert json.loads((store.folder(1) / "manifest.json").read_text())["previous_sha256"] == digest
+
+
+@pytest.mark.parametrize("key", ["previous_sha256", "channel", "chunks"])
+def test_a_manifest_of_an_earlier_state_of_diffem_is_no_traceback(
+    key: str, store: ReconstructionStore, x: torch.Tensor
+) -> None:
+    """`evaluate`, `export` and `erase` ended in a KeyError."""
+    for k in (0, 1):
+        write_all(store, k, x)
+        store.commit(k, "w")
+    file = store.folder(1) / "manifest.json"
+    held = read_record(file) or {}
+    write_record(file, {name: value for name, value in held.items() if name != key})
+    again = ReconstructionStore(store.path, size=10, chunk_size=4, identity=OWN)
+    assert again.damaged(1) == file and not again.is_intact(1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
