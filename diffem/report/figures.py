@@ -56,19 +56,16 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)
         return
-    figure = Figure(
-        figsize=(1.25 * len(columns), 1.1 * len(columns[0]) + 0.5), layout="constrained"
-    )
+    cell = (1.25, 1.1 * len(columns[0]) + 0.5)
+    figure, axes = _cells(1, len(columns), cell, (0.04, 0.04, 0.04, 0.4))
     largest = max(float(columns[3].max()), 1e-3)
-    for axis, name, column in zip(
-        figure.subplots(1, len(columns)), COLUMNS, columns, strict=False
-    ):
+    for axis, name, column in zip(axes, COLUMNS, columns, strict=False):
         if name == "std":
             _show(axis, column.mean(dim=1, keepdim=True), (0.0, largest))
         else:
             _show(axis, column, (-1.0, 1.0))
         axis.set_title(f"{name} ≤ {largest:.2f}" if name == "std" else name, fontsize=7)
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(title, fontsize=8, y=0.995)
     figure.savefig(path, dpi=150)
 
 
@@ -90,16 +87,16 @@ def save_curves(
     shown = [s for s in (*scores, LOSS) if any(row.get(s.name) is not None for row in rounds)]
     columns = min(len(shown), 5)
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    figure, axes = _cells(rows, columns, (2.6, 2.4), (0.6, 0.1, 0.5, 0.3))
     for axis, score in zip(axes, shown, strict=False):
         values = [(row["round"], row.get(score.name)) for row in rounds]
         points = [(k, value) for k, value in values if value is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axis.set(xlabel="round", title=score.title)
+        axis.tick_params(labelsize=8)
         if (line := truth.get(score.name, score.expected)) is not None:
             axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
-    for axis in figure.axes[len(shown) :]:
+    for axis in axes[len(shown) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=150)
 
@@ -113,14 +110,13 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
         title: The figure's title.
         x: Samples, (n, *shape); of volumes the middle slice is shown.
     """
-    figure = Figure(figsize=(5, 5.3), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = _cells(1, 1, (5, 5.3), (0.04, 0.04, 0.04, 0.3))
     if x.ndim == 2:
         axis.scatter(x[:, 0], x[:, 1], s=2)
     else:
         _show(axis, x, (-1.0, 1.0), columns=math.ceil(math.sqrt(len(x))))
     axis.set_axis_off()
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(title, fontsize=8, y=0.995)
     figure.savefig(path, dpi=150)
 
 
@@ -153,6 +149,32 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
     figure.savefig(path, dpi=150)
 
 
+def _cells(
+    rows: int, columns: int, cell: tuple[float, float], margins: tuple[float, float, float, float]
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of cells of one size, and the axis in each.
+
+    A layout that is computed of what is drawn takes longer than the drawing.
+
+    Arguments:
+        rows: The rows of cells.
+        columns: The columns.
+        cell: Width and height, in inches.
+        margins: Left, right, below and above the axis in its cell, in inches.
+    """
+    (wide, high), (left, right, bottom, top) = cell, margins
+    width, height = wide * columns, high * rows
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width,
+        bottom=bottom / height, top=1 - top / height,
+        wspace=(left + right) / (wide - left - right),
+        hspace=(bottom + top) / (high - bottom - top),
+    )  # fmt: skip
+    return figure, list(axes.flat)
+
+
 def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 1) -> None:
     """Shows images, signals or the middle slices of volumes, (n, C, *S), in a grid.
 
@@ -175,7 +197,7 @@ def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         grid[top : top + height, left : left + width] = image
     axis.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
-    axis.set(xticks=[], yticks=[], frame_on=False)
+    axis.set(xticks=[], yticks=[])
 
 
 def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
