@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,8 +23,8 @@ COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 def freed(save: Callable[P, None]) -> Callable[P, None]:
     """Frees the figures of a function when it returns.
 
-    A figure is 40,000 objects in cycles, 9 MB, which would stay until Python's collector goes
-    through all objects of the process. While they are made it is off, so that all of them are
+    A figure is tens of thousands of objects in cycles, which would stay until Python's collector
+    goes through all objects of the process. While they are made it is off, so that all of them are
     young, and those alone are gone through.
     """
 
@@ -57,18 +56,16 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)
         return
-    rows = len(columns[0])
-    figure = Figure(figsize=(1.25 * len(columns), 1.1 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    cell = (1.25, 1.1 * len(columns[0]) + 0.5)
+    figure, axes = _cells(1, len(columns), cell, (0.04, 0.04, 0.04, 0.4))
     largest = max(float(columns[3].max()), 1e-3)
-    for i in range(rows):
-        for j, (name, column) in enumerate(zip(COLUMNS, columns, strict=False)):
-            std = name == "std"
-            limits = (0.0, largest) if std else (-1.0, 1.0)
-            _show(axes[i, j], column[i].mean(dim=0, keepdim=True) if std else column[i], limits)
-            if i == 0:
-                axes[i, j].set_title(f"{name} ≤ {largest:.2f}" if std else name, fontsize=7)
-    figure.suptitle(title, fontsize=8)
+    for axis, name, column in zip(axes, COLUMNS, columns, strict=False):
+        if name == "std":
+            _show(axis, column.mean(dim=1, keepdim=True), (0.0, largest))
+        else:
+            _show(axis, column, (-1.0, 1.0))
+        axis.set_title(f"{name} ≤ {largest:.2f}" if name == "std" else name, fontsize=7)
+    figure.suptitle(title, fontsize=8, y=0.995)
     figure.savefig(path, dpi=150)
 
 
@@ -90,16 +87,16 @@ def save_curves(
     shown = [s for s in (*scores, LOSS) if any(row.get(s.name) is not None for row in rounds)]
     columns = min(len(shown), 5)
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    figure, axes = _cells(rows, columns, (2.6, 2.4), (0.6, 0.1, 0.5, 0.3))
     for axis, score in zip(axes, shown, strict=False):
         values = [(row["round"], row.get(score.name)) for row in rounds]
         points = [(k, value) for k, value in values if value is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axis.set(xlabel="round", title=score.title)
+        axis.tick_params(labelsize=8)
         if (line := truth.get(score.name, score.expected)) is not None:
             axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
-    for axis in figure.axes[len(shown) :]:
+    for axis in axes[len(shown) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=150)
 
@@ -113,17 +110,13 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
         title: The figure's title.
         x: Samples, (n, *shape); of volumes the middle slice is shown.
     """
-    figure = Figure(figsize=(5, 5.3), layout="constrained")
+    figure, (axis,) = _cells(1, 1, (5, 5.3), (0.04, 0.04, 0.04, 0.3))
     if x.ndim == 2:
-        axis = figure.subplots()
         axis.scatter(x[:, 0], x[:, 1], s=2)
     else:
-        side = int(np.ceil(np.sqrt(len(x))))
-        for axis, image in zip(figure.subplots(side, side, squeeze=False).flat, x, strict=False):
-            _show(axis, image, (-1.0, 1.0))
-    for axis in figure.axes:
-        axis.set_axis_off()
-    figure.suptitle(title, fontsize=8)
+        _show(axis, x, (-1.0, 1.0), columns=math.ceil(math.sqrt(len(x))))
+    axis.set_axis_off()
+    figure.suptitle(title, fontsize=8, y=0.995)
     figure.savefig(path, dpi=150)
 
 
@@ -146,8 +139,8 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
     ):
         found = found.mean(dim=0, keepdim=True)
         if image.ndim == 3:
-            _show(column[0], image, (-1.0, 1.0))
-            _show(column[1], found, (0.0, largest))
+            _show(column[0], image[None], (-1.0, 1.0))
+            _show(column[1], found[None], (0.0, largest))
         else:
             column[0].plot(image.T.numpy(), linewidth=0.8)
             column[1].plot(found.T.numpy(), linewidth=0.8)
@@ -156,21 +149,54 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
     figure.savefig(path, dpi=150)
 
 
-def _show(axis: Axes, x: Tensor, limits: tuple[float, float]) -> None:
-    """Shows an image, a signal or the middle slice of a volume, (C, *S).
+def _cells(
+    rows: int, columns: int, cell: tuple[float, float], margins: tuple[float, float, float, float]
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of cells of one size, and the axis in each.
+
+    A layout that is computed of what is drawn takes longer than the drawing.
+
+    Arguments:
+        rows: The rows of cells.
+        columns: The columns.
+        cell: Width and height, in inches.
+        margins: Left, right, below and above the axis in its cell, in inches.
+    """
+    (wide, high), (left, right, bottom, top) = cell, margins
+    width, height = wide * columns, high * rows
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width,
+        bottom=bottom / height, top=1 - top / height,
+        wspace=(left + right) / (wide - left - right),
+        hspace=(bottom + top) / (high - bottom - top),
+    )  # fmt: skip
+    return figure, list(axes.flat)
+
+
+def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 1) -> None:
+    """Shows images, signals or the middle slices of volumes, (n, C, *S), in a grid.
 
     Two channels are the parts of a complex image, whose modulus is shown; of other numbers of them
-    than 1 and 3 the mean is.
+    than 1 and 3 the mean is. All are in one axis: each axis more takes as long as its images.
     """
     low, high = limits
-    x = x[:, x.shape[1] // 2] if x.ndim == 4 else x
-    if x.ndim == 3 and len(x) == 2:
-        x, low = x.norm(dim=0, keepdim=True), 0.0
-    elif x.ndim == 3 and len(x) not in (1, 3):
-        x = x.mean(dim=0, keepdim=True)
-    image = ((x - low) / (high - low)).clamp(0, 1)
-    image = image if image.ndim == 2 else image.movedim(0, -1).squeeze(-1)
-    axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+    x = x[:, :, x.shape[2] // 2] if x.ndim == 5 else x
+    if x.ndim == 4 and x.shape[1] == 2:
+        x, low = x.norm(dim=1, keepdim=True), 0.0
+    elif x.ndim == 4 and x.shape[1] not in (1, 3):
+        x = x.mean(dim=1, keepdim=True)
+    shown = ((x - low) / (high - low)).clamp(0, 1)
+    shown = shown if shown.ndim == 3 else shown.movedim(1, -1).squeeze(-1)
+    height, width, *colours = shown.shape[1:]
+    gap = max(1, max(height, width) // 12)
+    rows = math.ceil(len(shown) / columns)
+    grid = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, *colours)
+    for i, image in enumerate(shown):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        grid[top : top + height, left : left + width] = image
+    axis.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
 
 

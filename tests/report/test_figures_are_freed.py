@@ -46,9 +46,13 @@ def test_images_of_any_number_of_channels_are_drawn(
     assert (tmp_path / "panel.png").stat().st_size and (tmp_path / "samples.png").stat().st_size
 
 
-def test_of_a_complex_image_the_modulus_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_shown_in_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a complex image, of two channels, the modulus."""
     drawn: list[np.ndarray] = []
     monkeypatch.setattr(Axes, "imshow", lambda self, image, **_: drawn.append(image))
-    axis = Figure().subplots()
-    _show(axis, torch.tensor([0.3, -0.4])[:, None, None].expand(2, 4, 4), (-1.0, 1.0))
-    np.testing.assert_allclose(drawn[0], np.full((4, 4), 0.5))
+    x = torch.tensor([[0.3, -0.4], [0.0, 1.0], [0.0, 0.2]])[:, :, None, None].expand(3, 2, 4, 4)
+    _show(Figure().subplots(), x, (-1.0, 1.0), columns=2)
+    grid = np.ones((9, 9))  # white between them, and where there is none
+    for i, (row, column) in enumerate(((0, 0), (0, 5), (5, 0))):
+        grid[row : row + 4, column : column + 4] = [0.5, 1.0, 0.2][i]
+    np.testing.assert_allclose(drawn[0], grid, rtol=1e-6)
