@@ -17,6 +17,7 @@ from diffem.metric import Score
 P = ParamSpec("P")
 
 LOSS = Score("loss", "M-step loss")
+GAPS = "lightsteelblue"  # between images, which may be white at their edges
 COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 
 
@@ -92,7 +93,8 @@ def save_curves(
         values = [(row["round"], row.get(score.name)) for row in rounds]
         points = [(k, value) for k, value in values if value is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axis.set(xlabel="round", title=score.title)
+        axis.set_title(score.title, fontsize=7)
+        axis.set_xlabel("round", fontsize=8)
         axis.tick_params(labelsize=8)
         if (line := truth.get(score.name, score.expected)) is not None:
             axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
@@ -113,9 +115,9 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     figure, (axis,) = _cells(1, 1, (5, 5.3), (0.04, 0.04, 0.04, 0.3))
     if x.ndim == 2:
         axis.scatter(x[:, 0], x[:, 1], s=2)
+        axis.set_axis_off()
     else:
         _show(axis, x, (-1.0, 1.0), columns=math.ceil(math.sqrt(len(x))))
-    axis.set_axis_off()
     figure.suptitle(title, fontsize=8, y=0.995)
     figure.savefig(path, dpi=150)
 
@@ -192,12 +194,15 @@ def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 
     height, width, *colours = shown.shape[1:]
     gap = max(1, max(height, width) // 12)
     rows = math.ceil(len(shown) / columns)
-    grid = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, *colours)
+    # Red, green, blue and, between the images, transparency.
+    grid = torch.zeros(rows * (height + gap) - gap, columns * (width + gap) - gap, 4)
     for i, image in enumerate(shown):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image
-    axis.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
-    axis.set(xticks=[], yticks=[])
+        cell = grid[top : top + height, left : left + width]
+        cell[..., :3] = image if colours else image[..., None]
+        cell[..., 3] = 1
+    axis.imshow(grid.numpy())
+    axis.set(xticks=[], yticks=[], facecolor=GAPS)
 
 
 def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
