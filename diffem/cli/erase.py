@@ -33,7 +33,7 @@ from diffem.em.erase import Erasing, Rows
 from diffem.em.objective import Objective, Recorrupted, Unconditional
 from diffem.em.state import EMState
 from diffem.posterior.posterior import DenoiserPosterior
-from diffem.report.page import write_run_page
+from diffem.report.live_page import LivePage
 from diffem.result.result import newest_round
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console
@@ -41,6 +41,7 @@ from diffem.runtime.ranges import check
 from diffem.storage.atomic import write_file
 from diffem.storage.lock import unlock_folder
 from diffem.storage.run_dir import ERASED
+from diffem.storage.status import RunStatus, State
 from diffem.storage.strict_json import to_json
 
 SHARE = 0.1  # of the run's optimiser steps: how many erasing takes
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "folder"
             )
         shown = io.StringIO()
-        with new_folder(chosen.out) as folder:
+        with new_folder(chosen.out, size=source.size) as folder:
             try:
                 with redirect_stdout(shown), finite_numbers(chosen.lr):
                     record = erase(source, folder, chosen)
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 unlock_folder(folder)
             name_run(folder, chosen.out.absolute())
             text = shown.getvalue().replace(str(folder), str(chosen.out))
-        write_run_page(chosen.out)  # the one that is there names the folder of before
+        # The page that is there names the folder of before.
+        LivePage(chosen.out).write(RunStatus(State.FINISHED))
         plain_console().print(text, end="", soft_wrap=True)
         report(record, chosen)
 

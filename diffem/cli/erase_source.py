@@ -1,5 +1,6 @@
 """The finished run that measurements are withdrawn from."""
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -100,6 +101,14 @@ class Source:
             path, cfg, result, weights.about, train.under(own), target, audit, names, rows,
             last["optimizer_steps"], last["nfe"],
         )  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """The bytes that a run without the rows takes on the disk: its weights and a round."""
+        files = (self.path / "checkpoints").glob("*.safetensors")
+        left = len(self.train) - len(self.rows)
+        images = 4 * left * math.prod(self.train.channel.shape)
+        return sum(file.stat().st_size for file in files) + images
 
     def drawn(self, denoiser: Denoiser, measurements: MeasurementSet, name: str) -> Rows:
         """Returns measurements with reconstructions that the posterior of a denoiser draws."""

@@ -453,8 +453,8 @@ def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
             free = shutil.disk_usage(temporary).free
         if size > free:
             raise UserError(
-                f"{folder} needs {size / 1e9:.2g} GB and {free / 1e9:.2g} GB are free; choose "
-                "another disk, or draw fewer samples"
+                f"{folder} needs {size / 1e9:.2g} GB and {free / 1e9:.2g} GB are free; free some, "
+                "or choose another disk"
             )
         yield temporary
         with writing(folder):

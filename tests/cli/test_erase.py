@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,6 +217,18 @@ def test_groups_of_which_one_is_withdrawn_are_refused_before_any_work(
     code, text = said(erase.main, run, *out)
     assert code == 1 and "balance=oversample needs at least two groups" in text
     assert [path.name for path in tmp_path.iterdir()] in (["run", "rows.txt"], ["rows.txt", "run"])
+
+
+def test_a_full_disk_is_refused_before_any_work(
+    erased: Erased, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rows = erased[0], erased[0].parent / "rows.txt"
+    full = SimpleNamespace(free=100_000)  # less than the weights
+    monkeypatch.setattr("diffem.data.format.shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr(Source, "audit", unlearned)
+    code, text = said(erase.main, run, "--rows", rows, "--out", tmp_path / "new")
+    assert code == 1 and "0.0001 GB are free; free some, or choose another disk" in text
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_refused_before_any_work(

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(
         SampleWriter(tmp_path / "out", form, GREY, count=10**5, n=360_000),
     ):
         raise AssertionError("it was opened")
-    with pytest.raises(UserError, match="GB are free; choose another disk"):
+    with pytest.raises(UserError, match="GB are free; free some, or choose another disk"):
         write_generated(tmp_path / "out", form, GREY, never, count=10**12)
     with pytest.raises(UserError, match="cannot be written \\(File name too long\\)"):
         write_generated(tmp_path / ("x" * 300), form, GREY, never, count=1)
