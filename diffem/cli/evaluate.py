@@ -153,6 +153,8 @@ def compose_finished(run_dir: Path, weights: Weights, overrides: Sequence[str] =
             )
         cfg.dataset.range = list(weights.about.scale)
     keep_files(cfg, weights.about.config["corruption"])
+    if cfg.trainer.precision == "auto":
+        cfg.trainer.precision = weights.about.config["trainer"]["precision"]
     check_values(cfg)
     return cfg
 

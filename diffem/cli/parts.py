@@ -34,6 +34,7 @@ from diffem.posterior import Conditional
 from diffem.posterior.one_step import start_time
 from diffem.posterior.posterior import DenoiserPosterior
 from diffem.result import build_denoiser, build_posterior
+from diffem.runtime.device import device_of, fast_precision
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import seeded
 
@@ -150,8 +151,11 @@ def build_trainer(
     cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, epochs: int
 ) -> Trainer:
     """Returns a trainer whose checkpoints are the callbacks' to save."""
+    settings = cfg.trainer.copy()
+    if settings.precision == "auto":  # of a run it is settled where its directory is opened
+        settings.precision = fast_precision(device_of(settings.accelerator))
     return build(
-        cfg.trainer,
+        settings,
         "trainer",
         max_epochs=epochs,
         logger=loggers,

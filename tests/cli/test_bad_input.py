@@ -129,7 +129,7 @@ BAD = [
     (["metric.shape=[1,2]"], "metric.shape is not a key of the config; allowed: metric.metrics"),
     (["objective=''"], "objective must be a score of this run, got ''"),
     (["trainer.devices=two"], "or auto, got 'two'"),
-    (["trainer.precision=64-true"], "trainer.precision must be one of 32-true, bf16-mixed"),
+    (["trainer.precision=64-true"], "trainer.precision must be one of auto, 32-true, bf16-mixed"),
     (["+trainer.accumulate_grad_batches=2"], "accumulate_grad_batches is missing, or not known"),
     (["+trainer.max_epochs=3"], "trainer.max_epochs is missing, or not known to keep"),
     (

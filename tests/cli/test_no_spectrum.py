@@ -30,7 +30,10 @@ def test_methods_that_need_none_train(method: str, corruption: str, tmp_path: Pa
             for method in ("em_pigdm", "em_pnp", "fast_em", "em_mmps_cov_t", "em_mmps_identity")
         ),
         ("method.objective.imputed=0", "method.objective.imputed=0 needs the spectrum of the op"),
-        ("method.condition.fuse=true", "method.condition.fuse=true needs a linear channel of kn"),
+        (
+            "method.condition.fuse=true",
+            "method.condition.fuse=true needs a channel that is",
+        ),
     ],
 )
 def test_what_needs_one_is_refused(
