@@ -395,7 +395,8 @@ def read_groups(path: str, count: int) -> Tensor:
             f"dataset.groups={path} must hold one number for each of {count} measurements, and "
             f"has the shape {list(values.shape)}; give as many"
         )
-    if count and not 0 <= (low := int(values.min())) <= (high := int(values.max())) < 2**31:
+    low, high = (int(values.min()), int(values.max())) if count else (0, 0)
+    if low < 0 or high >= 2**31:
         raise UserError(
             f"dataset.groups={path} must hold numbers in [0, {2**31 - 1}], and has some from "
             f"{low} to {high}; number the groups from 0"

@@ -52,7 +52,7 @@ def test_images_are_shown_in_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Axes, "imshow", lambda self, image, **_: drawn.append(image))
     x = torch.tensor([[0.3, -0.4], [0.0, 1.0], [0.0, 0.2]])[:, :, None, None].expand(3, 2, 4, 4)
     _show(Figure().subplots(), x, (-1.0, 1.0), columns=2)
-    grid = np.ones((9, 9))  # white between them, and where there is none
+    grid = np.zeros((9, 9, 4))  # transparent between them, and where there is none
     for i, (row, column) in enumerate(((0, 0), (0, 5), (5, 0))):
-        grid[row : row + 4, column : column + 4] = [0.5, 1.0, 0.2][i]
+        grid[row : row + 4, column : column + 4] = [*[[0.5, 1.0, 0.2][i]] * 3, 1]
     np.testing.assert_allclose(drawn[0], grid, rtol=1e-6)
