@@ -36,7 +36,7 @@ from diffem.posterior.posterior import chunk_count
 from diffem.result.parts import build_posterior
 from diffem.result.result import MOST
 from diffem.result.sampling import Sampling
-from diffem.runtime.device import device_of, fast_precision
+from diffem.runtime.device import device_of, precision_of
 from diffem.runtime.progress import progress_bar
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
@@ -101,9 +101,7 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     evaluation: Evaluation = build(cfg.metric, "metric")
     device = device_of(str(cfg.trainer.accelerator))
     module.to(device)
-    precision = str(cfg.trainer.precision)
-    if precision == "auto":
-        precision = fast_precision(device)
+    precision = precision_of(cfg.trainer.precision, cfg.trainer.accelerator)
     context = Sampling(device, precision, settings.chunk_size, module.seed).context
     with progress_bar("timing", 2, "parts") as advance:
         step, part_of_batch = _time_step(cfg, module, train, settings.batch_size, context)

@@ -34,7 +34,7 @@ from diffem.posterior import Conditional
 from diffem.posterior.one_step import start_time
 from diffem.posterior.posterior import DenoiserPosterior
 from diffem.result import build_denoiser, build_posterior
-from diffem.runtime.device import device_of, fast_precision
+from diffem.runtime.device import device_of, precision_of
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import seeded
 
@@ -78,11 +78,8 @@ def check_compiles(accelerator: str) -> None:
     Raises:
         UserError: If torch.compile fails.
     """
-    on_gpu = accelerator in ("gpu", "cuda") or (
-        accelerator == "auto" and torch.cuda.is_available()
-    )
     with compile_errors(True):
-        torch.compile(torch.sin)(torch.zeros(2, device="cuda" if on_gpu else "cpu"))
+        torch.compile(torch.sin)(torch.zeros(2, device=device_of(accelerator)))
 
 
 def check_posterior(cfg: DictConfig, denoiser: Denoiser, channel: Channel) -> PosteriorFactory:
@@ -152,8 +149,7 @@ def build_trainer(
 ) -> Trainer:
     """Returns a trainer whose checkpoints are the callbacks' to save."""
     settings = cfg.trainer.copy()
-    if settings.precision == "auto":  # of a run it is settled where its directory is opened
-        settings.precision = fast_precision(device_of(settings.accelerator))
+    settings.precision = precision_of(settings.precision, settings.accelerator)
     return build(
         settings,
         "trainer",

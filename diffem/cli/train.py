@@ -51,7 +51,7 @@ from diffem.metric import Evaluation
 from diffem.posterior import Conditional
 from diffem.report import RunReport
 from diffem.result import Result, build_sampler, load
-from diffem.runtime.device import computes_bfloat16, device_of, fast_precision
+from diffem.runtime.device import precision_of
 from diffem.runtime.progress import console, warn
 from diffem.runtime.rank import global_rank
 from diffem.storage.identity import bind
@@ -113,12 +113,12 @@ def run(cfg: DictConfig) -> None:
     settings = checked_settings(cfg, settings, objective, train, heldout=len(heldout))
 
     # The run directory, which is bound to the settings and the data.
-    device = device_of(cfg.trainer.accelerator)
-    run_dir = open_run(cfg, HydraConfig.get(), precision=fast_precision(device))
-    if cfg.trainer.precision == "bf16-mixed" and not computes_bfloat16(device):
+    fast = precision_of("auto", cfg.trainer.accelerator)
+    run_dir = open_run(cfg, HydraConfig.get(), precision=fast)
+    if cfg.trainer.precision == "bf16-mixed" and fast != "bf16-mixed":
         warn(
-            "trainer.precision=bf16-mixed is about ten times slower than 32-true on this "
-            "processor, which has no instructions for bfloat16"
+            "trainer.precision=bf16-mixed is about ten times slower than 32-true on a device "
+            "without instructions for bfloat16, which this one is not known to have"
         )
     identity = run_identity(cfg, module.m_step, train, heldout)
     if global_rank() == 0:

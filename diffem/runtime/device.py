@@ -32,6 +32,13 @@ def computes_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def fast_precision(device: torch.device) -> str:
-    """Returns what `trainer.precision=auto` stands for on a device."""
-    return "bf16-mixed" if computes_bfloat16(device) else "32-true"
+def precision_of(precision: str, accelerator: str) -> str:
+    """Returns a precision of Lightning's; of auto, what is fast on the device.
+
+    Arguments:
+        precision: `trainer.precision`.
+        accelerator: `trainer.accelerator`.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if computes_bfloat16(device_of(accelerator)) else "32-true"
