@@ -48,6 +48,7 @@ class DistortedChannel(Channel):
         self._operator = one.shape[1:]
         known = [type(each).undo is not Distortion.undo for each in distortions]
         self._any_undone, self._all_undone = any(known), all(known)
+        self._diagonal = linear.forward_operator.pixelwise and _is_diagonal(linear, one)
         self._sizes = [one[0].numel(), *(len(d.parameters) for d in self.distortions)]
         # What φ has of each pixel is flattened here, and could not be cut.
         self.pixelwise = (
@@ -108,9 +109,8 @@ class DistortedChannel(Channel):
             return self.linear
         operator = self.linear.forward_operator
         weighting = Weighting(operator.measured_shape, ratio=1.0)
-        if not operator.pixelwise:
-            weighting = Composition([operator, weighting])
-        return make_channel(weighting, GaussianNoise(1.0))
+        weighted = weighting if self._diagonal else Composition([operator, weighting])
+        return make_channel(weighted, GaussianNoise(1.0))
 
     def undistorted(self, measurement: Measurement) -> Measurement:
         """Returns measurements of `surrogate` that say of x about what these do.
@@ -131,18 +131,32 @@ class DistortedChannel(Channel):
         smallest = variance.flatten(1).amin(dim=1)
         weights = (expand(smallest, variance) / variance).sqrt()
         weights = weights * self.linear.measured_mask(y, operator)
-        if self.linear.forward_operator.pixelwise:
+        if self._diagonal:
             seen = weights * self.linear.apply(torch.ones_like(y), operator)
         else:
             seen = torch.cat([operator.flatten(1), weights.flatten(1)], dim=1)
         return Measurement(weights * mean, seen, smallest.sqrt()[:, None])
 
     def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
-        """Returns the surrogate and its measurements; None if a distortion cannot be undone."""
-        return (self.surrogate, self.undistorted(measurement)) if self._all_undone else None
+        """Returns the surrogate and its measurements.
+
+        None if a distortion cannot be undone, or an operator that mixes entries was before it:
+        the surrogate has no spectrum then, by which alone y is fused.
+        """
+        if not (self._all_undone and self._diagonal):
+            return None
+        return self.surrogate, self.undistorted(measurement)
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""
         operator, *parameters = measurement.operator.split(self._sizes, dim=1)
         operator = operator.reshape(len(operator), *self._operator)
         return Measurement(measurement.y, operator, measurement.noise), parameters
+
+
+def _is_diagonal(linear: LinearChannel, operator: Tensor) -> bool:
+    """Returns whether A_φ x = a ⊙ x for the operator's parameters φ of one sample, (1, …)."""
+    one = torch.ones(1, *linear.shape)
+    ramp = torch.linspace(-1, 1, one.numel()).reshape(one.shape)
+    image = linear.apply(ramp, operator)
+    return image.shape == one.shape and torch.equal(image, ramp * linear.apply(one, operator))

@@ -202,6 +202,26 @@ def test_the_surrogate_of_what_follows_a_lens_weighs_what_the_lens_returns() -> 
     assert clipped.any() and weights[clipped].max() < 0.4
 
 
+class Swapped(Denoising):
+    """Exchanges the channels of a pixel: pixelwise, and no product with a mask."""
+
+    def apply(self, x: torch.Tensor, operator: torch.Tensor) -> torch.Tensor:
+        return x.flip(1)
+
+    def adjoint(self, y: torch.Tensor, operator: torch.Tensor) -> torch.Tensor:
+        return y.flip(1)
+
+
+def test_what_mixes_the_channels_of_a_pixel_is_no_weighting() -> None:
+    linear = make_channel(Swapped((2, 4, 4)), GaussianNoise(0.01))
+    channel = DistortedChannel(linear, [Saturation(low=-1.0, high=0.0)])
+    x = 2 * torch.rand(3, 2, 4, 4, generator=seeded(14)) - 1
+    given = channel.draw(x, seeded(15))
+    measured = channel.undistorted(given)
+    assert channel.nearest_linear(given) is None
+    assert (channel.surrogate.residual_chi2(measured, x) < 2).all()
+
+
 # The luminance table of JPEG's quality 50 (ITU-T T.81, Annex K).
 LUMINANCE = """
 16 11 10 16 24 40 51 61     12 12 14 19 26 58 60 55     14 13 16 24 40 57 69 56
