@@ -274,7 +274,7 @@ def test_what_is_refused(run: diffem.Result, tmp_path: Path) -> None:
     shutil.copytree(run.path, damaged)
     chunk = next((damaged / "reconstructions" / "round_001").glob("*.npy"))
     chunk.write_bytes(chunk.read_bytes()[:-4] + b"abcd")
-    with pytest.raises(UserError, match=r"chunk_\d+.npy is damaged"):
+    with pytest.raises(UserError, match=r"chunk_\d+.npy is missing or damaged; move"):
         export_run(damaged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export_run(damaged, tmp_path / "out", reconstructions=None)  # which are not needed then
