@@ -11,7 +11,7 @@ from diffem.corruption.operator import LinearOperator
 
 
 class Composition(LinearOperator):
-    """Several operators, one after another. Its spectrum is not at hand: y is not fused.
+    """Several operators, one after another. Its spectrum is not at hand.
 
     φ is that of all operators, flattened and side by side.
 

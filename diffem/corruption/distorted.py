@@ -138,12 +138,8 @@ class DistortedChannel(Channel):
         return Measurement(weights * mean, seen, smallest.sqrt()[:, None])
 
     def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
-        """Returns the surrogate and its measurements.
-
-        None if a distortion cannot be undone, or an operator that mixes entries was before it:
-        the surrogate has no spectrum then, by which alone y is fused.
-        """
-        if not (self._all_undone and self._diagonal):
+        """Returns the surrogate and its measurements; None if a distortion cannot be undone."""
+        if not self._all_undone:
             return None
         return self.surrogate, self.undistorted(measurement)
 

@@ -16,8 +16,7 @@ class MultiCoil(Fourier):
 
     y holds the real parts of all C coils and then the imaginary ones, (2 C, H, W). F, the lines
     and the noise, independent and of one σ_y in all coils, are those of `Fourier`; whiten
-    measurements whose coils' noise is correlated. AᵀA has no basis at hand, so that y is not
-    fused.
+    measurements whose coils' noise is correlated. AᵀA has no basis at hand.
 
     Arguments:
         shape: The shape of x: (2, H, W) for complex images, whose channels are the real and the

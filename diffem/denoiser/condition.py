@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption import ENTRIES, Channel, LinearChannel, Measurement, Spectrum
 from diffem.corruption.operator import expand
+from diffem.denoiser.consistency import Consistency
 from diffem.runtime.errors import UserError
 
 
@@ -21,6 +22,8 @@ class Condition(NamedTuple):
     """The inverse variance s² / σ_y² of each measured coefficient, against (B, *shape)."""
     information: Tensor
     """Precision times measured value, Vᵀ Aᵀ y / σ_y², against (B, *shape)."""
+    consistency: Consistency | None = None
+    """What y says of x where its operator has no spectrum."""
 
     def masked(self, keep: Tensor) -> "Condition":
         """Returns the condition of the samples where keep, (B,), is 1, and none where it is 0."""
@@ -30,6 +33,7 @@ class Condition(NamedTuple):
             self.spectrum,
             self.precision * weight,
             self.information * weight,
+            None if self.consistency is None else self.consistency.masked(keep),
         )
 
 
@@ -73,12 +77,13 @@ class Conditioning:
     Arguments:
         maps: Whether the network sees the operator (the mask, the blur's width, the matrix). The
             embedding of a channel that is not linear is its own: nothing can be left out.
-        fuse: Whether y is fused with x_t before the network, which takes a linear channel of
-            known spectrum; otherwise y reaches the denoiser by its embedding alone, as in the
-            paper. None fuses where the channel allows it. Noise that is not Gaussian is fused by
-            the variance that y itself suggests, and y of a channel that is not linear as one of
-            the linear channel that comes nearest: this preconditions the network and loses
-            nothing, since the network sees y too.
+        fuse: Whether y is fused with x_t before the network or, where the operator has no
+            spectrum, with what the network makes of x_t; otherwise y reaches the denoiser by its
+            embedding alone, as in the paper. None fuses where the channel is linear or comes
+            near to one that is. Noise that is not Gaussian is fused by the variance that y itself
+            suggests, and y of a channel that is not linear as one of the linear channel that
+            comes nearest: this preconditions the network and loses nothing, since the network
+            sees y too.
     """
 
     def __init__(self, *, maps: bool = True, fuse: bool | None = None) -> None:
@@ -110,16 +115,18 @@ class Conditioning:
         nearest = None if self.fuse is False else channel.nearest_linear(measurement)
         if nearest is not None:
             linear, seen = nearest
+            var = linear.estimated_variance(seen)
             if spectrum is None:
                 spectrum = linear.spectrum(seen.operator)
-            if spectrum is not None:
-                var = linear.estimated_variance(seen)
-                fused = measured_coefficients(linear, seen, spectrum, var)
-                return Condition(embedding, spectrum, *fused)
+            if spectrum is None:
+                consistency = Consistency.of(linear, seen, var)
+                return embedding_only(embedding)._replace(consistency=consistency)
+            fused = measured_coefficients(linear, seen, spectrum, var)
+            return Condition(embedding, spectrum, *fused)
         if self.fuse:
             raise UserError(
                 "method.condition.fuse=true needs a channel that is linear, or comes near to one "
-                f"(saturation, quantisation, gamma), of known spectrum, got {channel}; set it to "
+                f"(saturation, quantisation, gamma, impulse, rician), got {channel}; set it to "
                 "null"
             )
         return embedding_only(embedding)

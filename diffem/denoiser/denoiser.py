@@ -8,7 +8,8 @@ measurement z̄ of variance σ²:
     1/σ² = α_t²/σ_t² + s²/σ_y²,   z̄ = σ² Vᵀ (α_t x_t / σ_t² + Aᵀ y / σ_y²)
 
 EDM's preconditioning follows with this σ, coefficient by coefficient. Where y measures nothing
-(missing pixels, no spectrum, no measurement at all) it is EDM's own.
+(missing pixels, no measurement at all) it is EDM's own. Where AᵀA has no basis at hand, y is
+brought into the output (`diffem.denoiser.consistency`).
 """
 
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class Denoiser(AzulaDenoiser):
         noise_level = torch.log(sigma_t / alpha_t)
         z = x_t / expand(alpha_t, x_t)
         precision = expand((alpha_t / sigma_t) ** 2, x_t)
+        estimated = 1 + precision  # of the output without y
         spectrum, embedding = Spectrum(ENTRIES, precision), None
         if condition is not None:
             spectrum, embedding = condition.spectrum, condition.embedding
@@ -84,7 +86,10 @@ class Denoiser(AzulaDenoiser):
         if output.requires_grad:
             output.register_hook(self._count)
         output = spectrum.analyse(output.to(x_t.dtype))
-        return DiracPosterior(spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output))
+        mean = spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output)
+        if condition is not None and condition.consistency is not None:
+            mean = condition.consistency.correct(mean, estimated)
+        return DiracPosterior(mean)
 
     def fused_noise(self, noise: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns white noise given the variance of the fused measurement, (B, *shape).

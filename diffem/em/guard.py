@@ -1,7 +1,8 @@
 """The guard of E-steps: networks draw new reconstructions once one predicts better than the init.
 
-A part h of what each held-out y measured is hidden: entries of y where the operator can go
-without them, a part that is split off by the noise elsewhere. x̂ is drawn given the rest, and what
+A part h of what each held-out y measured is hidden: entries of y that other measurements lack, so
+that a network has learned to go without them; where there are none, a part that is split off by
+the noise. x̂ is drawn given the rest, and what
 it would have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
 
     E‖ĥ - h‖ - ½ E‖ĥ - ĥ'‖
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, LinearChannel, Measurement
+from diffem.corruption import Channel, LinearChannel, LinearOperator, Measurement
 from diffem.data.measurements import MeasurementSet
 from diffem.posterior import Posterior, sample_chunks
 from diffem.runtime.ranges import check
@@ -23,6 +24,7 @@ from diffem.runtime.rng import Key, generator
 
 DRAWS = 2  # of each posterior: the fewest that the energy score takes
 FEW = 16  # of fewer measurements the score is mostly chance
+OTHERS = 64  # drawn parameters of operators, which show what measurements lack
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Guard:
         """
         if not isinstance(channel, LinearChannel):
             return False
-        operator, any_key = channel.forward_operator, generator("fits")
-        return operator.leave_out(operator.draw(1, any_key), 0.5, any_key) is not None
+        spared = spared_entries(channel.forward_operator)
+        return spared is not None and bool(spared.any())
 
     def scores(
         self,
@@ -123,6 +125,19 @@ class Hidden:
         return self.rest.select(index)
 
 
+def spared_entries(operator: LinearOperator) -> Tensor | None:
+    """Returns which of φ some operators leave out and others do not, (*P); None without any.
+
+    Of what every measurement has, such as the middle of k-space, a network learns nothing without.
+    """
+    drawn = operator.draw(OTHERS, generator("spared entries"))
+    nothing = operator.leave_out(drawn, 1.0, generator("spared entries"))
+    if nothing is None:
+        return None
+    lacking = (drawn == nothing) | (drawn.isnan() & nothing.isnan())
+    return lacking.any(dim=0) & ~lacking.all(dim=0)
+
+
 def hide(
     channel: LinearChannel, measurement: Measurement, fraction: float, *, key: tuple[Key, ...]
 ) -> Hidden:
@@ -136,12 +151,14 @@ def hide(
     """
     y, operator, noise = measurement
     left = channel.forward_operator.leave_out(operator, fraction, generator(*key))
+    spared = spared_entries(channel.forward_operator)
     measured = channel.measured_mask(y, operator).expand_as(y)
-    if left is None:
+    if left is None or spared is None or not spared.any():
         parts = channel.noise.split(y, noise, fraction, generator(*key))
         assert parts is not None
         rest, target = (Measurement(part * measured, operator, own) for part, own in parts)
         return Hidden(rest, target, measured)
+    left = torch.where(spared, left, operator)
     entries = measured - channel.measured_mask(y, left)
     some = entries.flatten(1).any(dim=1)
     target, entries = measurement.select(some), entries[some]

@@ -18,7 +18,10 @@ CORRUPTIONS = {
 @pytest.mark.parametrize("method", ["diffem", "em_mmps", "em_dps"])
 def test_methods_that_need_none_train(method: str, corruption: str, tmp_path: Path) -> None:
     run = run_here(tmp_path / "run", f"method={method}", *CORRUPTIONS[corruption])
-    assert json.loads((run / "summary.json").read_text())["final"]["psnr"] > 0
+    final = json.loads((run / "summary.json").read_text())["final"]
+    assert final["psnr"] > 0
+    if method == "diffem":  # y is fused: a network that has hardly learned is consistent with it
+        assert final["residual_chi2"] < 2
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -30,10 +33,6 @@ def test_methods_that_need_none_train(method: str, corruption: str, tmp_path: Pa
             for method in ("em_pigdm", "em_pnp", "fast_em", "em_mmps_cov_t", "em_mmps_identity")
         ),
         ("method.objective.imputed=0", "method.objective.imputed=0 needs the spectrum of the op"),
-        (
-            "method.condition.fuse=true",
-            "method.condition.fuse=true needs a channel that is",
-        ),
     ],
 )
 def test_what_needs_one_is_refused(

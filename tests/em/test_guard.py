@@ -12,10 +12,14 @@ from torch import Tensor
 
 from diffem.corruption import (
     Denoising,
+    Fourier,
     GaussianNoise,
     LinearGaussianChannel,
+    LinearOperator,
     Mask,
     Measurement,
+    Radon,
+    Weighting,
     make_channel,
 )
 from diffem.corruption.recorded import Recorded
@@ -99,6 +103,36 @@ def test_recorded_masks_are_hidden_too() -> None:
     operator = Recorded(CHANNEL.forward_operator, measurements.select(slice(None)).operator)
     recorded = measurements.under(CHANNEL.with_operator(operator))
     assert score(Normal(0, 1), recorded) == score(Normal(0, 1), measurements)
+
+
+def test_what_every_measurement_has_is_not_hidden() -> None:
+    """The middle of k-space is always there: a network has not learned to go without."""
+    channel = make_channel(Fourier((1, 6, 8), acceleration=2, centre=0.25), GaussianNoise(STD))
+    measurement = channel.draw(torch.zeros(200, 1, 6, 8), generator("always"))
+    task = hide(channel, measurement, 0.5, key=(0, "guard"))
+    hidden = task.entries.flatten(0, 2).mean(dim=0)
+    assert (hidden[3:5] == 0).all() and (hidden[[0, 1, 2, 5, 6, 7]] > 0.1).all()
+    assert (task.rest.operator[..., 3:5] == 1).all()
+    assert Guard.holds_back(channel)
+
+
+ALWAYS_THERE: dict[str, LinearOperator] = {
+    "weights": Weighting((1, 4, 4), ratio=[1, 3]),
+    "projections": Radon((1, 4, 4), angles=3),
+    "one mask": Recorded(Mask((1, 4, 4), rho=0.5), torch.eye(4).expand(20, 1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ALWAYS_THERE)
+def test_where_all_measure_the_same_a_part_is_split_off_by_the_noise(name: str) -> None:
+    channel = make_channel(ALWAYS_THERE[name], GaussianNoise(STD))
+    measurement = channel.draw(torch.zeros(20, 1, 4, 4), generator("always"))
+    task = hide(channel, measurement, 0.25, key=(0, "guard"))
+    assert torch.equal(task.rest.operator, measurement.operator)
+    measured = channel.measured_mask(measurement.y, measurement.operator)
+    assert torch.equal(task.entries, measured.expand_as(measurement.y))
+    torch.testing.assert_close(task.rest.noise, STD / 0.75**0.5 * torch.ones(20, 1))
+    assert not Guard.holds_back(channel) and Guard.fits(channel)
 
 
 def test_few_measurements_have_no_score() -> None:
