@@ -138,8 +138,12 @@ class DistortedChannel(Channel):
         return Measurement(weights * mean, seen, smallest.sqrt()[:, None])
 
     def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
-        """Returns the surrogate and its measurements; None if a distortion cannot be undone."""
-        if not self._all_undone:
+        """Returns the surrogate and its measurements.
+
+        None if a distortion cannot be undone, or an operator that mixes entries was before it:
+        the surrogate has no spectrum then. What it says is too rough to correct an output by.
+        """
+        if not (self._all_undone and self._diagonal):
             return None
         return self.surrogate, self.undistorted(measurement)
 
