@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 from command import ROOT
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffem.cli.compose import check_config
+from diffem.cli.composition import compose
 from diffem.cli.data import check_noise
 from diffem.cli.parts import build_module, build_student
 from diffem.config.allow_list import ALLOWED
@@ -103,8 +103,7 @@ def composed(choice: str) -> DictConfig:
     kept = [o for o in TINY if o.partition(".")[0] not in groups]
     keys = {o.partition("=")[0] for o in given}
     kept = [o for o in kept if o.partition("=")[0] not in keys]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*kept, *given])
+    cfg = compose([*kept, *given])
     if "dataset=manifold" in given:
         cfg.dataset.train, cfg.dataset.heldout = 60, 8
     if "network" in groups:
