@@ -93,7 +93,8 @@ def test_what_is_refused_by_the_channel_imports_torch_alone(tmp_path: Path) -> N
     for given in ("corruption.rho=2", "+assumed.rho=2"):
         imported, output = imported_by(given, f"run_dir={tmp_path / 'run'}")
         assert "error: corruption.rho must be a number in [0, 1), got 2" in output
-        assert set(imported) <= {"torch", "azula", "numpy"}
+        # The probe sees what is imported: without torch no channel is built.
+        assert {"torch"} <= set(imported) <= {"torch", "azula", "numpy"}
 
 
 def told(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
@@ -224,8 +225,3 @@ def test_where_slurm_is_installed_nothing_is_said_of_srun(
     with pytest.warns(UserWarning, match="srun"), warnings.catch_warnings():
         warnings.simplefilter("always")
         make()  # the warning is there still
-
-
-def test_the_probe_sees_what_is_imported(tmp_path: Path) -> None:
-    imported, output = imported_by("em.batch_size=0", f"run_dir={tmp_path / 'run'}")
-    assert "error: em.batch_size must be" in output and {"torch", "lightning"} <= {*imported}
