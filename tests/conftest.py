@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from short_hydra import shorten
+from warm_python import save_white
 
 LONG = (  # files of half a minute or more; they are few tests, or many
     *("test_any_device", "test_docs", "test_every_number_has_a_range", "test_train"),
@@ -44,4 +45,12 @@ def short_hydra() -> Iterator[None]:
     """Composes without what Hydra does not use."""
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def white_figures() -> Iterator[None]:
+    """Draws no figures, where a file's tests do not look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", save_white)
         yield
