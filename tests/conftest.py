@@ -8,11 +8,12 @@ import pytest
 from short_hydra import shorten
 from warm_python import save_white
 
-LONG = (  # files of half a minute or more; they are few tests, or many
+LONG = (  # files of half a minute, and what would come last
     *("test_any_device", "test_docs", "test_every_number_has_a_range", "test_train"),
     *("test_export", "test_nothing_is_ignored", "test_bad_input", "test_sweep", "test_compare"),
     *("test_ways_in", "test_launch", "test_run_dir", "test_registry_is_harmless"),
     *("test_extending", "test_notebooks", "test_trust_study", "test_unseen", "test_wheel"),
+    *("test_structure", "test_sequences", "test_bench", "test_invariants", "test_result"),
 )
 
 
