@@ -61,6 +61,7 @@ REFUSED = {  # by the configuration, and what is said
     "sampler._target_=os.system": "error: sampler._target_=os.system is not allowed",
     "trainer.strategy=fsdp": "error: trainer.strategy must be one of",
     "sampler.steps=0": "error: sampler.steps must be a whole number",
+    "em.rounds=0": "error: em.rounds must be a whole number of at least 1, got 0",
     "resume=/nowhere": "error: resume=/nowhere: no run is there",
 }
 
