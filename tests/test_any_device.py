@@ -95,12 +95,13 @@ CUDA = torch.device("cuda")
 N = 4
 IMAGE, VECTOR = (3, 8, 8), (6,)
 SCHEDULE = VESchedule(0.02, 20.0)
-DDPM = partial(DDPMSampler, steps=4)
+STEPS = 2  # the first and the last; as many as the order of multistep
+DDPM = partial(DDPMSampler, steps=STEPS)
 SAMPLERS: dict[str, SamplerFactory] = {
-    path.stem: partial(build_sampler({"sampler": OmegaConf.load(path)}), steps=4)
+    path.stem: partial(build_sampler({"sampler": OmegaConf.load(path)}), steps=STEPS)
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml"))
 }
-SAMPLERS["sde with bounds"] = partial(bounded(SDESampler, Bounds(-1.0, 1.0)), steps=4)
+SAMPLERS["sde with bounds"] = partial(bounded(SDESampler, Bounds(-1.0, 1.0)), steps=STEPS)
 OPERATORS: dict[str, LinearOperator] = {
     "mask": Mask(IMAGE, rho=0.5),
     "mask of vectors": Mask(VECTOR, rho=0.5),

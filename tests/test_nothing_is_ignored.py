@@ -7,9 +7,9 @@ refuses the choice in one sentence. Each key of the objective changes the loss, 
 corruption and its noise the measurement, each of an init round 0.
 """
 
+import pickle
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,12 +17,12 @@ from typing import Any, cast
 import pytest
 import torch
 from command import ROOT
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli.checks import unused_settings
 from diffem.cli.compose import check_config
+from diffem.cli.composition import compose
 from diffem.cli.parts import build_module
 from diffem.config.build import build
 from diffem.corruption import (
@@ -124,6 +124,7 @@ REFUSED |= {(m, "reflected") for m in NAMES["method"] if m != "reflected"}
 REFUSED |= {("reflected", s) for s in NAMES["sampler"] if s != "reflected"}
 
 
+@cache
 def load(group: str, name: str) -> DictConfig:
     """Returns a file of conf/ on top of its defaults in its own group."""
     cfg = OmegaConf.load(CONF / group / f"{name}.yaml")
@@ -197,13 +198,17 @@ STARTED = [
 @cache
 def composed(*overrides: str) -> DictConfig:
     """Returns the config of a command line."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+    return compose(overrides)
+
+
+def copied(cfg: DictConfig) -> DictConfig:
+    """Returns a copy of a config; by `deepcopy` it takes several times as long."""
+    return pickle.loads(pickle.dumps(cfg))
 
 
 def config(*overrides: str) -> DictConfig:
     """Returns a tiny problem with the first value of each key of `VALUES` that it has."""
-    cfg = deepcopy(composed(*overrides))
+    cfg = copied(composed(*overrides))
     for key, (value, _) in VALUES.items():
         # cov_t's variance is its point, and a null would be no number to start from.
         keep = key.endswith("covariance.variance") or key.startswith("corruption")
@@ -223,7 +228,7 @@ def changed(cfg: DictConfig, key: str) -> DictConfig:
     """Returns a config with another value of a key."""
     name = re.sub(r"\.parts\.\d+", "", key)
     assert name in VALUES, f"say in VALUES how to change {name}"
-    cfg = deepcopy(cfg)
+    cfg = copied(cfg)
     values = [value for value in VALUES[name] if value != OmegaConf.select(cfg, key)]
     OmegaConf.update(cfg, key, values[-1])
     return cfg

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from command import ROOT
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from diffem.cli.composition import compose
 from diffem.cli.parts import build_module
 from diffem.cli.study import known_studies, read_study
 from diffem.config.build import build
@@ -108,8 +108,7 @@ def test_groups_target_their_folders() -> None:
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*overrides, "run_dir=/tmp/unused"])
+    return compose([*overrides, "run_dir=/tmp/unused"])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -1,11 +1,11 @@
 """bench/trust.py: rank correlations by known numbers, and the tables of runs of seconds."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command import SHORT, train
+from command import SHORT, run_jobs
 
 from bench.trust import (
     STOP,
@@ -21,7 +21,6 @@ from bench.trust import (
 from diffem.cli.comparison import compare
 from diffem.cli.launch import quiet
 from diffem.cli.study import Study, read_study
-from diffem.runtime.process import Job
 
 PSNRS = (20.0, 22.0, 21.0, 23.0)
 
@@ -69,10 +68,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "trust"
     common = (*SHORT, "corruption=mask", "em.rounds=3", "em.guard=null", "prior=null")
     rows = {"a": ("method=diffem",), "b": ("method=em_pigdm",)}
-
-    def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object]) -> None:
-        for job in jobs:
-            train(*job.overrides, f"run_dir={job.run_dir}")
 
     with quiet(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffem.cli.comparison.run_jobs", run_jobs)

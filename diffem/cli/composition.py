@@ -6,9 +6,10 @@ and leaves some errors as tracebacks.
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra import initialize_config_dir
@@ -34,7 +35,14 @@ DIGITS = 1000
 
 
 class CheckedFileSource(FileConfigSource):
-    """Reads choices from a folder, and checks each file before it is built."""
+    """Reads choices from a folder, and checks each file before it is built.
+
+    Attributes:
+        built: What files of a place and content were built to. Hydra changes what it is given,
+            a copy, which takes a quarter of the time; a run composes some twenty files four times.
+    """
+
+    built: ClassVar[dict[tuple[str, str, bytes], ConfigResult]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Returns a file's configuration.
@@ -45,7 +53,14 @@ class CheckedFileSource(FileConfigSource):
         """
         if ".." in PurePosixPath(config_path).parts:
             raise UserError(f"{config_path} leads out of the folder of choices; give a name")
-        check_yaml(Path(self.path) / self._normalize_file_name(config_path))
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        check_yaml(file)
+        key = (self.provider, str(file), file.read_bytes())
+        if key not in self.built:
+            self.built[key] = self._build(config_path)
+        return deepcopy(self.built[key])
+
+    def _build(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
         try:
             check_interpolations(OmegaConf.to_container(result.config, resolve=False))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.errors import HydraException
 
 from diffem.cli.compose import compose_config, compose_run
@@ -24,6 +25,14 @@ def test_a_run_is_composed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert compose_run([*given, "seed=7"], tmp_path).seed == 7
     assert composed == [[*given, "seed=7"]]
     assert "hydra" not in compose_config(given)
+
+
+def test_a_file_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building the files takes a third of composing; what Hydra changes of one is a copy."""
+    given = ["corruption=blur", "method=em_mmps", "run_dir=runs/one"]
+    first = compose_config(given)
+    monkeypatch.setattr(FileConfigSource, "load_config", None)
+    assert compose_config(given) == first
 
 
 def test_a_file_of_one_s_own_is_read_again(tmp_path: Path) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import torch
 from command import ROOT, SHORT, train
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from test_ways_in import Place
 
-from diffem.cli.composition import CONF
+from diffem.cli.composition import CONF, compose
 from diffem.config.allow_list import ALLOWED, check_targets
 from diffem.config.build import build
 from diffem.config.hydra_node import TARGETS
@@ -68,9 +67,7 @@ _installed: list[object] = []
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides))
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain = OmegaConf.to_container(compose(overrides), resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -30,9 +30,11 @@ from diffem.result import PosteriorSampler, read_weights
 from diffem.result.result import newest_round
 from diffem.runtime.rng import generator
 
+pytestmark = pytest.mark.usefixtures("white_figures")
 TINY = (
     *("em.steps_per_round=4", "em.chunk_size=16", "network.channels=[16]", "network.blocks=[1]"),
     *("sampler.steps=4", "prior.steps=3", "metric.prior=8", "metric.samples=2"),
+    *("init.iterations=1", "init.components=2"),
 )
 LOW, HIGH = 100.0, 1000.0  # the range of the test's units
 
