@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from short_hydra import shorten
 from warm_python import save_white
 
 LONG = (  # files of half a minute, and what would come last
@@ -38,14 +37,6 @@ def no_fsync() -> Iterator[None]:
     """Processes are killed here, and not the machine: what was written is there without it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def short_hydra() -> Iterator[None]:
-    """Composes without what Hydra does not use."""
-    with pytest.MonkeyPatch.context() as patch:
-        shorten(patch.setattr)
         yield
 
 

@@ -87,7 +87,6 @@ def serve() -> dict[str, Any] | None:
     """
     for name in LIBRARIES:
         import_module(name)
-    import_module("short_hydra").shorten(setattr)
     import_module("matplotlib.figure").Figure.savefig = save_white
     gc.freeze()  # the collector of a fork would copy all pages
     for line in sys.stdin:
