@@ -62,6 +62,16 @@ BAD = [
     ),
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
+    # It was told that noise can be learned, which was then refused.
+    (["corruption=gamma", "corruption.learn=[gamma]"], "Gamma is none; choose corruption.learn=[]"),
+    (
+        ["corruption=jpeg", "method.condition.fuse=true"],
+        "that can be undone (saturation, quantisation, gamma, impulse, rician) after what scales",
+    ),
+    (
+        ["corruption=saturation", "method=em_mmps"],
+        "choose method=diffem, which takes every channel, or a corruption with a linear operator",
+    ),
     (
         ["corruption=blur", "corruption.learn=[sigma]", "corruption.sigma=[0.5,2]"],
         "corruption.sigma must be one number, the start, where corruption.learn names it",
