@@ -158,8 +158,8 @@ def check_learns_nothing(learn: Sequence[str], distortions: Sequence[Distortion]
     """
     if learn:
         raise UserError(
-            f"corruption.learn={list(learn)} needs a linear channel, and {distortions[0]} is none; "
-            "choose corruption.learn=[]"
+            f"corruption.learn={list(learn)} needs a linear channel, and {distortions[0]} is "
+            "none; choose corruption.learn=[]"
         )
 
 

@@ -63,7 +63,7 @@ BAD = [
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
     # It was told that noise can be learned, which was then refused.
-    (["corruption=gamma", "corruption.learn=[gamma]"], "Gamma is none; choose corruption.learn=[]"),
+    (["corruption=gamma", "corruption.learn=[gamma]"], "Gamma is none; choose corruption.learn="),
     (
         ["corruption=jpeg", "method.condition.fuse=true"],
         "that can be undone (saturation, quantisation, gamma, impulse, rician) after what scales",

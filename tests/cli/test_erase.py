@@ -284,7 +284,7 @@ def test_a_run_in_float16_is_erased_from_without_a_gpu(
     """It was refused with the advice to give another trainer.precision, which nothing takes."""
     run, of = shutil.copytree(erased[0], tmp_path / "run"), erase_source.Source.of
 
-    def in_float16(*arguments: Any, **named: Any) -> Source:  # noqa: ANN401
+    def in_float16(*arguments: Any, **named: Any) -> Source:
         source = of(*arguments, **named)
         sampling = replace(source.result.posterior.sampling, precision="16-mixed")
         source.result.posterior.sampling = sampling
