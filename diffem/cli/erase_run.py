@@ -200,6 +200,6 @@ def _settings(source: Source) -> list[str]:
     if precision == "16-mixed" and accelerator != "gpu":  # which a run needs a GPU for
         precision = precision_of("auto", accelerator)
     kept += [f"trainer.accelerator={accelerator}", f"trainer.precision={precision}"]
-    if device.index:
+    if accelerator == "gpu" and device.index:  # of cpu:1 it means nothing
         kept.append(f"trainer.devices=[{device.index}]")
     return [*kept, f"withdrawn=${{run_dir}}/{WITHDRAWN}"]

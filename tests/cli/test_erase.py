@@ -296,7 +296,7 @@ def test_a_run_in_float16_is_erased_from_without_a_gpu(
     assert "16-mixed" in file.read_text()
     code, text = said(
         erase.main, run, "--rows", erased[0].parent / "rows.txt", "--out", tmp_path / "new",
-        "--steps", 1, "--device", "cpu",
+        "--steps", 1, "--device", "cpu:3",  # which is the CPU, as for other commands
     )  # fmt: skip
     assert code == 0, text
     overrides = (tmp_path / "new/.hydra/overrides.yaml").read_text()
