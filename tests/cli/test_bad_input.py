@@ -62,6 +62,11 @@ BAD = [
     ),
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
+    (["em.guard.hidden=1e-300"], "em.guard.hidden must be in [0.001, 0.999], got"),  # hid nothing
+    (
+        ["corruption=gamma", "corruption.gamma=100", "corruption.noise.std=3"],
+        "that are not finite; give its parameters and corruption.noise less extreme values",
+    ),
     # It was told that noise can be learned, which was then refused.
     (["corruption=gamma", "corruption.learn=[gamma]"], "Gamma is none; choose corruption.learn="),
     (
