@@ -106,7 +106,8 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
     counts = accelerator == "auto" and devices != 1
     gpus = _gpu_count() if counts or accelerator in ("gpu", "cuda") else 0
     cores = os.cpu_count() or 1
-    if accelerator in ("gpu", "cuda") and gpus == 0:
+    lacks_gpu = accelerator in ("gpu", "cuda") and gpus == 0
+    if lacks_gpu or (accelerator == "mps" and not _has_mps()):
         raise UserError(
             f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
             "trainer.accelerator=cpu or auto"
@@ -125,6 +126,12 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
         f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), or auto, "
         f"got {devices!r}"
     )
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
 
 
 def _gpu_count() -> int:

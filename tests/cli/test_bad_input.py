@@ -44,6 +44,11 @@ BAD = [
     (["prior.steps=0"], "prior.steps must be a whole number of at least 1, got 0"),
     (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be in [1, "),
     (["trainer.accelerator=abacus"], "abacus"),
+    # The sentence was Lightning's, after the run directory was opened.
+    (
+        ["trainer.accelerator=mps"],
+        "torch finds no GPU on this machine; use trainer.accelerator=cpu",
+    ),
     (["trainer.accelerator=cpu", "trainer.num_nodes=2"], "started by torchrun or srun (docs/clu"),
     (
         ["dataset=fashion_mnist", "dataset.path=/nowhere"],
