@@ -12,12 +12,13 @@ certificate.
 
 import hashlib
 import io
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 
@@ -69,19 +70,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"--out={chosen.out} is in {chosen.run}, which is to be deleted; give another "
                 "folder"
             )
-        shown = io.StringIO()
+        shown = io.StringIO()  # said when the folder is there
         with new_folder(chosen.out, size=source.size) as folder:
             try:
-                with redirect_stdout(shown), finite_numbers(chosen.lr):
+                with named(folder, chosen.out, shown), finite_numbers(chosen.lr):
                     record = erase(source, folder, chosen)
             finally:
                 unlock_folder(folder)
             name_run(folder, chosen.out.absolute())
-            text = shown.getvalue().replace(str(folder), str(chosen.out))
         # The page that is there names the folder of before.
         LivePage(chosen.out).write(RunStatus(State.FINISHED))
-        plain_console().print(text, end="", soft_wrap=True)
+        plain_console().print(shown.getvalue(), end="", soft_wrap=True)
         report(record, chosen)
+
+
+class Renaming:
+    """A stream of texts in which a name is replaced by another.
+
+    Arguments:
+        stream: Where the texts go.
+        before: The name in them.
+        after: The other name.
+    """
+
+    def __init__(self, stream: TextIO, before: str, after: str) -> None:
+        self.stream, self.before, self.after = stream, before, after
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of the stream
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text with the other name."""
+        return self.stream.write(text.replace(self.before, self.after))
+
+
+@contextmanager
+def named(folder: Path, out: Path, shown: TextIO) -> Iterator[None]:
+    """Opens a scope in which all that is said of the new run names the folder that it will have.
+
+    Arguments:
+        folder: The folder under its temporary name.
+        out: The folder that it will be.
+        shown: Where what would go to stdout is written.
+    """
+    names = str(folder), str(out)
+    try:
+        with (
+            redirect_stdout(cast(TextIO, Renaming(shown, *names))),
+            redirect_stderr(cast(TextIO, Renaming(sys.stderr, *names))),
+        ):
+            yield
+    except UserError as error:
+        raise UserError(str(error).replace(*names)) from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from diffem.data.withdrawn import read_names, written
 from diffem.denoiser import Denoiser
 from diffem.em.init import KEPT_WEIGHTS, FromCheckpoint
 from diffem.em.state import EMState
+from diffem.runtime.device import precision_of
 from diffem.storage.atomic import read_json, sha256, write_file
 from diffem.storage.checkpoint import (
     before_e_step,
@@ -38,7 +39,7 @@ from diffem.storage.run_dir import WITHDRAWN, open_run, resumed_arguments, save_
 REPLACED = (  # settings of the run that do not hold for the new one
     *("withdrawn", "em.rounds", "em.seconds", "em.nfe", "em.stop", "em/stop", "em.refresh"),
     *("em.warm_start", "dataset.range", "trainer.accelerator", "trainer.devices"),
-    *("trainer.num_nodes", "trainer.strategy", "strategy"),
+    *("trainer.num_nodes", "trainer.precision", "trainer.strategy", "strategy"),
 )
 
 
@@ -76,7 +77,7 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     write_file(folder / WITHDRAWN, lambda file: file.write(lines.encode()))
     # Before the run is opened: as in every run, the shape that files have is a part of it.
     train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
-    open_run(cfg, HydraConfig.get(), precision=source.result.posterior.sampling.precision)
+    open_run(cfg, HydraConfig.get(), precision=cfg.trainer.precision)
     objective = build(cfg.method.objective, "method.objective")
     m_step = build_module(cfg, objective, train.channel, "m_step").m_step
     if m_step.clean is not None:
@@ -194,7 +195,11 @@ def _settings(source: Source) -> list[str]:
     if source.cfg.dataset.get("range") is not None:
         kept.append(f"dataset.range=[{scale.low},{scale.high}]")  # as the weights know it
     device = source.result.posterior.sampling.device
-    kept.append(f"trainer.accelerator={'gpu' if device.type == 'cuda' else device.type}")
-    if device.index:
+    accelerator = "gpu" if device.type == "cuda" else device.type
+    precision = source.result.posterior.sampling.precision
+    if precision == "16-mixed" and accelerator != "gpu":  # which a run needs a GPU for
+        precision = precision_of("auto", accelerator)
+    kept += [f"trainer.accelerator={accelerator}", f"trainer.precision={precision}"]
+    if accelerator == "gpu" and device.index:  # of cpu:1 it means nothing
         kept.append(f"trainer.devices=[{device.index}]")
     return [*kept, f"withdrawn=${{run_dir}}/{WITHDRAWN}"]

@@ -27,7 +27,7 @@ from diffem.runtime.progress import progress_bar, warn
 from diffem.runtime.ranges import check
 from diffem.runtime.rank import global_rank
 from diffem.storage.atomic import sha256, write_file
-from diffem.storage.checkpoint import digests, record_digest
+from diffem.storage.checkpoint import digests, record_digest, was_saved
 from diffem.storage.reconstructions import wait_until
 from diffem.storage.run_dir import read_settings
 
@@ -76,7 +76,7 @@ def open_earlier(
         shape: The shape of the run's images.
         device: Where to sample; None for the GPU if there is one.
         trust: Packages besides diffem whose classes the earlier run's settings may name.
-        otherwise: What else to do where the copy is damaged and the earlier run is gone.
+        otherwise: What else to do where the copy is lost and the earlier run is gone.
 
     Raises:
         UserError: If the earlier run is not finished, is of other images or lacks what the
@@ -88,11 +88,11 @@ def open_earlier(
     try:
         earlier = load(memory.path, device=device, trust=trust)
     except UserError as error:
-        if not kept.is_file():
+        if not was_saved(kept):
             raise UserError(f"memory.path: {error}") from error
         raise UserError(
-            f"{kept} is damaged, and cannot be made again from memory.path: {error}; put one of "
-            f"them back, or {otherwise}"
+            f"{kept} is missing or damaged, and cannot be made again from memory.path: {error}; "
+            f"put one of them back, or {otherwise}"
         ) from error
     if isinstance(memory, Generative):
         if earlier.prior is None:
@@ -100,10 +100,11 @@ def open_earlier(
                 f"memory=generative needs a prior, and {memory.path} has none; train that run "
                 "with one, or choose memory=replay or none"
             )
-    elif (own := weights_folder(memory.path) / MEMORY).is_file() and read_kept(own) is None:
+    elif was_saved(own := weights_folder(memory.path) / MEMORY) and read_kept(own) is None:
         raise UserError(
-            f"memory.path: {own} is damaged, which has what {memory.path} kept of the runs before "
-            "it; put it back, or choose memory=generative, which takes a prior, or memory=none"
+            f"memory.path: {own} is missing or damaged, which has what {memory.path} kept of the "
+            "runs before it; put it back, or choose memory=generative, which takes a prior, or "
+            "memory=none"
         )
     if earlier.channel.shape != tuple(shape):
         raise UserError(

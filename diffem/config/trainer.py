@@ -65,6 +65,24 @@ def _check_choice(key: str, value: object, allowed: tuple[object, ...]) -> None:
         raise UserError(f"trainer.{key} must be one of {known}, got {value!r}")
 
 
+def check_precision(precision: str, accelerator: str) -> None:
+    """Refuses a precision that no device here has.
+
+    Arguments:
+        precision: `trainer.precision`.
+        accelerator: `trainer.accelerator`.
+
+    Raises:
+        UserError: If it is 16-mixed and there is no GPU.
+    """
+    if precision == "16-mixed" and (accelerator in ("cpu", "mps") or not _gpu_count()):
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; resume a run that began with it on a machine "
+            "with one, and start a new one with trainer.precision=auto, which is bf16-mixed where "
+            "the processor has bfloat16, and otherwise 32-true"
+        )
+
+
 def check_strategy(strategy: object) -> None:
     """Checks a trainer's strategy: a name, or a part with a `_target_`.
 
@@ -83,22 +101,18 @@ def check_strategy(strategy: object) -> None:
 def _check_devices(trainer: Mapping[str, Any]) -> None:
     """Refuses more devices than there are GPUs, or more than two processes for each CPU core."""
     accelerator, devices = trainer["accelerator"], trainer["devices"]
-    half = trainer["precision"] == "16-mixed"
+    check_precision(trainer["precision"], accelerator)
     # torch, which counts the GPUs, takes seconds to import: only where the number matters.
-    counts = accelerator == "auto" and (devices != 1 or half)
+    counts = accelerator == "auto" and devices != 1
     gpus = _gpu_count() if counts or accelerator in ("gpu", "cuda") else 0
     cores = os.cpu_count() or 1
-    if accelerator in ("gpu", "cuda") and gpus == 0:
+    lacks_gpu = accelerator in ("gpu", "cuda") and gpus == 0
+    if lacks_gpu or (accelerator == "mps" and not _has_mps()):
         raise UserError(
             f"trainer.accelerator={accelerator}, but torch finds no GPU on this machine; use "
             "trainer.accelerator=cpu or auto"
         )
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    if half and not on_gpu:
-        raise UserError(
-            "trainer.precision=16-mixed needs a GPU; use auto, which is bf16-mixed where the "
-            "processor has bfloat16, and otherwise 32-true"
-        )
     _check_processes(devices, trainer["num_nodes"])
     limit, unit = (gpus, "GPUs") if on_gpu else (2 * cores, f"processes for {cores} CPU cores")
     if devices == "auto":
@@ -112,6 +126,12 @@ def _check_devices(trainer: Mapping[str, Any]) -> None:
         f"trainer.devices must be in [1, {limit}] ({limit} {unit} on this machine), or auto, "
         f"got {devices!r}"
     )
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
 
 
 def _gpu_count() -> int:

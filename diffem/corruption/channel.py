@@ -350,7 +350,8 @@ NEEDS = {
     LinearChannel: ("a linear channel", "choose a corruption with a linear operator"),
     LinearGaussianChannel: (
         "a linear channel with Gaussian noise",
-        "choose corruption/noise=gaussian, or method=diffem, which takes every channel",
+        "choose method=diffem, which takes every channel, or a corruption with a linear operator "
+        "and corruption/noise=gaussian",
     ),
 }
 

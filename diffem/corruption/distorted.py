@@ -33,11 +33,7 @@ class DistortedChannel(Channel):
 
     def __init__(self, linear: LinearChannel, distortions: Sequence[Distortion]) -> None:
         super().__init__(linear.shape)
-        if linear.learn:
-            raise UserError(
-                f"corruption.learn={list(linear.learn)} needs a linear channel, and "
-                f"{distortions[0]} is none; choose corruption.learn=[]"
-            )
+        check_learns_nothing(linear.learn, distortions)
         self.linear = linear
         self.distortions = tuple(distortions)
         for distortion in self.distortions:
@@ -152,6 +148,19 @@ class DistortedChannel(Channel):
         operator, *parameters = measurement.operator.split(self._sizes, dim=1)
         operator = operator.reshape(len(operator), *self._operator)
         return Measurement(measurement.y, operator, measurement.noise), parameters
+
+
+def check_learns_nothing(learn: Sequence[str], distortions: Sequence[Distortion]) -> None:
+    """Refuses parameters to learn of a channel with distortions.
+
+    Raises:
+        UserError: If there are any.
+    """
+    if learn:
+        raise UserError(
+            f"corruption.learn={list(learn)} needs a linear channel, and {distortions[0]} is "
+            "none; choose corruption.learn=[]"
+        )
 
 
 def _is_diagonal(linear: LinearChannel, operator: Tensor) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.distortion import Distortion
+from diffem.corruption.distortion import ROUNDING, Distortion
 from diffem.corruption.operator import expand
 from diffem.corruption.parameter import ChannelParameter
 
@@ -38,5 +38,5 @@ class Impulse(Distortion):
         self, mean: Tensor, variance: Tensor, parameters: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         # Noise hits neither -1 nor 1: an entry that has one of them was replaced.
-        replaced = mean.abs() == 1
+        replaced = (mean.abs() - 1).abs() <= 2 * ROUNDING
         return torch.where(replaced, 0, mean), torch.where(replaced, 1 / 3, variance)

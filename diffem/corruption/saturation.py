@@ -3,11 +3,9 @@
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.distortion import Distortion
+from diffem.corruption.distortion import ROUNDING, Distortion
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
-
-ROUNDING = 1e-5  # of the range: a saturated value of a file may be as far from `high`
 
 
 class Saturation(Distortion):

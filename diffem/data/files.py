@@ -387,8 +387,10 @@ def read_groups(path: str, count: int) -> Tensor:
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise unreadable(f"dataset.groups={path}", error) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        kind = values.dtype.name if isinstance(values, np.ndarray) else "a .npz file"
         raise UserError(
-            f"dataset.groups={path} must hold whole numbers; save them by np.save('groups.npy', …)"
+            f"dataset.groups={path} must hold whole numbers, and is {kind}; save them by "
+            "np.save('groups.npy', groups.astype(int))"
         )
     if values.shape != (count,):
         raise UserError(

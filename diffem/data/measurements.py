@@ -88,10 +88,18 @@ def simulate_measurements(
         seed: The run's seed.
         split: The name of the split, which keys the draws.
         assumed: What the channel is assumed to be; by default what it is.
+
+    Raises:
+        UserError: If the channel draws numbers that are not finite.
     """
     draws = [
         channel.draw(part, generator(seed, "observe", split, c))
         for c, part in enumerate(x.split(CHUNK))
     ]
     drawn = Measurement(*(torch.cat(field) for field in zip(*draws, strict=True)))
+    if not drawn.y.isfinite().all():
+        raise UserError(
+            f"corruption: {channel} makes measurements of the benchmark that are not finite; give "
+            "its parameters and corruption.noise less extreme values"
+        )
     return MeasurementSet(drawn, assumed or channel, x)

@@ -125,9 +125,10 @@ class Conditioning:
             return Condition(embedding, spectrum, *fused)
         if self.fuse:
             raise UserError(
-                "method.condition.fuse=true needs a channel that is linear, or comes near to one "
-                f"(saturation, quantisation, gamma, impulse, rician), got {channel}; set it to "
-                "null"
+                "method.condition.fuse=true needs a channel that is linear, or distortions that "
+                "can be undone (saturation, quantisation, gamma, impulse, rician) after what "
+                "scales each entry by itself, as denoising and mask do; got "
+                f"{channel}; set it to null"
             )
         return embedding_only(embedding)
 

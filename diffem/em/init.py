@@ -24,7 +24,7 @@ from diffem.runtime.progress import progress_bar
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import seeded
 from diffem.storage.atomic import load_plain, sha256
-from diffem.storage.checkpoint import check_digest, digests, save_checkpoint
+from diffem.storage.checkpoint import check_digest, digests, save_checkpoint, was_saved
 
 KEPT_WEIGHTS = "init.ckpt"  # in checkpoints/: the weights that init=checkpoint started from
 ENTRIES = 2**28  # of the images that a mixture is fitted to, which are in memory at once
@@ -349,7 +349,7 @@ class FromCheckpoint:
 
         Arguments:
             kept: The run's copy, which may not exist yet.
-            otherwise: What else to do where the copy is damaged and the other run is gone.
+            otherwise: What else to do where the copy is lost and the other run is gone.
 
         Raises:
             UserError: If there is no checkpoint, or the file is none, or damaged.
@@ -357,10 +357,10 @@ class FromCheckpoint:
         if kept.is_file() and sha256(kept) in digests(kept.parent):
             self.file = kept
         elif not self.file.is_file():
-            if kept.is_file():
+            if was_saved(kept):
                 raise UserError(
-                    f"{kept} is damaged, and {self.file} of init.path is gone; put one of them "
-                    f"back, or {otherwise}"
+                    f"{kept} is missing or damaged, and {self.file} of init.path is gone; put one "
+                    f"of them back, or {otherwise}"
                 )
             raise UserError(
                 f"init.path: no checkpoint at {self.file}; give a run directory or a .ckpt file"

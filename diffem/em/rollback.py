@@ -46,10 +46,12 @@ def fit(
             if module.rollbacks >= allowed.rollbacks:
                 if not trainer.is_global_zero:
                     sys.exit(0)
+                precise = trainer.precision == "32-true"
                 raise UserError(
                     f"{found}: resume from it at half the learning rate with "
                     f"m_step.rollbacks={module.rollbacks + 1}, or start again in a new run_dir "
-                    f"with a lower {module.rates} or trainer.precision=32-true"
+                    f"with a lower {module.rates}"
+                    + ("" if precise else " or trainer.precision=32-true")
                 ) from error
             module.rollbacks += 1
             if trainer.is_global_zero:

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from diffem.metric import Score
 
@@ -18,6 +19,7 @@ P = ParamSpec("P")
 
 LOSS = Score("loss", "M-step loss")
 GAPS = "lightsteelblue"  # between images, which may be white at their edges
+SEEN = 512  # pixels of a side: of an image with twice as many, or more, several are averaged
 COLUMNS = ("measurement", "reconstruction", "mean of samples", "std", "truth")
 
 
@@ -114,7 +116,7 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     """
     figure, (axis,) = _cells(1, 1, (5, 5.3), (0.04, 0.04, 0.04, 0.3))
     if x.ndim == 2:
-        axis.scatter(x[:, 0], x[:, 1], s=2)
+        _scatter(axis, x)
         axis.set_axis_off()
     else:
         _show(axis, x, (-1.0, 1.0), columns=math.ceil(math.sqrt(len(x))))
@@ -128,7 +130,7 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
 
     Arguments:
         path: The PNG file.
-        y: Measurements on the grid of x, (n, *shape).
+        y: Measurements on the grid of x, (n, *shape); of volumes the middle slice is shown.
         surprise: The surprise of each entry, (n, *shape).
         scores: A number for each, its title.
     """
@@ -140,7 +142,7 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
         figure.subplots(2, len(y), squeeze=False).T, y, surprise, scores, strict=True
     ):
         found = found.mean(dim=0, keepdim=True)
-        if image.ndim == 3:
+        if image.ndim > 2:
             _show(column[0], image[None], (-1.0, 1.0))
             _show(column[1], found[None], (0.0, largest))
         else:
@@ -189,6 +191,9 @@ def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 
         x, low = x.norm(dim=1, keepdim=True), 0.0
     elif x.ndim == 4 and x.shape[1] not in (1, 3):
         x = x.mean(dim=1, keepdim=True)
+    if x.ndim == 4:  # all pixels of large images would take gigabytes, and are not seen
+        times = [max(1, min(side, max(x.shape[2:]) // SEEN)) for side in x.shape[2:]]
+        x = avg_pool2d(x, times, ceil_mode=True)
     shown = ((x - low) / (high - low)).clamp(0, 1)
     shown = shown if shown.ndim == 3 else shown.movedim(1, -1).squeeze(-1)
     height, width, *colours = shown.shape[1:]
@@ -208,8 +213,12 @@ def _show(axis: Axes, x: Tensor, limits: tuple[float, float], *, columns: int = 
 def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
     figure = Figure(figsize=(3 * len(columns), 3), layout="constrained")
     for axis, name, x in zip(figure.subplots(1, len(columns)), COLUMNS, columns, strict=False):
-        x = torch.as_tensor(x)
-        axis.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=2)
+        _scatter(axis, torch.as_tensor(x))
         axis.set_title(name, fontsize=8)
     figure.suptitle(title, fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def _scatter(axis: Axes, x: Tensor) -> None:
+    """Shows the first two entries of vectors, (n, D); of one alone that one on both axes."""
+    axis.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=2)

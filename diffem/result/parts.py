@@ -16,6 +16,7 @@ from diffem.corruption import (
     LinearOperator,
     make_channel,
 )
+from diffem.corruption.distorted import check_learns_nothing
 from diffem.denoiser import Denoiser
 from diffem.denoiser.bounds import Bounds
 from diffem.posterior import (
@@ -66,8 +67,10 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
     operators = operators or [Denoising(shape)]
     operator = operators[0] if len(operators) == 1 else Composition(operators)
     noise = build(plain["noise"], "corruption.noise")
-    linear = make_channel(operator, noise, learn=list(plain["learn"]))
-    return DistortedChannel(linear, distortions) if distortions else linear
+    if distortions:  # before a wrong name is told which ones a linear channel has
+        check_learns_nothing(list(plain["learn"]), distortions)
+        return DistortedChannel(make_channel(operator, noise), distortions)
+    return make_channel(operator, noise, learn=list(plain["learn"]))
 
 
 def _parts(corruption: Node) -> dict[str, Node]:

@@ -7,7 +7,7 @@ from numbers import Integral
 
 import torch
 
-from diffem.runtime.device import computes_bfloat16
+from diffem.runtime.device import computes_bfloat16, computes_float16
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import default_float32
 
@@ -41,9 +41,10 @@ class Sampling:
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Opens a scope in the run's precision; in float32 where the device has no bfloat16."""
+        """Opens a scope in the run's precision; in float32 where the device lacks its numbers."""
         dtype = AUTOCAST[self.precision]
-        if dtype is torch.bfloat16 and not computes_bfloat16(self.device):
+        computes = computes_bfloat16 if dtype is torch.bfloat16 else computes_float16
+        if not computes(self.device):
             dtype = None
         with default_float32():
             if dtype is None:

@@ -32,6 +32,11 @@ def computes_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def computes_float16(device: torch.device) -> bool:
+    """Returns whether a device computes in float16 faster than in float32: no CPU does here."""
+    return device.type != "cpu"
+
+
 def precision_of(precision: str, accelerator: str) -> str:
     """Returns a precision of Lightning's; of auto, what is fast on the device.
 

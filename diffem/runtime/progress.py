@@ -1,5 +1,6 @@
 """Progress: a live bar for each stage of a run on a terminal, one line a stage elsewhere."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,12 @@ from diffem.runtime.rank import global_rank
 
 def plain_console(*, stderr: bool = False) -> Console:
     """Returns a console that prints texts as they are: brackets are no markup, :x: is no emoji."""
-    return Console(stderr=stderr, highlight=not stderr, markup=False, emoji=False)
+    environment = dict(os.environ)
+    if not environment.get("COLUMNS", "").strip("0"):  # of a line without columns nothing is seen
+        environment.pop("COLUMNS", None)
+    return Console(
+        stderr=stderr, highlight=not stderr, markup=False, emoji=False, _environ=environment
+    )
 
 
 console = plain_console(stderr=True)

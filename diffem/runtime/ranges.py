@@ -129,7 +129,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "em.chunk_size": IN_MEMORY,
     "em.epochs_per_round": COUNT._replace(also=NULL),
     "em.first_steps": COUNT._replace(also=NULL),
-    "em.guard.hidden": Range(0, 1, ends="()"),
+    "em.guard.hidden": Range(1e-3, 0.999),
     "em.guard.measurements": whole(16, 2**14),
     "em.keep_rounds": whole(2)._replace(also=NULL),
     "em.nfe": POSITIVE._replace(also=NULL),

@@ -194,6 +194,11 @@ def digests(folder: Path) -> list[str]:
     return [line.split()[0] for line in _lines(folder)]
 
 
+def was_saved(path: Path) -> bool:
+    """Returns whether a checkpoint was saved under this path, whether or not it is there still."""
+    return path.is_file() or any(line.endswith(f"  {path.name}") for line in _lines(path.parent))
+
+
 def record_digest(path: Path, digest: str) -> None:
     """Adds a checkpoint's digest to its folder's SHA256SUMS, durably.
 

@@ -63,6 +63,11 @@ def unlock_folder(folder: Path) -> None:
         os.close(_held.pop(folder))
 
 
+def holds_lock(folder: Path) -> bool:
+    """Returns whether this process has locked a folder."""
+    return folder in _held
+
+
 def is_locked(folder: Path) -> bool:
     """Returns whether a process is writing a folder; nothing is created, and nobody waits.
 

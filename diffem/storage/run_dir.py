@@ -28,6 +28,7 @@ from yaml import YAMLError
 from diffem import __version__
 from diffem.config.paths import path_override, unquoted
 from diffem.config.secrets import redact_config
+from diffem.config.trainer import check_precision
 from diffem.config.yaml_file import check_yaml
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import say, warn
@@ -37,7 +38,7 @@ from diffem.storage.checkpoint import remove_checkpoint
 from diffem.storage.entries import check_entries
 from diffem.storage.identity import is_of_run
 from diffem.storage.lock import NAMES as LOCK_NAMES
-from diffem.storage.lock import lock_folder, unlock_folder
+from diffem.storage.lock import holds_lock, lock_folder, unlock_folder
 from diffem.storage.numbered import is_evaluation
 from diffem.storage.status import ENDED
 
@@ -126,6 +127,7 @@ def open_run(
         if cfg.trainer.precision == AUTO:
             recorded = None if held is None else OmegaConf.select(held, "trainer.precision")
             cfg.trainer.precision = recorded or precision
+            check_precision(cfg.trainer.precision, cfg.trainer.accelerator)
         changed = _changes(run_dir, held, cfg) if held is not None else None
         if global_rank() != 0:
             return run_dir  # the first process opens it; the others wait where the fit begins
@@ -134,11 +136,12 @@ def open_run(
                 f"run_dir={run_dir} holds other files; choose an empty or new run_dir "
                 f"({other[0].name} is not of a run)"
             )
+        opened = holds_lock(run_dir)  # by this process already, as `diffem erase` does
         lock_folder(run_dir, "run_dir")
         _remove_temporary(run_dir)
         if changed is None:
             _start(run_dir, cfg, hydra)
-        else:
+        elif changed or not opened:
             _resume(run_dir, cfg, hydra, changed)
     return run_dir
 

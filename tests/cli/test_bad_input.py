@@ -44,6 +44,11 @@ BAD = [
     (["prior.steps=0"], "prior.steps must be a whole number of at least 1, got 0"),
     (["trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices must be in [1, "),
     (["trainer.accelerator=abacus"], "abacus"),
+    # The sentence was Lightning's, after the run directory was opened.
+    (
+        ["trainer.accelerator=mps"],
+        "torch finds no GPU on this machine; use trainer.accelerator=cpu",
+    ),
     (["trainer.accelerator=cpu", "trainer.num_nodes=2"], "started by torchrun or srun (docs/clu"),
     (
         ["dataset=fashion_mnist", "dataset.path=/nowhere"],
@@ -62,6 +67,21 @@ BAD = [
     ),
     (["metric=inception", "metric.features.0.weights=/nowhere"], "weights: no file at /nowhere"),
     (["corruption.learn=[sigma]"], "corruption.learn can name noise of this corruption, got"),
+    (["em.guard.hidden=1e-300"], "em.guard.hidden must be in [0.001, 0.999], got"),  # hid nothing
+    (
+        ["corruption=gamma", "corruption.gamma=100", "corruption.noise.std=3"],
+        "that are not finite; give its parameters and corruption.noise less extreme values",
+    ),
+    # It was told that noise can be learned, which was then refused.
+    (["corruption=gamma", "corruption.learn=[gamma]"], "Gamma is none; choose corruption.learn="),
+    (
+        ["corruption=jpeg", "method.condition.fuse=true"],
+        "that can be undone (saturation, quantisation, gamma, impulse, rician) after what scales",
+    ),
+    (
+        ["corruption=saturation", "method=em_mmps"],
+        "choose method=diffem, which takes every channel, or a corruption with a linear operator",
+    ),
     (
         ["corruption=blur", "corruption.learn=[sigma]", "corruption.sigma=[0.5,2]"],
         "corruption.sigma must be one number, the start, where corruption.learn names it",

@@ -5,8 +5,10 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from in_process import run_here
 
 import diffem
-from diffem.cli import erase, report
+from diffem.cli import erase, erase_source, report
 from diffem.cli.erase_source import Source
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
@@ -22,6 +24,9 @@ from diffem.data.withdrawn import rows_named
 from diffem.em.erase import membership_auc
 from diffem.posterior import DenoiserPosterior
 from diffem.result import read_weights
+from diffem.runtime.device import precision_of
+from diffem.runtime.errors import UserError
+from diffem.runtime.progress import warn
 from diffem.storage.checkpoint import load_checkpoint
 from diffem.storage.run_dir import is_finished
 
@@ -110,7 +115,8 @@ def test_it_is_a_run_like_any_other(erased: Erased, tmp_path: Path) -> None:
     result = diffem.load(new)
     assert result.prior is not None and result.posterior.sample(torch.zeros(2, 8, 8)).shape[1] == 2
     assert said(report.main, new, "--out", tmp_path / "page.html")[0] == 0
-    assert f"wrote {new / 'summary.json'}" in text and ".tmp" not in text.partition("wrote")[2]
+    assert f"wrote {new / 'summary.json'}" in text and ".tmp" not in text
+    assert "resuming" not in text and not (new / ".hydra" / "resumed.jsonl").exists()
     more = shutil.copytree(new, tmp_path / "more")
     run_here(more, *SMALL[1:], "em.rounds=3", "withdrawn=${run_dir}/rows_withdrawn.txt")
     rounds = json.loads((more / "summary.json").read_text())["rounds"]
@@ -270,6 +276,44 @@ def test_a_run_of_other_devices_is_erased_from_on_this_one(erased: Erased, tmp_p
     )  # fmt: skip
     assert code == 0, text
     assert "- trainer.accelerator=cpu\n" in (tmp_path / "new/.hydra/overrides.yaml").read_text()
+
+
+def test_a_run_in_float16_is_erased_from_without_a_gpu(
+    erased: Erased, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused with the advice to give another trainer.precision, which nothing takes."""
+    run, of = shutil.copytree(erased[0], tmp_path / "run"), erase_source.Source.of
+
+    def in_float16(*arguments: Any, **named: Any) -> Source:
+        source = of(*arguments, **named)
+        sampling = replace(source.result.posterior.sampling, precision="16-mixed")
+        source.result.posterior.sampling = sampling
+        return source
+
+    monkeypatch.setattr(Source, "of", in_float16)
+    file = run / ".hydra" / "overrides.yaml"
+    file.write_text(file.read_text().replace("precision=32-true", "precision=16-mixed"))
+    assert "16-mixed" in file.read_text()
+    code, text = said(
+        erase.main, run, "--rows", erased[0].parent / "rows.txt", "--out", tmp_path / "new",
+        "--steps", 1, "--device", "cpu:3",  # which is the CPU, as for other commands
+    )  # fmt: skip
+    assert code == 0, text
+    overrides = (tmp_path / "new/.hydra/overrides.yaml").read_text()
+    assert f"- trainer.precision={precision_of('auto', 'cpu')}\n" in overrides
+
+
+def test_what_is_said_names_the_folder_that_the_run_will_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings and errors named a temporary one that was gone."""
+    before, after, shown = tmp_path / ".new.tmp1", tmp_path / "new", io.StringIO()
+    with pytest.raises(UserError) as error, erase.named(before, after, shown):
+        print(f"wrote {before}")
+        warn(f"look at {before / 'figures'}")
+        raise UserError(f"{before} is full")
+    assert str(error.value) == f"{after} is full" and shown.getvalue() == f"wrote {after}\n"
+    assert capsys.readouterr().err == f"warning: look at {after / 'figures'}\n"
 
 
 def test_the_new_run_knows_its_own_folder(erased: Erased) -> None:

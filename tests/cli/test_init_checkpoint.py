@@ -53,7 +53,7 @@ def test_a_copy_that_is_damaged_gives_way_to_the_other_run(source: Path, tmp_pat
     kept.write_bytes(data)
     shutil.rmtree(source)
     with pytest.raises(
-        UserError, match=r"init\.ckpt is damaged, and .*source of init\.path is gone"
+        UserError, match=r"init\.ckpt is missing or damaged, and .*source of init\.path is gone"
     ) as error:
         started(run_dir, source, "em.rounds=3")
     assert "\n" not in str(error.value)

@@ -65,6 +65,10 @@ def test_a_file_with_missing_pixels_and_the_truth(tmp_path: Path) -> None:
         (["corruption=denoising"], "corruption.noise.std must be given with dataset=measurements"),
         (["corruption=blur", "corruption.noise.std=9"], "corruption.sigma must be given with"),
         (
+            ["corruption=saturation", "corruption.noise.std=9"],
+            "a benchmark; it is on the scale on which dataset.range is",
+        ),
+        (
             ["corruption=mask", "corruption/noise=poisson"],
             "corruption.noise.photons must be given",
         ),

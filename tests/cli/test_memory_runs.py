@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -87,18 +88,23 @@ def test_a_copy_that_is_damaged_is_made_again(source: Path, tmp_path: Path) -> N
     assert (run_dir / KEPT).read_bytes() == before
 
 
+def damage(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("lose", [damage, Path.unlink])
 @pytest.mark.parametrize("name", [MEMORY, "init.ckpt"])
-def test_a_damaged_copy_of_a_run_that_is_gone_has_a_way_out(
-    name: str, source: Path, tmp_path: Path
+def test_a_lost_copy_of_a_run_that_is_gone_has_a_way_out(
+    name: str, lose: Callable[[Path], None], source: Path, tmp_path: Path
 ) -> None:
     """The settings of memory and init are a run's own: resumed with others it was refused."""
     old = Path(shutil.copytree(source, tmp_path / "old"))
     run_dir = continued(tmp_path / "run", old, "replay")
     shutil.rmtree(old)
     file = run_dir / "checkpoints" / name
-    file.write_bytes(file.read_bytes()[:-1])
+    lose(file)
     advice = f"in a new run_dir with init=checkpoint init.path={run_dir} memory=none"
-    with pytest.raises(UserError, match=re.escape(f"{file} is damaged")) as error:
+    with pytest.raises(UserError, match=re.escape(f"{file} is missing or damaged")) as error:
         continued(run_dir, old, "replay", "em.rounds=2")
     assert str(error.value).endswith(advice)
     run_here(tmp_path / "next", *advice.split()[-3:])  # which works
@@ -108,7 +114,7 @@ def test_a_damaged_copy_of_a_run_that_is_gone_has_a_way_out(
     with pytest.raises(SystemExit), redirect_stderr(text):
         erase.main([str(run_dir), *out, "--steps", "1"])
     said = text.getvalue()
-    assert f"{file} is damaged" in said and said.count("\n") == 1  # before any work
+    assert f"{file} is missing or damaged" in said and said.count("\n") == 1  # before any work
     assert "train again without the rows, from another init and with memory=none" in said
 
 
@@ -142,10 +148,13 @@ def test_replay_follows_generative_replay(source: Path, tmp_path: Path) -> None:
     assert int(second["stand_for"]) == seen and len(second["images"]) == 12
 
 
-def test_what_an_earlier_run_kept_is_not_left_out_in_silence(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lose", [damage, Path.unlink])
+def test_what_an_earlier_run_kept_is_not_left_out_in_silence(
+    lose: Callable[[Path], None], source: Path, tmp_path: Path
+) -> None:
     first = continued(tmp_path / "b", source, "replay")
-    (first / KEPT).write_bytes((first / KEPT).read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"memory\.safetensors is damaged, which has what"):
+    lose(first / KEPT)
+    with pytest.raises(UserError, match=r"safetensors is missing or damaged, which has what"):
         continued(tmp_path / "c", first, "replay")
     assert not (tmp_path / "c" / ".hydra").exists()
     continued(tmp_path / "c", first, "none")  # what the sentence says

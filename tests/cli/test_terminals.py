@@ -17,7 +17,7 @@ from diffem.cli.main import main
 from diffem.metric import Score
 from diffem.report.table import print_closing, print_table
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import console, progress_bar, say, warn
+from diffem.runtime.progress import console, plain_console, progress_bar, say, warn
 
 ABOUT = {"dataset": "dé", "corruption": "mask", "method": "diffem", "seed": 0}
 FINAL = {
@@ -25,6 +25,18 @@ FINAL = {
     "init_psnr_mean": 15.0,
     "prior": {"frechet_pixels": 1.0, "frechet_pixels_truth": 2.0},
 }
+
+
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_without_columns_all_is_printed(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COLUMNS=0, as a terminal without a size may set it: `diffem watch` printed nothing."""
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table(ABOUT, [Score("chi2", "χ²", heading="chi2")], [("0", FINAL)])
+    plain_console(stderr=True).print("said")
+    out, err = capsys.readouterr()
+    assert "0.5" in out and err == "said\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])

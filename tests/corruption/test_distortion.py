@@ -26,6 +26,7 @@ from diffem.corruption import (
     Saturation,
     make_channel,
 )
+from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 
 STD = 0.1
@@ -142,6 +143,16 @@ def test_of_a_flat_law_what_is_undone_is_as_far_off_as_it_says(name: str) -> Non
         z = ((u - mean) / variance.sqrt())[~known]
         assert abs(z.square().mean() - 1) < 0.03
     assert known.all() == (name == "gamma") and known.any() == (name != "quantisation")
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 0.7), (12.3, 45.6), (0, 255)])
+def test_impulses_are_found_in_the_units_of_a_file(bounds: tuple[float, float]) -> None:
+    """Of a range that float32 rounds, black and white are off by its last bits on [-1, 1]."""
+    scale = Scale(*map(float, bounds))
+    y = scale.normalise(torch.tensor([*bounds, sum(bounds) / 2], dtype=torch.float32)[None])
+    undone = Impulse(fraction=0.2).undo(y, torch.zeros_like(y), torch.tensor([[0.2]]), y)
+    assert undone is not None
+    assert (undone[1] > 0).tolist() == [[True, True, False]] and not undone[0][0, :2].any()
 
 
 def test_gamma_carries_a_variance_through_its_slope() -> None:

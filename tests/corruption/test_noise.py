@@ -205,7 +205,7 @@ def poisson() -> LinearChannel:
         (
             lambda: require(poisson(), LinearGaussianChannel, "method.posterior=MMPS"),
             "method.posterior=MMPS needs a linear channel with Gaussian noise, got Mask with "
-            "PoissonNoise; choose corruption/noise=gaussian, or method=diffem",
+            "PoissonNoise; choose method=diffem, which takes every channel, or a corruption with",
         ),
         (
             lambda: require(Saturation((1, 8, 8)), LinearChannel, "this"),

@@ -131,7 +131,7 @@ def test_groups_that_do_not_fit_a_file_are_refused(tmp_path: Path) -> None:
     np.save(file, np.zeros(19, dtype=int))
     assert "one number for each of 20 measurements, and has the shape [19]" in refused()
     np.save(file, np.zeros(20))
-    assert "must hold whole numbers" in refused()
+    assert "must hold whole numbers, and is float64; save them by np.save(" in refused()
     np.save(file, np.arange(20) - 1)
     assert "must hold numbers in [0, 2147483647], and has some from -1 to 18" in refused()
     np.save(file, np.full(20, 2**63, dtype=np.uint64))

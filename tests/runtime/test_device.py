@@ -32,6 +32,12 @@ def test_one_without_it_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.is_autocast_enabled("cpu")
 
 
+def test_no_processor_samples_in_float16() -> None:
+    """A run of a GPU, whose samples took four times as long on one."""
+    with Sampling(CPU, "16-mixed", 1, 0).context():
+        assert not torch.is_autocast_enabled("cpu")
+
+
 def test_a_device_that_is_not_there_is_asked_nothing() -> None:
     assert not computes_bfloat16(torch.device("meta"))
     if not torch.cuda.is_available():

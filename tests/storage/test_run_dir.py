@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from diffem import __version__
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import write_record
-from diffem.storage.lock import unlock_folder
+from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.run_dir import (
     check_space,
     check_version,
@@ -202,7 +202,7 @@ def test_a_run_of_this_minor_version_is_resumed(tmp_path: Path) -> None:
 
 RESUMABLE = {
     "em": {"rounds": 1, "keep_rounds": None},
-    "trainer": {"precision": "32-true"},
+    "trainer": {"precision": "32-true", "accelerator": "cpu"},
     "seed": 0,
     "resume": None,
 }
@@ -239,6 +239,30 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(
     assert held.trainer.precision == "bf16-mixed"
     with pytest.raises(UserError, match=r"trainer\.precision"):
         opened(trainer__precision="32-true")
+
+
+def test_a_precision_that_a_run_began_with_is_checked_on_this_machine(
+    opened: Callable[..., Path],
+) -> None:
+    """auto took 16-mixed of a GPU's run on a machine without one, where it was said to be none."""
+    run_dir = opened("32-true", trainer__precision="16-mixed")
+    before = (run_dir / ".hydra" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="resume a run that began with it on a machine with one"):
+        opened("32-true", trainer__precision="auto")
+    assert (run_dir / ".hydra" / "config.yaml").read_bytes() == before
+    assert not (run_dir / ".hydra" / "resumed.jsonl").exists()
+
+
+def test_a_directory_that_this_process_has_opened_is_not_resumed(
+    opened: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = opened()
+    lock_folder(run_dir, "run_dir")
+    opened()
+    assert not (run_dir / ".hydra" / "resumed.jsonl").exists()
+    opened()
+    assert (run_dir / ".hydra" / "resumed.jsonl").exists()
+    assert capsys.readouterr().err.count("resuming") == 1
 
 
 class Killed(BaseException):
