@@ -43,9 +43,8 @@ OPERATOR = (  # parameters of operators and distortions that a user's own data c
     *("angle", "angles", "coils", "factor", "fraction", "gamma", "high", "kernel", "length"),
     *("levels", "low", "quality", "rows", "sigma"),
 )
-SCALED = dict.fromkeys(
-    ("corruption.high", "corruption.low"), "; it is on the scale on which dataset.range is [-1, 1]"
-)
+SCALED = ("corruption.high", "corruption.low")
+IMAGE_UNITS = "; it is on the scale on which dataset.range is [-1, 1]"
 NOISE_UNITS = "; noise is in the units of the measurements"
 LEVELS = ("std", "photons", "speckle")  # of the noise
 FOREIGN = ("m_step.optimizer", "prior", "sampler", "schedule")  # do not check numbers themselves
@@ -356,7 +355,7 @@ def check_channel_given(cfg: DictConfig) -> None:
     noise = [f"corruption.noise.{k}" for k in LEVELS if k in (cfg.corruption.get("noise") or {})]
     for key in (*operator, *noise):
         if not is_given(key):
-            units = NOISE_UNITS if key in noise else SCALED.get(key, "")
+            units = NOISE_UNITS if key in noise else IMAGE_UNITS if key in SCALED else ""
             raise UserError(
                 f"{key} must be given with dataset=measurements, {key}=VALUE: the file's "
                 f"{OmegaConf.select(cfg, key)} is that of a benchmark{units}"
