@@ -156,7 +156,7 @@ def test_a_killed_fit_is_an_uninterrupted_one(
 
 def test_the_rates_that_are_too_large_are_the_student_s(tmp_path: Path) -> None:
     """The advice was to lower the rate of the M-steps, which it does not have."""
-    with pytest.raises(UserError, match=r"a lower student\.lr and student\.score_lr or"):
+    with pytest.raises(UserError, match=r"a lower student\.lr and student\.score_lr$"):
         run_here(tmp_path / "run", *STUDENT, "student.lr=1000", "student.score_lr=1000")
 
 
