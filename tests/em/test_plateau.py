@@ -66,9 +66,9 @@ class WithFigures(SmallRun):
     ("means", "last"),
     [
         ([5, 4, 3, 2, 1, 0, -1], 6),  # improves to the end
-        ([0, 4, 3, 3, 3, 2, 1], 4),  # round 0 is not compared; rounds 3 and 4 do not improve on 2
+        ([0, 1, 3, 3, 3, 2, 1], 4),  # rounds 0 and 1 are not compared; 3 and 4 do not improve on 2
         ([0, 4, 3.9, 4.1, 3.7, 4, 4], 6),
-        ([0, 1, 2, 3, 4, 5, 6], 3),
+        ([0, 1, 2, 3, 4, 5, 6], 4),
     ],
 )
 def test_a_plateau_ends_the_run(
@@ -97,7 +97,7 @@ def test_a_resumed_finished_run_does_not_go_further(tmp_path: Path) -> None:
     means = [0, 1, 2, 3, 4, 5, 6]
     WithFigures(tmp_path / "r", means).fit()
     again = WithFigures(tmp_path / "r", means).fit()
-    assert again.data.state.round == 3 and not again.rounds
+    assert again.data.state.round == 4 and not again.rounds
 
 
 def test_hidden_entries_are_the_guard_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +110,22 @@ def test_hidden_entries_are_the_guard_s(tmp_path: Path, monkeypatch: pytest.Monk
     run.settings = replace(run.settings, guard=guard, stop=stop)
     assert run.fit().data.state.round == 4
     assert run.rounds[4].costs["hidden_entries_error"] == pytest.approx(0.1, rel=0.3)
+
+
+def test_what_learned_from_the_init_is_no_measure_of_what_learns_from_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard lets round 3 through; round 4 is worse, and the next ones improve on it."""
+    means = iter([5, 6, 5.5, 4, 4.5, 4.4, 4.3])
+    monkeypatch.setattr(
+        Guard, "scores", lambda *_, **__: torch.tensor(figure(next(means)), dtype=torch.float64)
+    )
+    run = WithFigures(tmp_path / "r", [0] * (ROUNDS + 1))
+    guard, stop = Guard(measurements=64, hidden=0.2), Plateau("hidden_entries", patience=2)
+    run.settings = replace(run.settings, guard=guard, stop=stop)
+    assert run.fit().data.state.round == ROUNDS
+    assert [round.costs["redrawn"] for round in run.rounds] == [1, 0, 0, 1, 1, 1, 1]
+    assert run.data.state.improved[0] == ROUNDS
 
 
 def test_other_figures_are_refused() -> None:
