@@ -118,7 +118,7 @@ class LinearOperator(ABC):
 
         Arguments:
             operator: φ of each sample, (B, *P).
-            fraction: The probability of each entry to be left out, in (0, 1).
+            fraction: The probability of each entry to be left out, in (0, 1]; 1 leaves out all.
             generator: The source of all randomness, on the same device.
 
         Returns:

@@ -8,6 +8,7 @@ Jacob 2019, arXiv 1712.02862):
 
 p = 1 + α_t²/σ_t² is the precision that EDM's preconditioning takes D to have. d is linear in D and
 invertible, so that nothing is lost: it preconditions the network's output, which learns with it.
+Of y that is more precise than float32 can solve for, W is smaller, by one factor for each sample.
 """
 
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from diffem.corruption import LinearChannel, Measurement
 from diffem.corruption.operator import expand
 
 ITERATIONS = 10  # of conjugate gradients: the same number always, since the network learns with it
+STIFFEST = 1e6  # the largest value of AᵀW A over p: beside more, float32 loses p
 
 
 class Consistency(NamedTuple):
@@ -33,6 +35,8 @@ class Consistency(NamedTuple):
     """1 / σ_y² of what is measured, 0 of what is not, (B, *M)."""
     information: Tensor
     """AᵀW y, (B, *shape)."""
+    stiffness: Tensor
+    """About the largest eigenvalue of AᵀW A, from below, (B,)."""
 
     @classmethod
     def of(cls, channel: LinearChannel, measurement: Measurement, var: Tensor) -> "Consistency":
@@ -45,12 +49,18 @@ class Consistency(NamedTuple):
         """
         y, operator, _ = measurement
         weight = channel.measured_mask(y, operator) / var
-        return cls(channel, operator, weight, channel.adjoint(weight * y, operator))
+        information = channel.adjoint(weight * y, operator)
+        # A step of power iteration. Of the weights as they are the norms might overflow.
+        largest, v = _largest(weight), information / expand(_largest(information), information)
+        relative = weight / expand(largest, weight)
+        image = channel.adjoint(relative * channel.apply(v, operator), operator)
+        ratio = image.flatten(1).norm(dim=1) / _positive(v.flatten(1).norm(dim=1))
+        return cls(channel, operator, weight, information, largest * ratio)
 
     def masked(self, keep: Tensor) -> "Consistency":
         """Returns that of the samples where keep, (B,), is 1, and nothing where it is 0."""
         weight, information = (expand(keep, v) * v for v in (self.weight, self.information))
-        return Consistency(self.channel, self.operator, weight, information)
+        return self._replace(weight=weight, information=information)
 
     def correct(self, x: Tensor, precision: Tensor) -> Tensor:
         """Returns d, (B, *shape), of estimates D = x.
@@ -60,16 +70,28 @@ class Consistency(NamedTuple):
             precision: p, which broadcasts against them.
         """
         scale = precision.sqrt()  # the unknown is √p (d - D), whose system has no value below 1
+        share = STIFFEST * precision / expand(_positive(self.stiffness), x)
+        share = share.clamp(max=1)  # of W
 
         def information(v: Tensor) -> Tensor:  # AᵀW A v
             v = self.channel.apply(v, self.operator)
-            return self.channel.adjoint(self.weight * v, self.operator)
+            return share * self.channel.adjoint(self.weight * v, self.operator)
 
         def system(v: Tensor) -> Tensor:
             image = v.unflatten(1, x.shape[1:])
             return v + (information(image / scale) / scale).flatten(1)
 
         with torch.autocast(x.device.type, enabled=False):
-            residual = (self.information - information(x)) / scale
+            residual = (share * self.information - information(x)) / scale
             v = cg(system, residual.flatten(1), iterations=ITERATIONS, dtype=x.dtype)
             return x + v.unflatten(1, x.shape[1:]) / scale
+
+
+def _largest(value: Tensor) -> Tensor:
+    """Returns the largest magnitude of each sample, (B,), or a tiny one where all are 0."""
+    return _positive(value.flatten(1).abs().amax(dim=1))
+
+
+def _positive(value: Tensor) -> Tensor:
+    """Returns values that may be divided by."""
+    return value.clamp(min=torch.finfo(value.dtype).tiny)

@@ -1,9 +1,9 @@
 """The guard of E-steps: networks draw new reconstructions once one predicts better than the init.
 
 A part h of what each held-out y measured is hidden: entries of y that other measurements lack, so
-that a network has learned to go without them; where there are none, a part that is split off by
-the noise. x̂ is drawn given the rest, and what
-it would have measured there, ĥ = A x̂ + noise, is compared with h by the energy score
+that a network has learned to do without them; where there are none, a part that is split off by
+the noise. x̂ is drawn given the rest, and what it would have measured there, ĥ = A x̂ + noise, is
+compared with h by the energy score
 
     E‖ĥ - h‖ - ½ E‖ĥ - ĥ'‖
 
@@ -126,16 +126,24 @@ class Hidden:
 
 
 def spared_entries(operator: LinearOperator) -> Tensor | None:
-    """Returns which of φ some operators leave out and others do not, (*P); None without any.
+    """Returns where entries of φ are left out by some operators and not by others, (*P).
 
-    Of what every measurement has, such as the middle of k-space, a network learns nothing without.
+    A network has not learned to do without what every measurement has, such as the middle of
+    k-space. What fewer than about one operator in 64 leaves out, or measures, may be missed.
+
+    Returns:
+        The entries; None if the operator cannot leave out any.
     """
-    drawn = operator.draw(OTHERS, generator("spared entries"))
-    nothing = operator.leave_out(drawn, 1.0, generator("spared entries"))
-    if nothing is None:
-        return None
-    lacking = (drawn == nothing) | (drawn.isnan() & nothing.isnan())
-    return lacking.any(dim=0) & ~lacking.all(dim=0)
+    draws = generator("spared entries")
+    lacked = had = torch.zeros((), dtype=torch.bool)
+    for _ in range(OTHERS):  # one at a time: φ may be as large as a volume
+        drawn = operator.draw(1, draws)[0]
+        nothing = operator.leave_out(drawn[None], 1.0, generator("spared entries"))
+        if nothing is None:
+            return None
+        lacking = (drawn == nothing[0]) | (drawn.isnan() & nothing[0].isnan())
+        lacked, had = lacked | lacking, had | ~lacking
+    return lacked & had
 
 
 def hide(

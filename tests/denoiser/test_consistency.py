@@ -143,3 +143,27 @@ def test_what_is_distorted_after_a_lens_is_left_to_the_network() -> None:
     assert Conditioning()(channel, given).consistency is None
     with pytest.raises(UserError, match="fuse=true needs a channel that is lin"):
         Conditioning(fuse=True)(channel, given)
+
+
+@pytest.mark.parametrize("std", [1e-12, 1e-6, 1e-4, 1e12])
+@pytest.mark.parametrize("name", ["chain", "multicoil", "radon"])
+def test_any_noise_is_finite_and_comes_no_farther_from_y(name: str, std: float) -> None:
+    """At both ends of a schedule, and of `corruption.noise.std` on the scale of [-1, 1]."""
+    size = (1, 24, 24)
+    linear: dict[str, LinearOperator] = {
+        "chain": Composition([Blur(size, sigma=0.7, kernel_size=3), Mask(size, rho=0.5)]),
+        "multicoil": MultiCoil((2, 24, 24), coils=4, acceleration=3.0),
+        "radon": Radon(size, angles=90),
+    }
+    channel = make_channel(linear[name], GaussianNoise(std))
+    x = torch.rand(2, *channel.shape, generator=generator(15)) * 2 - 1
+    measurement = channel.draw(x, generator(16))
+    given = Consistency.of(channel, measurement, channel.estimated_variance(measurement))
+    for sigma in (1e-3, 1.0, 1e2):
+        noise = torch.randn(x.shape, generator=generator(17))
+        estimate = (x + min(sigma, 1) * noise).requires_grad_()
+        corrected = given.correct(estimate, torch.tensor(1 + sigma**-2))
+        (gradient,) = torch.autograd.grad(corrected.square().sum(), estimate)
+        before, after = (channel.residual_chi2(measurement, v) for v in (estimate, corrected))
+        assert (after < (0.2 if std < 1 else 1.001) * before).all()
+        assert gradient.abs().max() < 50  # that of ‖x‖² is 2 x

@@ -25,7 +25,7 @@ from diffem.corruption import (
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import Guard
-from diffem.em.guard import hide
+from diffem.em.guard import hide, spared_entries
 from diffem.em.loop import EMLoop
 from diffem.posterior import Posterior
 from diffem.report.verdict import kept_line
@@ -133,6 +133,21 @@ def test_where_all_measure_the_same_a_part_is_split_off_by_the_noise(name: str) 
     assert torch.equal(task.entries, measured.expand_as(measurement.y))
     torch.testing.assert_close(task.rest.noise, STD / 0.75**0.5 * torch.ones(20, 1))
     assert not Guard.holds_back(channel) and Guard.fits(channel)
+
+
+def test_large_masks_are_drawn_one_at_a_time() -> None:
+    """Of a volume 64 masks would take gigabytes."""
+    drawn = []
+
+    class Volumes(Mask):
+        def draw(self, n: int, generator: torch.Generator) -> Tensor:
+            drawn.append(n)
+            return super().draw(n, generator)
+
+    spared = spared_entries(Volumes((1, 8, 8, 8), rho=0.5))
+    assert spared is not None and spared.shape == (1, 8, 8, 8) and spared.all()
+    assert max(drawn) == 1
+    assert spared_entries(Denoising((1, 4, 4))) is None
 
 
 def test_few_measurements_have_no_score() -> None:
