@@ -6,9 +6,9 @@ Jacob 2019, arXiv 1712.02862):
 
     d = argmin_x  p ‖x - D‖² + (y - A x)ᵀ W (y - A x),   W = diag(1 / σ_y²)
 
-p = 1 + α_t²/σ_t² is the precision that EDM's preconditioning takes D to have. The solution is linear
-in D and invertible, so that nothing is lost: it preconditions the network's output, which learns
-with the iterations that come near it.
+p = 1 + α_t²/σ_t² is the precision that EDM's preconditioning takes D to have. The solution is
+linear in D and invertible, so that nothing is lost: it preconditions the network's output, which
+learns with the iterations that come near it.
 Of y that is more precise than float32 can solve for, W is smaller, by one factor for each sample.
 """
 
