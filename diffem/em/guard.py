@@ -66,8 +66,7 @@ class Guard:
         """
         if not isinstance(channel, LinearChannel):
             return False
-        spared = spared_entries(channel.forward_operator)
-        return spared is not None and bool(spared.any())
+        return varying_entries(channel.forward_operator) is not None
 
     def scores(
         self,
@@ -125,25 +124,26 @@ class Hidden:
         return self.rest.select(index)
 
 
-def spared_entries(operator: LinearOperator) -> Tensor | None:
-    """Returns where entries of φ are left out by some operators and not by others, (*P).
+def varying_entries(operator: LinearOperator) -> Tensor | None:
+    """Returns where φ measures an entry in some operators and leaves it out in others, (*P).
 
     A network has not learned to do without what every measurement has, such as the middle of
     k-space. What fewer than about one operator in 64 leaves out, or measures, may be missed.
 
     Returns:
-        The entries; None if the operator cannot leave out any.
+        1 at those entries; None if there are none.
     """
-    draws = generator("spared entries")
+    draws = generator("varying entries")
     lacked = had = torch.zeros((), dtype=torch.bool)
     for _ in range(OTHERS):  # one at a time: φ may be as large as a volume
         drawn = operator.draw(1, draws)[0]
-        nothing = operator.leave_out(drawn[None], 1.0, generator("spared entries"))
+        nothing = operator.leave_out(drawn[None], 1.0, generator("varying entries"))
         if nothing is None:
             return None
         lacking = (drawn == nothing[0]) | (drawn.isnan() & nothing[0].isnan())
         lacked, had = lacked | lacking, had | ~lacking
-    return lacked & had
+    varying = lacked & had
+    return varying if varying.any() else None
 
 
 def hide(
@@ -158,15 +158,16 @@ def hide(
         key: What the choice depends on.
     """
     y, operator, noise = measurement
-    left = channel.forward_operator.leave_out(operator, fraction, generator(*key))
-    spared = spared_entries(channel.forward_operator)
     measured = channel.measured_mask(y, operator).expand_as(y)
-    if left is None or spared is None or not spared.any():
+    varying = varying_entries(channel.forward_operator)
+    if varying is None:
         parts = channel.noise.split(y, noise, fraction, generator(*key))
         assert parts is not None
         rest, target = (Measurement(part * measured, operator, own) for part, own in parts)
         return Hidden(rest, target, measured)
-    left = torch.where(spared, left, operator)
+    left = channel.forward_operator.leave_out(operator, fraction, generator(*key))
+    assert left is not None
+    left = torch.where(varying, left, operator)
     entries = measured - channel.measured_mask(y, left)
     some = entries.flatten(1).any(dim=1)
     target, entries = measurement.select(some), entries[some]

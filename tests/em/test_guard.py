@@ -25,7 +25,7 @@ from diffem.corruption import (
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import Guard
-from diffem.em.guard import hide, spared_entries
+from diffem.em.guard import hide, varying_entries
 from diffem.em.loop import EMLoop
 from diffem.posterior import Posterior
 from diffem.report.verdict import kept_line
@@ -144,10 +144,10 @@ def test_large_masks_are_drawn_one_at_a_time() -> None:
             drawn.append(n)
             return super().draw(n, generator)
 
-    spared = spared_entries(Volumes((1, 8, 8, 8), rho=0.5))
-    assert spared is not None and spared.shape == (1, 8, 8, 8) and spared.all()
+    varying = varying_entries(Volumes((1, 8, 8, 8), rho=0.5))
+    assert varying is not None and varying.shape == (1, 8, 8, 8) and varying.all()
     assert max(drawn) == 1
-    assert spared_entries(Denoising((1, 4, 4))) is None
+    assert varying_entries(Denoising((1, 4, 4))) is None
 
 
 def test_few_measurements_have_no_score() -> None:
