@@ -72,7 +72,6 @@ class Denoiser(AzulaDenoiser):
         noise_level = torch.log(sigma_t / alpha_t)
         z = x_t / expand(alpha_t, x_t)
         precision = expand((alpha_t / sigma_t) ** 2, x_t)
-        estimated = 1 + precision  # of the output without y
         spectrum, embedding = Spectrum(ENTRIES, precision), None
         if condition is not None:
             spectrum, embedding = condition.spectrum, condition.embedding
@@ -88,7 +87,7 @@ class Denoiser(AzulaDenoiser):
         output = spectrum.analyse(output.to(x_t.dtype))
         mean = spectrum.synthesise(c_in**2 * z + var.sqrt() * c_in * output)
         if condition is not None and condition.consistency is not None:
-            mean = condition.consistency.correct(mean, estimated)
+            mean = condition.consistency.correct(mean, 1 + precision)
         return DiracPosterior(mean)
 
     def fused_noise(self, noise: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
