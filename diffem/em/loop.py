@@ -229,7 +229,7 @@ class EMLoop(StateCheckpoint):
         costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
         if error is not None:
             costs["hidden_entries_error"] = error
-        of_init = bool(redrawn) and (self.state.score is not None or self.state.round == 1)
+        first = bool(redrawn) and (self.state.score is not None or self.state.round == 1)
         if redrawn:  # the guard asks until a network has overtaken the init, and no longer
             asks = self.state.round == 0 and Guard.holds_back(data.measurements.channel)
             self.state.score = score if asks else None
@@ -238,10 +238,10 @@ class EMLoop(StateCheckpoint):
             k, uncounted = self.state.round, posterior.uncounted()
             round = Round(k, uncounted, data.measurements, costs, path)
             figures |= self.on_round(module, round) or {}
-        self.compare(trainer, figures, of_init=of_init)
+        self.compare(trainer, figures, first=first)
 
     def compare(
-        self, trainer: Trainer, figures: Mapping[str, Sequence[float]], *, of_init: bool
+        self, trainer: Trainer, figures: Mapping[str, Sequence[float]], *, first: bool
     ) -> None:
         """Keeps the figure by which EM stops, if this round improved it.
 
@@ -250,16 +250,16 @@ class EMLoop(StateCheckpoint):
         Arguments:
             trainer: The trainer.
             figures: The round's figures of each held-out measurement.
-            of_init: Whether a network that learned from the init drew it, as it drew no round
-                before.
+            first: Whether this round is the first that a network drew.
         """
         stop, state = self.settings.stop, self.state
         if stop is None:
             state.improved = (-1, ())  # a later process may stop by another figure
             return
-        if of_init:  # what the next ones learn from is worse before it is better
+        if state.round == 0:  # no network drew it
+            return
+        if first:  # those that learn from it are worse at first, and better later
             state.improved = (-1, ())
-        if of_init or state.round == 0:  # no network drew it
             return
         values = trainer.strategy.broadcast(figures.get(stop.figure))
         k, best = state.improved

@@ -20,8 +20,8 @@ class Plateau:
 
     Rounds are compared on the same held-out measurements. Their differences have a mean d and a
     standard error s: a round has improved on another if d < -s. Round 0 is not compared, since no
-    network drew it, nor the first round that a network drew, nor those before it with those after
-    it: networks that learn from what a network drew are worse at first, and better later.
+    network drew it. Nor are networks that learned from it compared with those that learn from
+    what a network drew, which are worse at first, and better later.
 
     Raises:
         UserError: If the figure is none of `FIGURES`, or the number is out of its range.
