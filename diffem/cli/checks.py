@@ -12,7 +12,7 @@ from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
 from diffem.metric import Evaluation
-from diffem.posterior.posterior import chunk_count
+from diffem.posterior.posterior import chunk_count, has_spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 
@@ -201,12 +201,13 @@ def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
     """Returns what to set where the noise is much weaker than what sampling leaves in x.
 
     A sample keeps noise of about the standard deviation σ_min, so that its residual χ² is about
-    1 + (σ_min / σ_y)²; the last step of sampler=sde knows what a fused y says.
+    1 + (σ_min / σ_y)²; the last step of sampler=sde knows what a y that is fused with x_t says.
     """
-    exact = cfg.sampler["_target_"] == "diffem.posterior.SDESampler"
-    if exact and cfg.method.get("condition", {"fuse": False})["fuse"] is not False:
-        return None
     if not isinstance(channel, LinearGaussianChannel) or "sigma_min" not in cfg.schedule:
+        return None
+    exact = cfg.sampler["_target_"] == "diffem.posterior.SDESampler"
+    fuses = cfg.method.get("condition", {"fuse": False})["fuse"] is not False
+    if exact and fuses and has_spectrum(channel):
         return None
     std, left = channel.noise.parameters["std"].bounds[0], cfg.schedule.sigma_min
     if 2 * std >= left:

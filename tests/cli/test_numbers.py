@@ -110,6 +110,9 @@ def test_noise_far_below_what_sampling_leaves_is_said_once(
     assert "sigma_min" not in capsys.readouterr().err
     (fused,) = strict(tmp_path / "fused" / "summary.json")
     assert fused["rounds"][1]["residual_chi2"] < 10
+    after = ("corruption=multicoil", "corruption.acceleration=2")  # y is fused after the network
+    run_here(tmp_path / "coils", noise, "sampler=sde", "sampler.steps=4", *after)
+    assert "set schedule.sigma_min=1e-06" in capsys.readouterr().err
     left = ("sampler=ddpm", noise)
     run_here(tmp_path / "weak", *left)
     told = capsys.readouterr().err
