@@ -102,8 +102,21 @@ def test_withheld_measurements_leave_the_estimate_as_it_is() -> None:
     assert (full[1] - none[1]).abs().max() > 1e-2
 
 
-def test_what_is_not_measured_tells_nothing() -> None:
-    channel = CHANNELS["chain"]
+class HalfRead(Blur):
+    """Blurs, and reads out the upper half alone; its adjoint is that of the blur."""
+
+    def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
+        return (torch.arange(6)[:, None] < 3).to(y.dtype).expand_as(y)
+
+    def spectrum(self, operator: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize(
+    "operator", [OPERATORS["chain"], HalfRead(SHAPE, sigma=0.7, kernel_size=3)]
+)
+def test_what_is_not_measured_tells_nothing(operator: LinearOperator) -> None:
+    channel = make_channel(operator, GaussianNoise(0.5))
     x = torch.randn(2, *SHAPE, generator=generator(8))
     measurement = channel.draw(x, generator(9))
     missing = 1 - channel.measured_mask(measurement.y, measurement.operator)
