@@ -135,6 +135,13 @@ def test_where_all_measure_the_same_a_part_is_split_off_by_the_noise(name: str) 
     assert not Guard.holds_back(channel) and Guard.fits(channel)
 
 
+def test_projections_that_some_measurements_lack_are_hidden() -> None:
+    angles = torch.tensor([[0.0, 60.0, 120.0], [0.0, 60.0, torch.nan]]).repeat(10, 1)
+    operator = Recorded(Radon((1, 4, 4), angles=3), angles)
+    varying = varying_entries(operator)
+    assert varying is not None and varying.tolist() == [False, False, True]
+
+
 def test_large_masks_are_drawn_one_at_a_time() -> None:
     """Of a volume 64 masks would take gigabytes."""
     drawn = []

@@ -32,8 +32,9 @@ def test_one_without_it_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.is_autocast_enabled("cpu")
 
 
-def test_no_processor_samples_in_float16() -> None:
+def test_no_processor_samples_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of a GPU, whose samples took four times as long on one."""
+    has(monkeypatch, avx512_bf16=True)
     with Sampling(CPU, "16-mixed", 1, 0).context():
         assert not torch.is_autocast_enabled("cpu")
 
