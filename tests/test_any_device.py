@@ -89,11 +89,12 @@ from diffem.posterior.ambient import AmbientPrior
 from diffem.posterior.bounded import bounded
 from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
 from diffem.result import build_sampler
+from diffem.result.parts import build_channel
 from diffem.storage.reconstructions import Batch
 
 CUDA = torch.device("cuda")
 N = 4
-IMAGE, VECTOR = (3, 8, 8), (6,)
+IMAGE, GREY, VECTOR = (3, 8, 8), (1, 16, 16), (6,)
 SCHEDULE = VESchedule(0.02, 20.0)
 STEPS = 2  # the first and the last; as many as the order of multistep
 DDPM = partial(DDPMSampler, steps=STEPS)
@@ -371,6 +372,37 @@ def test_diffem_under_every_sampler(sampler: str, name: str, fuse: bool) -> None
     denoiser = conditional_of(channel, condition)
     posterior = Conditional(denoiser, channel, sampler=SAMPLERS[sampler], condition=condition)
     assert_loop(posterior, channel, sampler)
+
+
+ON_THE_HOST = {  # corruptions of libraries that compute there, and where
+    "jpeg": "Pillow codes images",
+    "deepinv": "its physics draw parameters by generators that fakes do not have",
+}
+CORRUPTIONS = sorted(
+    path.stem
+    for path in (ROOT / "conf" / "corruption").glob("*.yaml")
+    if path.stem not in ON_THE_HOST
+)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_diffem_under_every_corruption(name: str) -> None:
+    shape = {"projection": VECTOR, "fourier": GREY, "multicoil": GREY}.get(name, IMAGE)
+    with unset_fake_temporarily():
+        node: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/corruption/{name}.yaml"))
+        del node["defaults"]
+        node["noise"] = OmegaConf.load(ROOT / "conf/corruption/noise/gaussian.yaml")
+        channel = build_channel(node, shape)
+    for part in (channel, getattr(channel, "forward_operator", channel)):
+        for key, value in list(vars(part).items()):  # maps and masks, which are on the host
+            if isinstance(value, Tensor):
+                setattr(part, key, torch.empty(value.shape, dtype=value.dtype))
+    condition = Conditioning()
+    denoiser = conditional_of(channel, condition)
+    objective = Recorrupted(condition=condition, p_uncond=0.0, fresh=True)
+    assert_on_cuda(loss_of(objective, denoiser, channel, batch_of(channel)))
+    posterior = Conditional(denoiser, channel, sampler=DDPM, condition=condition)
+    assert_loop(posterior, channel)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -31,12 +31,11 @@ from diffem.cli.parts import build_module, build_student
 from diffem.config.allow_list import ALLOWED
 from diffem.config.build import build, locate
 from diffem.config.types import check_types
-from diffem.corruption import DistortedChannel
 from diffem.data import Digits, Manifold
 from diffem.data.measurements import MeasurementSet
 from diffem.em import EMSettings, Objective
 from diffem.em.datamodule import StepSampler
-from diffem.em.init import Gaussian, linear_part
+from diffem.em.init import Gaussian
 from diffem.metric import Evaluation
 from diffem.posterior.gaussian import fit_gaussian
 from diffem.result import build_channel, build_posterior
@@ -203,10 +202,9 @@ def attempt(cfg: DictConfig) -> None:
     posterior.fit(x)
     with seeded("samples"), torch.no_grad():
         drawn = posterior.draw(measurement)
-        linear = linear_part(channel)
+        linear = channel.surrogate
         if isinstance(init, Gaussian) and linear is not None:
-            if isinstance(channel, DistortedChannel):
-                measurement = channel.undistorted(measurement)
+            measurement = channel.undistorted(measurement)
             fitted = fit_gaussian(
                 linear, measurement,
                 rank=init.rank, iterations=init.iterations, variance=init.variance,

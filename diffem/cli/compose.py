@@ -39,9 +39,9 @@ from diffem.runtime.ranges import RANGES, check
 from diffem.runtime.rank import external_processes
 
 MEASUREMENTS = "diffem.data.MeasurementFiles"
-OPERATOR = (  # parameters of operators and distortions that a user's own data come with
+OPERATOR = (  # parameters of corruptions that a user's own data come with
     *("angle", "angles", "coils", "factor", "fraction", "gamma", "high", "kernel", "length"),
-    *("levels", "low", "quality", "rows", "sigma"),
+    *("levels", "low", "masks", "quality", "rows", "sigma"),
 )
 SCALED = ("corruption.high", "corruption.low")
 IMAGE_UNITS = "; it is on the scale on which dataset.range is [-1, 1]"

@@ -40,7 +40,6 @@ _PARTS: Registry = {  # operators and distortions, which a corruption is made of
     "diffem.corruption.Gamma": ("gamma",),
     "diffem.corruption.Impulse": ("fraction",),
     "diffem.corruption.JPEG": ("quality",),
-    "diffem.corruption.Magnitude": (),
     "diffem.corruption.Mask": ("rho",),
     "diffem.corruption.Mosaic": (),
     "diffem.corruption.MotionBlur": ("angle", "length"),
@@ -54,6 +53,11 @@ _PARTS: Registry = {  # operators and distortions, which a corruption is made of
     "diffem.corruption.Weighting": ("ratio",),
 }
 
+_WHOLE: Registry = {  # corruptions that are made of parts, or are none
+    "diffem.corruption.Composition": ("parts",),
+    "diffem.corruption.PhaseRetrieval": ("masks",),
+}
+
 ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one part of a key
     "balance": {
         "diffem.em.Balance": (),
@@ -62,8 +66,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "blind": {"diffem.em.Blind": ("iterations", "samples", "widen")},
     "corruption": {
-        name: (*keys, "learn", "noise")
-        for name, keys in sorted({**_PARTS, "diffem.corruption.Composition": ("parts",)}.items())
+        name: (*keys, "learn", "noise") for name, keys in sorted({**_PARTS, **_WHOLE}.items())
     },
     "corruption.noise": {
         "diffem.corruption.GaussianNoise": ("std",),

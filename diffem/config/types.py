@@ -20,7 +20,7 @@ NULLABLE = (
     *("prior", "student", "augment", "clean", "guard", "stop", "lpips", "weights", "resume"),
     "fused",
 )
-TEXTS_TOO = ("coils", "kernel")  # what a file may hold: its path
+TEXTS_TOO = ("coils", "kernel", "masks")  # what a file may hold: its path
 TYPE_NAMES = {
     dict: "a part with keys of its own, and a _target_ if it has one",
     list: "a list",

@@ -22,7 +22,6 @@ from diffem.corruption.fourier import Fourier
 from diffem.corruption.gamma import Gamma
 from diffem.corruption.impulse import Impulse
 from diffem.corruption.jpeg import JPEG
-from diffem.corruption.magnitude import Magnitude
 from diffem.corruption.mask import Mask
 from diffem.corruption.mosaic import Mosaic
 from diffem.corruption.motion_blur import MotionBlur
@@ -36,6 +35,7 @@ from diffem.corruption.noise import (
 )
 from diffem.corruption.operator import LinearOperator
 from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.phase_retrieval import PhaseRetrieval
 from diffem.corruption.point_spread import PointSpread
 from diffem.corruption.projection import Projection
 from diffem.corruption.quantisation import Quantisation
@@ -66,13 +66,13 @@ __all__ = [
     "LinearChannel",
     "LinearGaussianChannel",
     "LinearOperator",
-    "Magnitude",
     "Mask",
     "Measurement",
     "Mosaic",
     "MotionBlur",
     "MultiCoil",
     "Noise",
+    "PhaseRetrieval",
     "PointSpread",
     "PoissonGaussianNoise",
     "PoissonNoise",

@@ -17,8 +17,9 @@ from diffem.runtime.errors import UserError
 KEYS = {
     "coils": "the path of a .npy file",
     "kernel": "the path of a .npy, PNG or TIFF file, or nested lists of numbers",
+    "masks": "the path of a .npy file",
 }
-"""The keys of operators whose value may be the path of a file, and what holds their numbers."""
+"""The keys of corruptions whose value may be the path of a file, and what holds their numbers."""
 CARRIED = "data:application/x-npy;base64,"
 """How the text begins that carries a file's content in place of its path (RFC 2397)."""
 

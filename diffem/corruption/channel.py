@@ -104,12 +104,24 @@ class Channel(ABC):
         """Returns y brought on the grid of x, (B, *shape), for figures and distances."""
         return self.embed(measurement)[:, : self.shape[0]]
 
+    @property
+    def surrogate(self) -> "LinearChannel | None":
+        """The linear channel that comes nearest, under which round 0 is fitted; None if none does.
+
+        A linear channel is its own.
+        """
+        return None
+
+    def undistorted(self, measurement: Measurement) -> Measurement:
+        """Returns measurements of `surrogate` that say of x about what these do."""
+        return measurement
+
     def nearest_linear(
         self, measurement: Measurement
     ) -> "tuple[LinearChannel, Measurement] | None":
-        """Returns a linear channel, and measurements of it that say of x about what these do.
+        """Returns the surrogate and its measurements, if they can be fused with x_t.
 
-        A linear channel is its own. None says that there is none.
+        None if there is none, or what it says is too rough.
         """
         return None
 
@@ -230,6 +242,11 @@ class LinearChannel(Channel):
     def spectrum(self, operator: Tensor) -> Spectrum | None:
         """Returns AᵀA = V diag(s²) Vᵀ for each sample, or None where it is not at hand."""
         return self.forward_operator.spectrum(operator)
+
+    @property
+    def surrogate(self) -> "LinearChannel":
+        """The channel itself."""
+        return self
 
     def nearest_linear(self, measurement: Measurement) -> "tuple[LinearChannel, Measurement]":
         """Returns the channel itself and the measurement."""

@@ -33,7 +33,7 @@ class DistortedChannel(Channel):
 
     def __init__(self, linear: LinearChannel, distortions: Sequence[Distortion]) -> None:
         super().__init__(linear.shape)
-        check_learns_nothing(linear.learn, distortions)
+        check_learns_nothing(linear.learn, distortions[0])
         self.linear = linear
         self.distortions = tuple(distortions)
         for distortion in self.distortions:
@@ -95,12 +95,14 @@ class DistortedChannel(Channel):
         return self.linear.lift(self._split(measurement)[0])
 
     @property
-    def surrogate(self) -> LinearChannel:
-        """The linear channel of `undistorted` measurements.
+    def surrogate(self) -> LinearChannel | None:
+        """The linear channel of `undistorted` measurements; None if A does not keep intensities.
 
         It is `linear` where no distortion can be undone; otherwise linear and Gaussian, with
         noise of each entry's own standard deviation.
         """
+        if not self.keeps_units:
+            return None
         if not self._any_undone:
             return self.linear
         operator = self.linear.forward_operator
@@ -136,12 +138,14 @@ class DistortedChannel(Channel):
     def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement] | None:
         """Returns the surrogate and its measurements.
 
-        None if a distortion cannot be undone, or an operator that mixes entries was before it:
-        the surrogate has no spectrum then. What it says is too rough to correct an output by.
+        None if there is none, a distortion cannot be undone, or an operator that mixes entries
+        was before it: the surrogate has no spectrum then, and what it says is too rough to correct
+        an output by.
         """
-        if not (self._all_undone and self._diagonal):
+        surrogate = self.surrogate
+        if surrogate is None or not (self._all_undone and self._diagonal):
             return None
-        return self.surrogate, self.undistorted(measurement)
+        return surrogate, self.undistorted(measurement)
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""
@@ -150,15 +154,19 @@ class DistortedChannel(Channel):
         return Measurement(measurement.y, operator, measurement.noise), parameters
 
 
-def check_learns_nothing(learn: Sequence[str], distortions: Sequence[Distortion]) -> None:
-    """Refuses parameters to learn of a channel with distortions.
+def check_learns_nothing(learn: Sequence[str], what: object) -> None:
+    """Refuses parameters to learn of a channel that is not linear.
+
+    Arguments:
+        learn: The names of the parameters.
+        what: The channel, or what makes it so.
 
     Raises:
         UserError: If there are any.
     """
     if learn:
         raise UserError(
-            f"corruption.learn={list(learn)} needs a linear channel, and {distortions[0]} is "
+            f"corruption.learn={list(learn)} needs a linear channel, and {what} is "
             "none; choose corruption.learn=[]"
         )
 

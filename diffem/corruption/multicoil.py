@@ -42,13 +42,15 @@ class MultiCoil(Fourier):
         centre: float = 0.0,
     ) -> None:
         super().__init__(shape, acceleration=acceleration, centre=centre)
-        self._maps = sensitivity_maps(coils, self.shape[1:])
+        self._maps = self._copy = sensitivity_maps(coils, self.shape[1:])
         self.covers = bool((self._maps != 0).any(dim=0).all())
 
     def _coils(self, like: Tensor) -> Tensor:
         """Returns S, (C, H, W), on the device and in the precision of real numbers."""
         dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-        return self._maps.to(like.device, dtype)
+        if (self._copy.device, self._copy.dtype) != (like.device, dtype):  # not at every step
+            self._copy = self._maps.to(like.device, dtype)
+        return self._copy
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         image = as_complex(x)[:, None] if self.shape[0] == 2 else x

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffem.corruption import Channel, DistortedChannel, LinearChannel, Measurement
+from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.module import DenoiserModule
 from diffem.posterior import Posterior
@@ -51,10 +51,9 @@ class Gaussian:
     """A Gaussian fitted to the measurements by EM, and its posterior; any channel will do.
 
     It is exact under linear channels with Gaussian noise, and the best affine estimate under other
-    linear channels. Where distortions follow a linear channel and y is in the units of x, it is
-    fitted under the linear channel that comes nearest (`DistortedChannel.surrogate`). Under any
-    other channel round 0 is drawn from the Gaussian that EM starts from, N(0, variance · I); the
-    first M-step then learns its posterior.
+    linear channels. Otherwise it is fitted under the linear channel that comes nearest
+    (`Channel.surrogate`). Where none does, round 0 is drawn from the Gaussian that EM starts from,
+    N(0, variance · I); the first M-step then learns its posterior.
 
     Arguments:
         rank: The rank of the low-rank part of the covariance.
@@ -85,11 +84,11 @@ class Gaussian:
             UserError: If the measurements measure nothing.
         """
         channel = data.measurements.channel
-        linear = linear_part(channel)
+        linear = channel.surrogate
         if linear is None:
             return UninformedGaussian(channel.shape, self.variance or 1 / 3)
         fitted = self.fit(linear, self.measured(linear, data).to(module.device), module)
-        return Undistorted(channel, fitted) if isinstance(channel, DistortedChannel) else fitted
+        return fitted if linear is channel else Undistorted(channel, fitted)
 
     def fit(
         self, channel: LinearChannel, measurement: Measurement, module: DenoiserModule
@@ -115,8 +114,7 @@ class Gaussian:
             UserError: If they measure nothing.
         """
         measurement = data.measurements.select(slice(self.samples))
-        if isinstance(given := data.measurements.channel, DistortedChannel):
-            measurement = given.undistorted(measurement)
+        measurement = data.measurements.channel.undistorted(measurement)
         if not channel.measured_mask(measurement.y, measurement.operator).any():
             raise UserError(
                 f"init: nothing was measured in the first {len(measurement.y)} measurements "
@@ -162,8 +160,7 @@ class Mixture(Gaussian):
     @staticmethod
     def fits(channel: Channel) -> bool:
         """Returns whether a mixture can be fitted under a channel."""
-        linear = linear_part(channel)
-        return linear is not None and has_spectrum(linear)
+        return channel.surrogate is not None and has_spectrum(channel.surrogate)
 
     def fit(
         self, channel: LinearChannel, measurement: Measurement, module: DenoiserModule
@@ -203,22 +200,15 @@ class Mixture(Gaussian):
                 ) from error
 
 
-def linear_part(channel: Channel) -> LinearChannel | None:
-    """Returns the linear channel that round 0 is fitted under; None where there is none."""
-    if isinstance(channel, DistortedChannel):
-        return channel.surrogate if channel.keeps_units else None
-    return channel if isinstance(channel, LinearChannel) else None
-
-
 class Undistorted(Posterior):
-    """The posterior under a distorted channel's linear surrogate.
+    """The posterior under a channel's linear surrogate.
 
     Arguments:
         channel: The channel.
         posterior: The posterior under `channel.surrogate`.
     """
 
-    def __init__(self, channel: DistortedChannel, posterior: Posterior) -> None:
+    def __init__(self, channel: Channel, posterior: Posterior) -> None:
         self.channel = channel
         self.posterior = posterior
 

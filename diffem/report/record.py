@@ -183,7 +183,7 @@ TYPES: dict[str, type | UnionType] = {
     "clean_images": bool,
     "seed": int,
     "truth": dict | None,
-    "unmeasured": list,
+    "unmeasured": list | None,
     "wall_seconds": int | float,
     "metrics": dict,
     "rounds": list,
@@ -215,7 +215,7 @@ def is_sound(summary: Mapping[str, Any]) -> bool:
     ]
     names = (*described, *NUMBERS)
     return (
-        all(isinstance(name, str) for name in summary.get("unmeasured", []))
+        all(isinstance(name, str) for name in summary.get("unmeasured") or [])
         and all(is_description(fields) for fields in described.values())
         and all(
             isinstance(row, dict)

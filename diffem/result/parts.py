@@ -55,9 +55,12 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
         if isinstance(target, type) and issubclass(target, Distortion):
             distortions.append(build(each, key))
             continue
+        if isinstance(target, type) and issubclass(target, Channel):
+            check_learns_nothing(list(plain.get("learn", ())), target.__name__)
+            if "noise" not in plain:
+                return build(each, key, shape=shape)
+            return build(each, key, shape=shape, noise=build(plain["noise"], "corruption.noise"))
         part = build(each, key, shape=operators[-1].measured_shape if operators else shape)
-        if isinstance(part, Channel):
-            return part
         if distortions:
             raise UserError(
                 f"{key}={part} stands after {distortions[-1]}, which is not linear; put all "
@@ -68,7 +71,7 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
     operator = operators[0] if len(operators) == 1 else Composition(operators)
     noise = build(plain["noise"], "corruption.noise")
     if distortions:  # before a wrong name is told which ones a linear channel has
-        check_learns_nothing(list(plain["learn"]), distortions)
+        check_learns_nothing(list(plain["learn"]), distortions[0])
         return DistortedChannel(make_channel(operator, noise), distortions)
     return make_channel(operator, noise, learn=list(plain["learn"]))
 

@@ -93,6 +93,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "corruption.length": Range(1e-2, 1e3, pair=True),
     "corruption.levels": whole(2, 2**16),
     "corruption.low": Range(-1e3, 1e3),
+    "corruption.masks": whole(1, 2**10)._replace(advice="; or give the path of a .npy file"),
     "corruption.noise.background": Range(1e-6, 1e9),
     "corruption.noise.photons": Range(1e-6, 1e9, pair=True),
     "corruption.noise.speckle": Range(1e-3, 10, pair=True),

@@ -90,7 +90,7 @@ def check_data(run_dir: Path, sha256: str) -> None:
     record = read_record(run_dir / FILE)
     if record is not None and record.get("data_sha256") != sha256:
         raise UserError(
-            "dataset: the measurements (or what a file of m_step.clean, corruption.coils or "
-            f"corruption.kernel holds) are not those that the run in {run_dir} began with; put "
-            "those back, or start in a new run_dir"
+            "dataset: the measurements (or what a file of m_step.clean, corruption.coils, "
+            "corruption.kernel or corruption.masks holds) are not those that the run in "
+            f"{run_dir} began with; put those back, or start in a new run_dir"
         )

@@ -17,7 +17,7 @@ from diffem.result.export import export_run
 from diffem.runtime.errors import UserError
 
 Choices = Callable[[Path], list[str]]
-HOLDS = r"a file of m_step\.clean, corruption\.coils or corruption\.kernel holds"
+HOLDS = r"a file of m_step\.clean, corruption\.coils, corruption\.kernel or .*masks holds"
 
 
 def kernel(path: Path) -> list[str]:
@@ -30,6 +30,11 @@ def coils(path: Path) -> list[str]:
     return ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils='{path}'"]
 
 
+def masks(path: Path) -> list[str]:
+    np.save(path, np.random.default_rng(0).uniform(0, 6, (2, 8, 8)))
+    return ["corruption=phase_retrieval", f"corruption.masks='{path}'"]
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "of ours é.npy"
@@ -40,6 +45,7 @@ def file(tmp_path: Path) -> Path:
     [
         (kernel, r"corruption\.kernel must be a list, got True"),
         (coils, r"corruption\.coils must be a finite number, got True"),
+        (masks, r"corruption\.masks must be a finite number, got True"),
     ],
 )
 def test_a_value_may_be_the_path_of_a_file(choices: Choices, sentence: str, file: Path) -> None:
@@ -55,6 +61,7 @@ def test_a_value_may_be_the_path_of_a_file(choices: Choices, sentence: str, file
     [
         (kernel, {"y": np.zeros((1, 8, 8))}),
         (coils, {"y": np.zeros((1, 6, 8, 8)), "operator": np.ones((1, 8))}),
+        (masks, {"y": np.ones((1, 2, 8, 8))}),
     ],
 )
 def test_a_finished_run_does_not_need_its_file(
@@ -75,7 +82,12 @@ def test_a_finished_run_does_not_need_its_file(
 
 
 @pytest.mark.parametrize(
-    ("choices", "other"), [(kernel, np.eye(3)), (coils, simulated_maps(3, (8, 8)).numpy().conj())]
+    ("choices", "other"),
+    [
+        (kernel, np.eye(3)),
+        (coils, simulated_maps(3, (8, 8)).numpy().conj()),
+        (masks, np.ones((2, 8, 8))),
+    ],
 )
 def test_a_run_is_not_resumed_with_another_file_under_the_same_name(
     choices: Choices, other: np.ndarray, file: Path, tmp_path: Path

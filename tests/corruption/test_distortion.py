@@ -12,11 +12,9 @@ from diffem.corruption import (
     Denoising,
     DistortedChannel,
     Distortion,
-    Fourier,
     Gamma,
     GaussianNoise,
     Impulse,
-    Magnitude,
     Mask,
     Measurement,
     Noise,
@@ -64,10 +62,6 @@ CHANNELS = {
             PoissonNoise(50.0),
         ),
         [JPEG(quality=30)],
-    ),
-    "phase retrieval": DistortedChannel(
-        make_channel(Fourier((1, 8, 8), acceleration=1.0, centre=0.0), GaussianNoise(STD)),
-        [Magnitude()],
     ),
 }
 
@@ -117,8 +111,6 @@ def test_known_values() -> None:
     assert torch.equal(value(Quantisation(levels=3), u), expected)
     expected = torch.tensor([[-1.0, -1.0, 2 * 0.3**2 - 1, -0.5, 2 * 0.7**2 - 1, 1.0, 3.5]])
     torch.testing.assert_close(value(Gamma(gamma=2.0), u, 2.0), expected)
-    pairs = torch.tensor([3.0, 4.0, -5.0, 12.0]).view(1, 4, 1, 1)
-    assert value(Magnitude(), pairs).flatten().tolist() == [5.0, 0.0, 13.0, 0.0]
 
 
 UNDONE = {
@@ -187,6 +179,7 @@ def test_undistorted_measurements_are_those_of_the_surrogate() -> None:
     seen = torch.tensor([[[[1.0, 1.0, 0.0, 1.0]]]])
     given = Measurement(y, seen.flatten(1), torch.full((1, 1), std))
     y, weights, level = channel.undistorted(given)
+    assert channel.surrogate is not None
     expected = torch.tensor([0.1, 0.7, 0.0, 0.7])
     torch.testing.assert_close(
         channel.surrogate.lift(Measurement(y, weights, level))[0, 0, 0], expected
@@ -205,7 +198,7 @@ def test_the_surrogate_of_what_follows_a_lens_weighs_what_the_lens_returns() -> 
     x = torch.randn(3, 1, 8, 8, generator=seeded(11)).clamp(-1, 1)
     given = channel.draw(x, seeded(12))
     measured, surrogate = channel.undistorted(given), channel.surrogate
-    assert (surrogate.residual_chi2(measured, x) < 2).all()
+    assert surrogate is not None and (surrogate.residual_chi2(measured, x) < 2).all()
     seen = surrogate.apply(x, measured.operator)
     weights = seen / lens.apply(x, given.operator[:, :1])
     clipped = given.y > 2 * 0.5**2 - 1 - 1e-4
@@ -229,7 +222,7 @@ def test_what_mixes_the_channels_of_a_pixel_is_no_weighting() -> None:
     x = 2 * torch.rand(3, 2, 4, 4, generator=seeded(14)) - 1
     given = channel.draw(x, seeded(15))
     measured = channel.undistorted(given)
-    assert channel.nearest_linear(given) is None
+    assert channel.nearest_linear(given) is None and channel.surrogate is not None
     assert (channel.surrogate.residual_chi2(measured, x) < 2).all()
 
 
@@ -293,7 +286,6 @@ def test_rician_noise_has_its_second_moment() -> None:
             lambda: distorted(Rician(), noise=PoissonNoise(9.0)),
             "needs Gaussian noise in each part",
         ),
-        (lambda: distorted(Magnitude()), "real and imaginary parts are pairs of channels"),
         (
             lambda: DistortedChannel(
                 make_channel(Denoising((1, 8, 8)), GaussianNoise(STD), learn=["noise"]),

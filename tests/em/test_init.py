@@ -15,14 +15,13 @@ from diffem.corruption import (
     Fourier,
     Gamma,
     GaussianNoise,
-    Magnitude,
     Mask,
     Saturation,
     make_channel,
 )
 from diffem.data import Digits
 from diffem.data.measurements import simulate_measurements
-from diffem.em.init import Mixture, linear_part
+from diffem.em.init import Mixture
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import seeded
 
@@ -88,5 +87,6 @@ def test_round_0_undoes_a_distortion(
 
 def test_round_0_of_a_channel_in_units_of_its_own_is_not_fitted() -> None:
     linear = make_channel(Fourier((1, 8, 8), acceleration=1.0), GaussianNoise(0.1))
-    assert linear_part(DistortedChannel(linear, [Magnitude()])) is None
-    assert linear_part(linear) is linear
+    given = DistortedChannel(linear, [Saturation(low=-1.0, high=0.0)])
+    assert given.surrogate is None and not Mixture.fits(given)
+    assert linear.surrogate is linear and Mixture.fits(linear)

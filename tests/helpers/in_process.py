@@ -1,11 +1,13 @@
 """Runs a command's run in this process: seconds instead of the start of a process."""
 
+import json
 from pathlib import Path
 from unittest.mock import Mock, patch
 
 from diffem.cli.compose import check_config, compose_run
 from diffem.cli.launch import quiet
 from diffem.cli.train import run
+from diffem.report.record import is_finished, is_sound
 from diffem.storage.lock import unlock_folder
 
 TINY = (  # two seconds a run
@@ -38,7 +40,7 @@ def run_here(run_dir: Path, *overrides: str) -> Path:
     """Runs `diffem train` to its end in this process, without its figures.
 
     Returns:
-        The run directory.
+        The run directory. Pages and comparisons can read what is in it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     chosen = [group for group in DEFAULTS if any(o.startswith(group) for o in overrides)]
@@ -50,4 +52,6 @@ def run_here(run_dir: Path, *overrides: str) -> Path:
             run(cfg)
     finally:
         unlock_folder(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert is_sound(summary) and is_finished(summary)
     return run_dir

@@ -19,12 +19,11 @@ from diffem.corruption import (
     Fourier,
     GaussianNoise,
     Impulse,
-    LinearChannel,
     LinearOperator,
-    Magnitude,
     Mask,
     Mosaic,
     MultiCoil,
+    PhaseRetrieval,
     Radon,
     Weighting,
     make_channel,
@@ -134,10 +133,8 @@ def test_what_couples_pixels_is_not_tiled(name: str) -> None:
 
 
 def test_phase_retrieval_is_not_tiled() -> None:
-    posterior = sampler(Fourier((1, 16, 16), acceleration=1.0), steps=4)
-    linear = posterior.channel
-    assert isinstance(linear, LinearChannel)
-    posterior.channel = DistortedChannel(linear, [Magnitude()])
+    posterior = sampler(Denoising(TILE), steps=4)
+    posterior.channel = PhaseRetrieval(TILE, masks=2, noise=GaussianNoise(STD))
     with pytest.raises(UserError, match=r"needs a corruption of each pixel by itself"):
         posterior.sample(np.zeros((2, 2, 20, 20)))
 

@@ -1,0 +1,130 @@
+"""Phase retrieval: amplitudes against NumPy, and what is said of the images found from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffem.corruption import (
+    Denoising,
+    GaussianNoise,
+    LinearGaussianChannel,
+    PhaseRetrieval,
+    PoissonNoise,
+)
+from diffem.data import Digits
+from diffem.result.parts import build_channel
+from diffem.runtime.errors import UserError
+
+STD = 0.1
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def channel(masks: int | str = 3, *, std: float = STD, channels: int = 1) -> PhaseRetrieval:
+    return PhaseRetrieval((channels, 8, 8), masks=masks, noise=GaussianNoise(std))
+
+
+def digits() -> Tensor:
+    return Digits([1, 8, 8], train=300).load().train
+
+
+def test_a_measurement_is_of_amplitudes_behind_each_mask(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    phases = rng.uniform(-np.pi, np.pi, (2, 8, 8))
+    np.save(tmp_path / "masks.npy", phases)
+    given = channel(str(tmp_path / "masks.npy"), std=1e-6, channels=2)
+    x = 2 * rng.random((5, 2, 8, 8)) - 1
+    y = given.draw(torch.from_numpy(x).float(), seeded(1)).y.numpy()
+    for c in range(2):
+        for mask in range(2):
+            amplitude = np.abs(np.fft.fft2((x[:, c] + 1) * np.exp(1j * phases[mask]))) / 8
+            np.testing.assert_allclose(y[:, 2 * c + mask], amplitude, atol=1e-4)
+
+
+def test_a_measurement_is_drawn_by_its_generator_alone_and_has_the_stated_noise() -> None:
+    given, x = channel(), digits()
+    first, again = given.draw(x, seeded(2)), given.draw(x, seeded(2))
+    assert torch.equal(first.y, again.y)
+    clean = channel(std=1e-9).draw(x, seeded(3)).y
+    torch.testing.assert_close((first.y - clean).std(), torch.tensor(STD), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("masks", "std"), [(2, 0.05), (3, 0.05), (3, 0.2), (4, 0.2)])
+def test_a_retrieved_image_is_as_far_off_as_the_surrogate_says(masks: int, std: float) -> None:
+    given, x = channel(masks, std=std), digits()
+    found = given.undistorted(given.draw(x, seeded(4)))
+    surrogate = given.surrogate
+    assert isinstance(surrogate, LinearGaussianChannel)
+    assert isinstance(surrogate.forward_operator, Denoising)
+    # Slightly below 1: that images are in [-1, 1] says more than the amplitudes do.
+    assert 0.8 < surrogate.residual_chi2(found, x).mean() < 1.05
+    assert found.noise.median() < 1.05 * std * (2 / masks) ** 0.5
+    named = surrogate.noise.parameters["std"].bounds
+    assert named == pytest.approx([std * (2 / masks) ** 0.5] * 2)
+
+
+def test_what_does_not_fit_is_said_to_be_uncertain() -> None:
+    """Amplitudes that belong to no image, and the right ones beside them."""
+    given, x = channel(4), digits()[:20]
+    right = given.draw(x, seeded(5))
+    wrong = right._replace(y=right.y.flatten(1).flip(1).view_as(right.y))
+    least = STD * (2 / 4) ** 0.5
+    assert (given.undistorted(right).noise < 1.2 * least).all()
+    assert (given.undistorted(wrong).noise > 3 * least).all()
+
+
+def test_an_embedding_has_the_image_and_what_is_said_of_it() -> None:
+    given, x = channel(channels=2), digits()[:6].reshape(3, 2, 8, 8)
+    measurement = given.draw(x, seeded(6))
+    embedding = given.embed(measurement)
+    nearest, found = given.nearest_linear(measurement)
+    assert nearest.shape == given.shape and embedding.shape == (3, 3, 8, 8)
+    assert torch.equal(embedding[:, :2], found.y) and torch.equal(given.lift(measurement), found.y)
+    assert torch.equal(embedding[:, 2, 0, 0], found.noise[:, 0])
+
+
+def test_an_assumed_noise_takes_the_place_of_the_drawn_one() -> None:
+    measurement = channel(std=0.1).draw(digits()[:4], seeded(7))
+    assumed = channel(std=0.3).assume(measurement)
+    assert (measurement.noise == 0.1).all() and (assumed.noise == 0.3).all()
+    assert torch.equal(assumed.y, measurement.y)
+
+
+NODE = {
+    "_target_": "diffem.corruption.PhaseRetrieval",
+    "masks": 2,
+    "noise": {"_target_": "diffem.corruption.GaussianNoise", "std": 0.3},
+    "learn": [],
+}
+
+
+def test_a_configuration_gives_its_noise() -> None:
+    built = build_channel(NODE, (1, 8, 8))
+    assert built.draw(torch.zeros(1, 1, 8, 8), seeded(8)).noise.tolist() == [[pytest.approx(0.3)]]
+    with pytest.raises(UserError, match=r"corruption\.learn=\['noise'\] needs a linear channel"):
+        build_channel({**NODE, "learn": ["noise"]}, (1, 8, 8))
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs images of shape \(C, H, W\), got \[8\]"):
+        PhaseRetrieval((8,), masks=2, noise=GaussianNoise(STD))
+    with pytest.raises(UserError, match=r"needs Gaussian noise, got PoissonNoise"):
+        PhaseRetrieval((1, 8, 8), masks=2, noise=PoissonNoise(9.0))
+    with pytest.raises(UserError, match=r"corruption\.masks must be"):
+        channel(0)
+    file = tmp_path / "masks.npy"
+    for values in (
+        np.zeros((2, 8, 9)),
+        np.zeros((8, 8)),
+        np.zeros((0, 8, 8)),
+        np.full((2, 8, 8), np.nan),
+        np.ones((2, 8, 8), dtype=np.complex64),
+    ):
+        np.save(file, values)
+        with pytest.raises(UserError, match=r"must hold finite phases in radians, of shape \(L,"):
+            channel(str(file))
