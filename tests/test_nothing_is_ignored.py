@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli.checks import unused_settings
-from diffem.cli.compose import check_config
+from diffem.cli.compose import check_channel_given, check_config
 from diffem.cli.composition import compose
 from diffem.cli.parts import build_module
 from diffem.config.build import build
@@ -456,3 +456,21 @@ def test_the_law_of_recorded_operators_has_no_effect(
     channel = make_channel(own, GaussianNoise(0.1))
     found = [key for key, _ in unused_settings(cfg, objective, channel)]
     assert found == (["corruption.rho"] if recorded else [])
+
+
+@pytest.mark.parametrize(
+    ("corruption", "said"),
+    [
+        (["chain"], "corruption.parts.0.sigma must be given with dataset=measurements"),
+        (["multicoil", "corruption.coils=4"], "corruption.coils=4 simulates the coils"),
+    ],
+)
+def test_a_benchmark_s_instrument_is_not_that_of_own_measurements(
+    corruption: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, *keys = corruption
+    given = ["corruption", *(key.partition("=")[0] for key in keys), "corruption.noise.std"]
+    monkeypatch.setattr("diffem.cli.compose._given_keys", lambda: given)
+    cfg = composed("dataset=measurements", "dataset.path=y", f"corruption={chosen}", *keys)
+    with pytest.raises(UserError, match=said):
+        check_channel_given(cfg)
