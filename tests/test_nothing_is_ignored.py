@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from diffem.cli.checks import unused_settings
-from diffem.cli.compose import check_config
+from diffem.cli.compose import check_channel_given, check_config
 from diffem.cli.composition import compose
 from diffem.cli.parts import build_module
 from diffem.config.build import build
@@ -34,6 +34,7 @@ from diffem.corruption import (
     Measurement,
     make_channel,
 )
+from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.denoiser import Denoiser
 from diffem.em.init import Init
@@ -404,9 +405,12 @@ class Hidden(Denoising):
 
 
 def test_a_mixture_that_cannot_be_fitted_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: key == "init")
+    """The keys that one Gaussian has too, such as init.rank, have an effect."""
+    monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: key.startswith("init"))
+    monkeypatch.setattr("diffem.cli.checks.is_chosen", lambda key: key == "init")
     channel = make_channel(Hidden((1, 8, 8)), GaussianNoise(0.1))
-    for init, expected in (("mixture", ["init"]), ("gaussian", [])):
+    unused = ["init.components", "init.shrinkage", "init=mixture"]
+    for init, expected in (("mixture", unused), ("gaussian", [])):
         cfg = composed(f"init={init}")
         objective = build(cfg.method.objective, "method.objective")
         assert [key for key, _ in unused_settings(cfg, objective, channel)] == expected
@@ -439,3 +443,34 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     ):
         objective = build(cfg.method.objective, "method.objective")
         assert {key for key, _ in unused_settings(cfg, objective, channel)} == expected
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_law_of_recorded_operators_has_no_effect(
+    recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: key == "corruption.rho")
+    operator, cfg = Mask((1, 8, 8), rho=0.5), composed()
+    own = Recorded(operator, torch.ones(2, 1, 8, 8)) if recorded else operator
+    objective = build(cfg.method.objective, "method.objective")
+    channel = make_channel(own, GaussianNoise(0.1))
+    found = [key for key, _ in unused_settings(cfg, objective, channel)]
+    assert found == (["corruption.rho"] if recorded else [])
+
+
+@pytest.mark.parametrize(
+    ("corruption", "said"),
+    [
+        (["chain"], "corruption.parts.0.sigma must be given with dataset=measurements"),
+        (["multicoil", "corruption.coils=4"], "corruption.coils=4 simulates the coils"),
+    ],
+)
+def test_a_benchmark_s_instrument_is_not_that_of_own_measurements(
+    corruption: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, *keys = corruption
+    given = ["corruption", *(key.partition("=")[0] for key in keys), "corruption.noise.std"]
+    monkeypatch.setattr("diffem.cli.compose._given_keys", lambda: given)
+    cfg = composed("dataset=measurements", "dataset.path=y", f"corruption={chosen}", *keys)
+    with pytest.raises(UserError, match=said):
+        check_channel_given(cfg)

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from diffem.cli.compose import is_given
+from diffem.cli.compose import is_chosen, is_given
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
+from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
 from diffem.em.init import Mixture
@@ -16,6 +17,8 @@ from diffem.posterior.posterior import chunk_count, has_spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 
+LAWS = tuple(f"corruption.{key}" for key in ("acceleration", "centre", "ratio", "rho"))
+"""The keys that say how a benchmark draws operators, and nothing of one that is at hand."""
 UNIFORM = 5.0  # the noise level from which on folded noise is uniform, to 1e-13
 
 
@@ -135,20 +138,30 @@ def unused_settings(
     """
     learned = cfg.prior is not None and objective.learns_prior
     mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
+    one = mixture and not Mixture.fits(channel)
+    gaussian = f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)"
     unguarded = no_guard(cfg, objective, channel)
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
         ("em.guard", unguarded is not None, unguarded or ""),
-        (
-            "init",
-            mixture and not Mixture.fits(channel),
-            f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)",
+        ("init.components", one, gaussian),
+        ("init.shrinkage", one, gaussian),
+        *(
+            (key, has_records(channel), "a recorded operator is drawn from those of the file")
+            for key in LAWS
         ),
     ):
         if unused and is_given(key):
             yield key, reason
+    if one and is_chosen("init"):
+        yield "init=mixture", gaussian
+
+
+def has_records(channel: Channel) -> bool:
+    """Returns whether a channel draws its operators from those of the measurements."""
+    return isinstance(channel, LinearChannel) and isinstance(channel.forward_operator, Recorded)
 
 
 def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:

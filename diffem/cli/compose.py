@@ -352,6 +352,11 @@ def check_channel_given(cfg: DictConfig) -> None:
             "corruption=denoising"
         )
     operator = [f"corruption.{k}" for k in OPERATOR if own and k in cfg.corruption]
+    if own and not is_chosen("corruption.parts"):
+        parts = enumerate(cfg.corruption.get("parts") or ())
+        operator += [
+            f"corruption.parts.{i}.{k}" for i, part in parts for k in OPERATOR if k in part
+        ]
     noise = [f"corruption.noise.{k}" for k in LEVELS if k in (cfg.corruption.get("noise") or {})]
     for key in (*operator, *noise):
         if not is_given(key):
@@ -360,6 +365,13 @@ def check_channel_given(cfg: DictConfig) -> None:
                 f"{key} must be given with dataset=measurements, {key}=VALUE: the file's "
                 f"{OmegaConf.select(cfg, key)} is that of a benchmark{units}"
             )
+
+    coils = cfg.corruption.get("coils")
+    if own and isinstance(coils, int):
+        raise UserError(
+            f"corruption.coils={coils} simulates the coils of a benchmark; with "
+            "dataset=measurements give the path of a .npy file of your coils' maps"
+        )
 
 
 def assumed_corruption(cfg: DictConfig) -> DictConfig:
@@ -383,9 +395,17 @@ def assumed_corruption(cfg: DictConfig) -> DictConfig:
 
 def is_given(group: str) -> bool:
     """Returns whether the command line chooses a group or sets a key of it."""
+    return any(key == group or key.startswith(f"{group}.") for key in _given_keys())
+
+
+def is_chosen(key: str) -> bool:
+    """Returns whether the command line names a group or a key itself, not a key below it."""
+    return key in _given_keys()
+
+
+def _given_keys() -> list[str]:
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    keys = [override_key(str(o)) for o in given or ()]
-    return any(key == group or key.startswith(f"{group}.") for key in keys)
+    return [override_key(str(o)) for o in given or ()]
 
 
 def describe_run(cfg: DictConfig) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class Blur(LinearOperator):
     def assume(self, operator: Tensor) -> Tensor:
         return self.sigma.assume(operator)
 
+    def fault(self, operator: Tensor) -> str | None:
+        return self.sigma.fault(operator.flatten())
+
     def matrix(self, sigma: Tensor, length: int) -> Tensor:
         """Returns the blur of an axis as matrices, (B, L / factor, L), for widths sigma, (B,)."""
         offset = torch.arange(-self.radius, self.radius + 1, device=sigma.device)

@@ -40,6 +40,10 @@ class Composition(LinearOperator):
         parts = zip(self.operators, self._split(operator), strict=True)
         return torch.cat([each.assume(phi).flatten(1) for each, phi in parts], dim=1)
 
+    def fault(self, operator: Tensor) -> str | None:
+        parts = zip(self.operators, self._split(operator), strict=True)
+        return next((found for each, phi in parts if (found := each.fault(phi))), None)
+
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         for each, phi in zip(self.operators, self._split(operator), strict=True):
             x = each.apply(x, phi)

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from torch.fft import fftn, fftshift, ifftn, ifftshift
 
 from diffem.corruption.basis import FourierBasis, HartleyBasis, as_channels, as_complex
-from diffem.corruption.operator import LinearOperator, thinned
+from diffem.corruption.operator import LinearOperator, must_be_among, thinned
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
@@ -61,6 +61,9 @@ class Fourier(LinearOperator):
         first = (width - self.middle + 1) // 2  # the lowest frequency is at width // 2
         mask[..., first : first + self.middle] = 1
         return mask
+
+    def fault(self, operator: Tensor) -> str | None:
+        return must_be_among(operator, (0, 1), "1 where a line was measured")
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         image = as_complex(x) if self.shape[0] == 2 else x[:, 0]

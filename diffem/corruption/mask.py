@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.basis import ENTRIES
-from diffem.corruption.operator import LinearOperator, thinned
+from diffem.corruption.operator import LinearOperator, must_be_among, thinned
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.ranges import check
 
@@ -36,6 +36,9 @@ class Mask(LinearOperator):
     def draw(self, n: int, generator: Generator) -> Tensor:
         u = torch.rand(n, *self.mask_shape, generator=generator, device=generator.device)
         return (u >= self.rho).float()
+
+    def fault(self, operator: Tensor) -> str | None:
+        return must_be_among(operator, (0, 1), "1 where a pixel was measured")
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         return operator * x

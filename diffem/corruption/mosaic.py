@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffem.corruption.basis import ENTRIES
-from diffem.corruption.operator import LinearOperator
+from diffem.corruption.operator import LinearOperator, must_be_among
 from diffem.corruption.spectrum import Spectrum
 from diffem.runtime.errors import UserError
 
@@ -40,6 +40,9 @@ class Mosaic(LinearOperator):
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         return torch.randint(4, (n, 1), generator=generator, device=generator.device).float()
+
+    def fault(self, operator: Tensor) -> str | None:
+        return must_be_among(operator, (0, 1, 2, 3), "the offset of the pattern")
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:
         return self._mask(operator).to(x.dtype) * x

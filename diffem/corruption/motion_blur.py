@@ -62,6 +62,11 @@ class MotionBlur(Convolution):
     def assume(self, operator: Tensor) -> Tensor:
         return assume_each(self.parameters, operator)
 
+    def fault(self, operator: Tensor) -> str | None:
+        length, angle = operator.unbind(dim=1)
+        turned = torch.where(angle == 0, 180.0, angle)  # the same direction, above 0
+        return self.length.fault(length) or self.angle.fault(turned)
+
     def kernel(self, operator: Tensor) -> Tensor:
         length, angle = operator[:, 0], operator[:, 1] * (math.pi / 180)
         n, (height, width) = len(operator), self.shape[1:]

@@ -126,6 +126,14 @@ class LinearOperator(ABC):
         """
         return None
 
+    def fault(self, operator: Tensor) -> str | None:
+        """Returns what is wrong with φ that were recorded, (n, *P), as a sentence goes on.
+
+        None, as here, if nothing is. Of φ that say how well something was measured, as a matrix
+        does, every number is right.
+        """
+        return None
+
     def assume(self, operator: Tensor) -> Tensor:
         """Returns φ with the known parameters in place of the drawn ones, (B, *P)."""
         return operator
@@ -147,6 +155,24 @@ def thinned(operator: Tensor, fraction: float, generator: Generator) -> Tensor:
     """Returns masks, (B, *P), of whose entries each becomes 0 with a probability."""
     u = torch.rand(operator.shape, generator=generator, device=operator.device)
     return operator * (u >= fraction)
+
+
+def must_be_among(operator: Tensor, allowed: Sequence[float], meaning: str) -> str | None:
+    """Returns that φ must be some numbers, as a sentence goes on; None if each is one of them.
+
+    Arguments:
+        operator: φ of measurements, (n, *P).
+        allowed: The numbers.
+        meaning: What they mean.
+    """
+    known = torch.tensor(allowed, dtype=operator.dtype, device=operator.device)
+    wrong = operator[~torch.isin(operator, known)]
+    if not len(wrong):
+        return None
+    return (
+        f"must be {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}, {meaning}, and holds "
+        f"{float(wrong[0]):g}; correct it"
+    )
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Generator, Tensor
 
 from diffem.runtime.ranges import PARAMETER, RANGES, Range, check
 
+ROUNDING = 1e-5  # of a range: how far beyond its ends the numbers of a file may be
+
 
 @dataclass(frozen=True)
 class ChannelParameter:
@@ -57,6 +59,23 @@ class ChannelParameter:
     def assume(self, values: Tensor) -> Tensor:
         """Returns the known value for every entry; the values of a range stay as they are."""
         return values if self.known is None else torch.full_like(values, self.known)
+
+    def fault(self, values: Tensor, unit: float = 1.0) -> str | None:
+        """Returns what is wrong with values of measurements, as a sentence goes on; None if fine.
+
+        Arguments:
+            values: The values, (n,).
+            unit: By what values are multiplied for the sentence, as to the data's own units.
+        """
+        low, high = self.bounds
+        margin = ROUNDING * high
+        wrong = values[~((values >= low - margin) & (values <= high + margin))]
+        if not len(wrong):
+            return None
+        return (
+            f"holds {float(wrong[0]) * unit:.6g}, outside {self.name}=[{low * unit:.6g},"
+            f"{high * unit:.6g}]; give a range that holds all, or correct it"
+        )
 
     def scaled(self, factor: float) -> "ChannelParameter":
         """Returns the parameter in units in which its values are larger by a factor."""

@@ -9,7 +9,7 @@ from torch.fft import fftfreq, irfft, rfft
 
 from diffem.corruption.operator import LinearOperator, full_precision
 from diffem.runtime.errors import UserError
-from diffem.runtime.ranges import check
+from diffem.runtime.ranges import RANGES, check
 
 
 class Radon(LinearOperator):
@@ -57,6 +57,18 @@ class Radon(LinearOperator):
         first = torch.rand(n, 1, generator=generator, device=generator.device)
         step = torch.arange(self.count, device=generator.device)
         return (first + step) * (180 / self.count)
+
+    def fault(self, operator: Tensor) -> str | None:
+        if self.given is not None and not torch.allclose(operator.float(), self.given):
+            return (
+                "has other angles than corruption.angles, which are the same for all; give "
+                f"corruption.angles={self.count}, or leave `operator` out"
+            )
+        low, high = RANGES["corruption.angles@degrees"][:2]
+        wrong = operator[(operator < low) | (operator > high)]
+        if not len(wrong):
+            return None
+        return f"must be degrees in [{low}, {high}], and holds {float(wrong[0]):g}; correct it"
 
     @full_precision
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ class Recorded(LinearOperator):
     def adjoint(self, y: Tensor, operator: Tensor) -> Tensor:
         return self.operator.adjoint(y, operator)
 
+    def fault(self, operator: Tensor) -> str | None:
+        return self.operator.fault(operator)
+
     def measured_mask(self, y: Tensor, operator: Tensor) -> Tensor:
         return self.operator.measured_mask(y, operator)
 

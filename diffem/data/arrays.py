@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from diffem.corruption import (
     Channel,
+    DistortedChannel,
     LinearChannel,
     LinearOperator,
     Mask,
@@ -212,15 +213,74 @@ def _general(
             f"{source} holds NaN, and {channel} does not say what was not measured; fill it in, "
             "or leave these measurements out"
         )
-    # Draws show the shapes, and whether a parameter is the same for all.
-    drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
+    drawn = channel.draw(torch.zeros(1, *channel.shape), Generator().manual_seed(0))
     y = _with_channels(y, drawn.y.shape[1:], channel, source)
     if channel.keeps_units:
         y = scale.normalise(y)
-    phi = _given_or_drawn(len(y), operator, drawn.operator, f"{source}: operator", channel)
-    return Measurement(
-        y, phi, _given_or_drawn(len(y), noise, drawn.noise, f"{source}: std", channel)
-    )
+    return Measurement(y, *_general_parameters(len(y), channel, scale, operator, noise, source))
+
+
+def _general_parameters(
+    n: int,
+    channel: Channel,
+    scale: Scale,
+    operator: Array | None,
+    noise: Array | None,
+    source: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns the parameters, (n, *P) and (n, K), of a channel that only draws and embeds."""
+    # Draws show the shapes, and whether a parameter is the same for all.
+    drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
+    phi = _given_or_drawn(n, operator, drawn.operator, f"{source}: operator", channel)
+    if not isinstance(channel, DistortedChannel):
+        return phi, _given_or_drawn(n, noise, drawn.noise, f"{source}: std", channel)
+    # Its noise is that of the linear channel before the distortions, in the data's units.
+    levels = _noise(n, channel.linear, scale, noise, source)
+    if operator is not None:
+        sizes = [len(distortion.parameters) for distortion in channel.distortions]
+        linear, *columns = phi.split([phi.shape[1] - sum(sizes), *sizes], dim=1)
+        name, before = f"{source}: operator", channel.linear.forward_operator
+        _refuse(before.fault(linear.reshape(n, *before.draw(1, Generator()).shape[1:])), name)
+        for distortion, own in zip(channel.distortions, columns, strict=True):
+            for parameter, values in zip(distortion.parameters.values(), own.T, strict=True):
+                if parameter.known is None:
+                    _refuse(parameter.fault(values), name)
+        measurement = Measurement(drawn.y[:1].double().expand(n, *drawn.y.shape[1:]), phi, levels)
+        if not torch.allclose(channel.assume(measurement).operator, phi):
+            raise UserError(_ignored(name, channel))
+    return phi, levels
+
+
+def check_parameters(
+    n: int,
+    channel: Channel,
+    scale: Scale,
+    *,
+    operator: Array | None = None,
+    noise: Array | None = None,
+    source: str = "y",
+) -> None:
+    """Checks the parameters of measurements without these; those of masks are read with them.
+
+    Arguments:
+        n: The number of measurements.
+        channel: As for `measurement_of`.
+        scale: As for `measurement_of`.
+        operator: As for `measurement_of`.
+        noise: As for `measurement_of`.
+        source: As for `measurement_of`.
+
+    Raises:
+        UserError: As `measurement_of`.
+    """
+    if not isinstance(channel, LinearChannel):
+        _general_parameters(n, channel, scale, operator, noise, source)
+        return
+    own = own_operator(channel)
+    if not isinstance(own, Mask | Weighting):
+        _operator(n, own, operator, channel, source)
+    if not isinstance(own, Weighting):
+        _noise(n, channel, scale, noise, source)
 
 
 def _with_channels(y: Tensor, expected: Sequence[int], channel: Channel, source: str) -> Tensor:
@@ -335,7 +395,26 @@ def _operator(
             f"{source} has no `operator`, and {channel} draws its own for each measurement; give "
             "one number in its place, or `operator`"
         )
-    return _given_or_drawn(n, operator, drawn, f"{source}: operator", channel)
+    phi = _given_or_drawn(n, operator, drawn, f"{source}: operator", channel)
+    if operator is not None:
+        _refuse(own.fault(phi), f"{source}: operator")
+        if not torch.allclose(own.assume(phi), phi):
+            raise UserError(_ignored(f"{source}: operator", channel))
+    return phi
+
+
+def _refuse(fault: str | None, name: str) -> None:
+    """Raises a UserError if there is a fault of the parameters of a name."""
+    if fault is not None:
+        raise UserError(f"{name} {fault}")
+
+
+def _ignored(name: str, channel: Channel) -> str:
+    """Returns that a channel takes one number for all where a measurement has its own."""
+    return (
+        f"{name} has parameters of each measurement of which {channel} has one number for all; "
+        "give a range [low, high] that holds them in its place, or that number"
+    )
 
 
 def _given_or_drawn(
@@ -390,7 +469,9 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
                     f"{source}: std must be {n} positive numbers, (N,), got the shape "
                     f"{list(values.shape)} and a smallest value of {values.min():g}"
                 )
-            columns.append(values.flatten() * scale.factor)
+            levels = values.flatten() * scale.factor
+            _refuse(parameter.fault(levels, 1 / scale.factor), f"{source}: std")
+            columns.append(levels)
         elif parameter.known is None:
             raise UserError(
                 f"{parameter.name} is a range, and {source} does not have the value of each "

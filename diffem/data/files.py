@@ -17,7 +17,7 @@ from diffem.corruption import (
     require_pixelwise,
 )
 from diffem.corruption.recorded import Recorded
-from diffem.data.arrays import operator_of
+from diffem.data.arrays import check_parameters, operator_of
 from diffem.data.format import Format
 from diffem.data.held import Held, open_measurements
 from diffem.data.layout import Reading
@@ -64,7 +64,7 @@ class FileRows:
         return self.held.select(self.rows[index], self.channel, self.scale)
 
     def check_fit(self, missing: int | None) -> None:
-        """Reads one of them, and one that holds NaN: they show whether all fit the channel.
+        """Reads one of them, one that holds NaN, and the parameters of all; checks that they fit.
 
         Arguments:
             missing: The index of one that holds NaN; None if none does.
@@ -74,6 +74,18 @@ class FileRows:
         """
         for row in sorted({0, missing or 0}):
             self.select(slice(row, row + 1))
+        beside = [array for array in (self.held.operator, self.held.std) if array is not None]
+        steps = [rows_at_once(array) for array in beside]
+        for part in self.rows.split(min(steps)) if steps else ():
+            index = part.numpy()
+            check_parameters(
+                len(part),
+                self.channel,
+                self.scale,
+                operator=None if self.held.operator is None else self.held.operator[index],
+                noise=self.held.noise(index, self.channel),
+                source=self.held.name,
+            )
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Returns the operator's parameters φ of the measurements at an index, (n, *P)."""

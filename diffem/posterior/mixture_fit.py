@@ -133,6 +133,8 @@ class _Fit(NamedTuple):
                 label = draw_labels(given)
                 for j, component in enumerate(given):
                     index = (label == j).nonzero()[:, 0]
+                    if not len(index):  # of which MKL has no Fourier transform
+                        continue
                     own = data.select(index)
                     pair = draw_pair(component.select(index), prior.noise[j], own.information)
                     drawn[j].extend(own.synthesise(z) for z in pair)

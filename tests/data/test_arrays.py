@@ -12,12 +12,15 @@ from diffem.corruption import (
     Channel,
     Denoising,
     DistortedChannel,
+    Fourier,
+    Gamma,
     GaussianNoise,
     LinearChannel,
     Mask,
     Measurement,
     PoissonNoise,
     Projection,
+    Radon,
     Saturation,
     Weighting,
     make_channel,
@@ -148,6 +151,17 @@ HOLES = np.where(X > 2000, np.nan, X)
 BLUR = make_channel(Blur(SHAPE, sigma=1.0, kernel_size=3), GaussianNoise(0.1))
 RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNoise(0.1))
 
+KSPACE, PROJECTED = np.zeros((N, 2, 4, 3)), np.zeros((N, 1, 2, 5))
+FOURIER = make_channel(Fourier(SHAPE, acceleration=2.0), GaussianNoise(0.1))
+RADON = make_channel(Radon(SHAPE, angles=2), GaussianNoise(0.1))
+FIXED = make_channel(Radon(SHAPE, angles=[0.0, 90.0]), GaussianNoise(0.1))
+
+
+def gamma(value: float | Sequence[float]) -> DistortedChannel:
+    return DistortedChannel(
+        make_channel(Denoising(SHAPE), GaussianNoise(0.1)), [Gamma(gamma=value)]
+    )
+
 
 @pytest.mark.parametrize(
     ("y", "channel", "given", "sentence"),
@@ -171,6 +185,16 @@ RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNois
         (X, denoising((0.1, 1)), {"noise": STD[:3]}, "got the shape [3]"),
         (X, make_channel(Denoising(SHAPE), PoissonNoise(9.0)), {"noise": STD},
          "std has no effect on PoissonNoise"),
+        (X, RANGED, {"operator": np.full(N, 9.0)}, "holds 9, outside corruption.sigma=[0.5,2]"),
+        (X, RANGED, {"operator": -np.ones(N)}, "holds -1, outside corruption.sigma"),
+        (X, denoising((0.1, 1)), {"noise": STD * 1e3}, "outside corruption.noise.std=[200,2000]"),
+        (X, saturation(), {"noise": STD}, "corruption.noise.std is one number for all"),
+        (X, gamma(2.0), {"operator": np.full(N, 1.5)}, "has one number for all"),
+        (X, gamma((1.0, 2.0)), {"operator": np.full(N, 3.0)}, "outside corruption.gamma=[1,2]"),
+        (KSPACE, FOURIER, {"operator": np.full((N, 3), 255)}, "must be 0 or 1, 1 where a line"),
+        (KSPACE, FOURIER, {"operator": -np.ones((N, 3))}, "and holds -1; correct it"),
+        (PROJECTED, RADON, {"operator": np.full((N, 2), 1e9)}, "must be degrees in [-360"),
+        (PROJECTED, FIXED, {"operator": np.full((N, 2), 10.0)}, "has other angles than"),
         (X, Gain(SHAPE), {}, "operator is missing, and Gain has another one for each"),
     ],
 )  # fmt: skip
@@ -241,3 +265,10 @@ def test_distorted_measurements_are_on_the_scale_of_the_images() -> None:
     assert torch.equal(found.y, SCALE.normalise(torch.from_numpy(X)).float())
     assert found.operator.shape == (N, 0) and (found.noise == 0.1).all()
     assert saturation(50.0).scaled(SCALE.factor).linear.noise.parameters["std"].known == 0.025
+
+
+def test_the_noise_of_each_distorted_measurement_is_in_the_data_s_units() -> None:
+    linear = make_channel(Denoising(SHAPE), GaussianNoise((5.0, 100.0)))
+    channel = DistortedChannel(linear, [Saturation(low=-1.0, high=0.5)]).scaled(SCALE.factor)
+    found = measurement_of(X, channel, SCALE, noise=STD)
+    assert torch.allclose(found.noise[:, 0], torch.from_numpy(STD / 2000).float())

@@ -9,7 +9,15 @@ from test_gaussian import CORRUPTIONS, STD, dense, exact_posterior
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from diffem.corruption import GaussianNoise, LinearGaussianChannel, Mask, Measurement, make_channel
+from diffem.corruption import (
+    Fourier,
+    GaussianNoise,
+    LinearGaussianChannel,
+    Mask,
+    Measurement,
+    PointSpread,
+    make_channel,
+)
 from diffem.posterior import mixture as mixture_module
 from diffem.posterior import mixture_fit
 from diffem.posterior.mixture import (
@@ -228,3 +236,27 @@ def test_noise_that_is_too_weak_for_float32_is_refused() -> None:
     measurement = channel.draw(torch.randn(64, DIM), generator("y"))
     with pytest.raises(UserError, match=r"too weak for float32; .* init=gaussian"):
         MixturePosterior(prior, channel).draw(measurement)
+
+
+@pytest.mark.parametrize("name", ["fourier of real images", "point spread"])
+def test_a_component_that_no_measurement_is_drawn_from_is_left_as_it_is(name: str) -> None:
+    operators = {
+        "fourier of real images": Fourier((1, 4, 4), acceleration=2.0),
+        "point spread": PointSpread(
+            (1, 4, 4), kernel=[[0.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0, 1, 0]]
+        ),
+    }
+    # Under such noise the labels are drawn nearly evenly: 6 components lack some of 6.
+    channel = make_channel(operators[name], GaussianNoise(5.0))
+    measurement = channel.draw(torch.randn(6, 1, 4, 4, generator=generator(0)), generator(1))
+    with seeded(0, "fit"):
+        posterior = fit_mixture(
+            channel,
+            measurement,
+            components=6,
+            rank=2,
+            iterations=2,
+            shrinkage=1.0,
+            variance=torch.tensor(1.0),
+        )
+    assert posterior.mean(measurement).isfinite().all()
