@@ -82,6 +82,7 @@ VALUES: dict[str, tuple[object, object]] = {  # a value of each key, and another
     "corruption.angle": ([1e-3, 180.0], 45.0),
     "corruption.centre": (0.08, 0.0),
     "corruption.coils": (4, 2),
+    "corruption.masks": (3, 2),
     "corruption.fraction": (0.3, 0.5),
     "corruption.gamma": (2.2, 0.5),
     "corruption.high": (0.0, 0.3),
@@ -463,6 +464,7 @@ def test_the_law_of_recorded_operators_has_no_effect(
     [
         (["chain"], "corruption.parts.0.sigma must be given with dataset=measurements"),
         (["multicoil", "corruption.coils=4"], "corruption.coils=4 simulates the coils"),
+        (["phase_retrieval", "corruption.masks=3"], "corruption.masks=3 simulates the masks"),
     ],
 )
 def test_a_benchmark_s_instrument_is_not_that_of_own_measurements(

@@ -366,12 +366,13 @@ def check_channel_given(cfg: DictConfig) -> None:
                 f"{OmegaConf.select(cfg, key)} is that of a benchmark{units}"
             )
 
-    coils = cfg.corruption.get("coils")
-    if own and isinstance(coils, int):
-        raise UserError(
-            f"corruption.coils={coils} simulates the coils of a benchmark; with "
-            "dataset=measurements give the path of a .npy file of your coils' maps"
-        )
+    for key, held in (("coils", "your coils' maps"), ("masks", "your masks' phases")):
+        number = cfg.corruption.get(key)
+        if own and isinstance(number, int):
+            raise UserError(
+                f"corruption.{key}={number} simulates the {key} of a benchmark; with "
+                f"dataset=measurements give the path of a .npy file of {held}"
+            )
 
 
 def assumed_corruption(cfg: DictConfig) -> DictConfig:
