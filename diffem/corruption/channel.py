@@ -123,7 +123,8 @@ class Channel(ABC):
 
         None if there is none, or what it says is too rough.
         """
-        return None
+        surrogate = self.surrogate
+        return None if surrogate is None else (surrogate, self.undistorted(measurement))
 
     def assume(self, measurement: Measurement) -> Measurement:
         """Returns the measurement with the parameters that this channel takes for known.
@@ -247,10 +248,6 @@ class LinearChannel(Channel):
     def surrogate(self) -> "LinearChannel":
         """The channel itself."""
         return self
-
-    def nearest_linear(self, measurement: Measurement) -> "tuple[LinearChannel, Measurement]":
-        """Returns the channel itself and the measurement."""
-        return self, measurement
 
     def draw(self, x: Tensor, generator: Generator) -> Measurement:
         """Draws φ, the noise's parameters and y, in this order."""

@@ -142,10 +142,8 @@ class DistortedChannel(Channel):
         was before it: the surrogate has no spectrum then, and what it says is too rough to correct
         an output by.
         """
-        surrogate = self.surrogate
-        if surrogate is None or not (self._all_undone and self._diagonal):
-            return None
-        return surrogate, self.undistorted(measurement)
+        fits = self._all_undone and self._diagonal
+        return super().nearest_linear(measurement) if fits else None
 
     def _split(self, measurement: Measurement) -> tuple[Measurement, list[Tensor]]:
         """Returns the measurement as one of the linear channel, and φ of each distortion."""

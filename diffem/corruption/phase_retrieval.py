@@ -87,10 +87,6 @@ class PhaseRetrieval(Channel):
         std = math.sqrt(2 / len(self._masks)) * torch.maximum(measurement.noise[:, 0], misfit)
         return Measurement(image, measurement.operator, std[:, None])
 
-    def nearest_linear(self, measurement: Measurement) -> tuple[LinearChannel, Measurement]:
-        """Returns the surrogate and its measurements."""
-        return self.surrogate, self.undistorted(measurement)
-
     def _retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images, (B, C, H, W), and how far their amplitudes are from y, (B,)."""
         y = y.unflatten(1, (-1, len(self._masks)))

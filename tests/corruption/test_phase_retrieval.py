@@ -82,8 +82,10 @@ def test_an_embedding_has_the_image_and_what_is_said_of_it() -> None:
     given, x = channel(channels=2), digits()[:6].reshape(3, 2, 8, 8)
     measurement = given.draw(x, seeded(6))
     embedding = given.embed(measurement)
-    nearest, found = given.nearest_linear(measurement)
-    assert nearest.shape == given.shape and embedding.shape == (3, 3, 8, 8)
+    nearest = given.nearest_linear(measurement)
+    assert nearest is not None and nearest[0].shape == given.shape
+    found = nearest[1]
+    assert embedding.shape == (3, 3, 8, 8)
     assert torch.equal(embedding[:, :2], found.y) and torch.equal(given.lift(measurement), found.y)
     assert torch.equal(embedding[:, 2, 0, 0], found.noise[:, 0])
 
