@@ -459,12 +459,16 @@ def test_the_law_of_recorded_operators_has_no_effect(
     assert found == (["corruption.rho"] if recorded else [])
 
 
+COILS = "{_target_:diffem.corruption.MultiCoil,coils:4,acceleration:2.0}"
+
+
 @pytest.mark.parametrize(
     ("corruption", "said"),
     [
         (["chain"], "corruption.parts.0.sigma must be given with dataset=measurements"),
         (["multicoil", "corruption.coils=4"], "corruption.coils=4 simulates the coils"),
         (["phase_retrieval", "corruption.masks=3"], "corruption.masks=3 simulates the masks"),
+        (["chain", f"corruption.parts=[{COILS}]"], "corruption.coils=4 simulates the coils"),
     ],
 )
 def test_a_benchmark_s_instrument_is_not_that_of_own_measurements(

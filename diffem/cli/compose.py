@@ -43,6 +43,8 @@ OPERATOR = (  # parameters of corruptions that a user's own data come with
     *("angle", "angles", "coils", "factor", "fraction", "gamma", "high", "kernel", "length"),
     *("levels", "low", "masks", "quality", "rows", "sigma"),
 )
+SIMULATED = {"coils": "your coils' maps", "masks": "your masks' phases"}
+"""The keys that a number simulates, and what a file of a user's own holds."""
 SCALED = ("corruption.high", "corruption.low")
 IMAGE_UNITS = "; it is on the scale on which dataset.range is [-1, 1]"
 NOISE_UNITS = "; noise is in the units of the measurements"
@@ -366,13 +368,13 @@ def check_channel_given(cfg: DictConfig) -> None:
                 f"{OmegaConf.select(cfg, key)} is that of a benchmark{units}"
             )
 
-    for key, held in (("coils", "your coils' maps"), ("masks", "your masks' phases")):
-        number = cfg.corruption.get(key)
-        if own and isinstance(number, int):
-            raise UserError(
-                f"corruption.{key}={number} simulates the {key} of a benchmark; with "
-                f"dataset=measurements give the path of a .npy file of {held}"
-            )
+    for part in (cfg.corruption, *(cfg.corruption.get("parts") or ())) if own else ():
+        for key, held in SIMULATED.items():
+            if isinstance(number := part.get(key), int):
+                raise UserError(
+                    f"corruption.{key}={number} simulates the {key} of a benchmark; with "
+                    f"dataset=measurements give the path of a .npy file of {held}"
+                )
 
 
 def assumed_corruption(cfg: DictConfig) -> DictConfig:

@@ -55,12 +55,18 @@ def build_channel(node: Node, shape: Sequence[int]) -> Channel:
         if isinstance(target, type) and issubclass(target, Distortion):
             distortions.append(build(each, key))
             continue
-        if isinstance(target, type) and issubclass(target, Channel):
-            check_learns_nothing(list(plain.get("learn", ())), target.__name__)
-            if "noise" not in plain:
-                return build(each, key, shape=shape)
-            return build(each, key, shape=shape, noise=build(plain["noise"], "corruption.noise"))
-        part = build(each, key, shape=operators[-1].measured_shape if operators else shape)
+        given = {"shape": operators[-1].measured_shape if operators else shape}
+        if isinstance(target, type) and issubclass(target, Channel) and "noise" in plain:
+            given["noise"] = build(plain["noise"], "corruption.noise")
+        part = build(each, key, **given)
+        if isinstance(part, Channel):
+            if "parts" in plain:
+                raise UserError(
+                    f"{key}={part} is a channel, and no operator or distortion that one is made "
+                    "of; choose it as corruption._target_"
+                )
+            check_learns_nothing(list(plain.get("learn", ())), part)
+            return part
         if distortions:
             raise UserError(
                 f"{key}={part} stands after {distortions[-1]}, which is not linear; put all "

@@ -110,6 +110,9 @@ def test_a_configuration_gives_its_noise() -> None:
     assert built.draw(torch.zeros(1, 1, 8, 8), seeded(8)).noise.tolist() == [[pytest.approx(0.3)]]
     with pytest.raises(UserError, match=r"corruption\.learn=\['noise'\] needs a linear channel"):
         build_channel({**NODE, "learn": ["noise"]}, (1, 8, 8))
+    part = {key: NODE[key] for key in ("_target_", "masks")}
+    with pytest.raises(UserError, match=r"parts\.0=PhaseRetrieval is a channel, and no operator"):
+        build_channel({"parts": [part], "noise": NODE["noise"]}, (1, 8, 8))
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
