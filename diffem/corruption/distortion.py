@@ -8,8 +8,6 @@ from torch import Generator, Tensor
 from diffem.corruption.noise import Noise
 from diffem.corruption.parameter import ChannelParameter, assume_each, draw_each
 
-ROUNDING = 1e-5  # of a range: how far its ends, as a file has them, may be from the numbers
-
 
 class Distortion(ABC):
     """Abstract map of noisy images, y = g_φ(A x + noise), that keeps their shape.

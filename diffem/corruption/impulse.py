@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.distortion import ROUNDING, Distortion
+from diffem.corruption.distortion import Distortion
 from diffem.corruption.operator import expand
-from diffem.corruption.parameter import ChannelParameter
+from diffem.corruption.parameter import ROUNDING, ChannelParameter
 
 
 class Impulse(Distortion):

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from diffem.runtime.ranges import PARAMETER, RANGES, Range, check
 
-ROUNDING = 1e-5  # of a range: how far beyond its ends the numbers of a file may be
+ROUNDING = 1e-5  # of a range: how far its ends, as a file has them, may be from the numbers
 
 
 @dataclass(frozen=True)

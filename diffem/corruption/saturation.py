@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from diffem.corruption.distortion import ROUNDING, Distortion
+from diffem.corruption.distortion import Distortion
+from diffem.corruption.parameter import ROUNDING
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
