@@ -15,6 +15,7 @@ from diffem.corruption import (
     PoissonNoise,
 )
 from diffem.data import Digits
+from diffem.denoiser import Conditioning
 from diffem.result.parts import build_channel
 from diffem.runtime.errors import UserError
 
@@ -90,9 +91,29 @@ def test_an_embedding_has_the_image_and_what_is_said_of_it() -> None:
     assert torch.equal(embedding[:, 2, 0, 0], found.noise[:, 0])
 
 
+def test_an_image_is_retrieved_once_for_the_embedding_and_the_fusion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    retrieve, calls = PhaseRetrieval._retrieve, []
+    monkeypatch.setattr(
+        PhaseRetrieval, "_retrieve", lambda self, m: calls.append(1) or retrieve(self, m)
+    )
+    given = channel()
+    first, second = (given.draw(digits()[:4], seeded(seed)) for seed in (9, 10))
+    condition = Conditioning()(given, first)
+    assert len(calls) == 1
+    other = Conditioning()(given, second)
+    again = Conditioning()(channel(), first)
+    assert torch.equal(condition.embedding, again.embedding)
+    assert not torch.equal(condition.embedding, other.embedding)
+
+
 def test_an_assumed_noise_takes_the_place_of_the_drawn_one() -> None:
+    given = channel(std=0.3)
     measurement = channel(std=0.1).draw(digits()[:4], seeded(7))
-    assumed = channel(std=0.3).assume(measurement)
+    assumed = given.assume(measurement)
+    stds = [given.undistorted(each).noise for each in (measurement, assumed)]
+    assert (stds[0] < 0.6 * stds[1]).all()
     assert (measurement.noise == 0.1).all() and (assumed.noise == 0.3).all()
     assert torch.equal(assumed.y, measurement.y)
 
