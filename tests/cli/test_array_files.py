@@ -9,12 +9,14 @@ import pytest
 from in_process import run_here
 
 import diffem
-from diffem.cli.compose import check_arguments
+from diffem.cli.compose import OPERATOR, SIMULATED, check_arguments
 from diffem.cli.evaluate import evaluate_run
-from diffem.corruption.array_file import array_files, carried, read_array
+from diffem.config.types import TEXTS_TOO
+from diffem.corruption.array_file import KEYS, array_files, carried, read_array
 from diffem.corruption.coils import simulated_maps
 from diffem.result.export import export_run
 from diffem.runtime.errors import UserError
+from diffem.runtime.ranges import RANGES
 
 Choices = Callable[[Path], list[str]]
 HOLDS = r"a file of m_step\.clean, corruption\.coils, corruption\.kernel or .*masks holds"
@@ -122,6 +124,12 @@ def test_a_run_with_a_large_file_is_read_again(file: Path, tmp_path: Path) -> No
     )
     x = diffem.load(run, device="cpu").posterior.sample(y[:1], operator=np.ones((1, 16)))
     assert x.shape == (1, 1, 2, 16, 16)
+
+
+def test_every_list_of_keys_has_those_of_files() -> None:
+    assert set(TEXTS_TOO) == set(KEYS) and set(KEYS) <= set(OPERATOR)
+    numbers = {k.rpartition(".")[2] for k, r in RANGES.items() if "path of a .npy" in r.advice}
+    assert set(SIMULATED) == numbers
 
 
 def test_what_a_file_holds_is_carried_bit_for_bit(file: Path) -> None:
