@@ -408,10 +408,16 @@ class Hidden(Denoising):
 def test_a_mixture_that_cannot_be_fitted_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys that one Gaussian has too, such as init.rank, have an effect."""
     monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: key.startswith("init"))
-    monkeypatch.setattr("diffem.cli.checks.is_chosen", lambda key: key == "init")
+    chosen: list[str] = []
+    monkeypatch.setattr("diffem.cli.checks.is_chosen", lambda key: key in chosen)
     channel = make_channel(Hidden((1, 8, 8)), GaussianNoise(0.1))
-    unused = ["init.components", "init.shrinkage", "init=mixture"]
-    for init, expected in (("mixture", unused), ("gaussian", [])):
+    unused = ["init.components", "init.shrinkage"]
+    for init, given, expected in (
+        ("mixture", ["init"], [*unused, "init=mixture"]),
+        ("mixture", [], unused),
+        ("gaussian", ["init"], []),
+    ):
+        chosen[:] = given
         cfg = composed(f"init={init}")
         objective = build(cfg.method.objective, "method.objective")
         assert [key for key, _ in unused_settings(cfg, objective, channel)] == expected

@@ -79,6 +79,14 @@ def test_what_does_not_fit_is_said_to_be_uncertain() -> None:
     assert (given.undistorted(wrong).noise > 3 * least).all()
 
 
+def test_an_amplitude_below_zero_is_that_of_noise_alone() -> None:
+    given, measurement = channel(), channel(std=0.5).draw(digits()[:20], seeded(11))
+    assert (measurement.y < 0).any()
+    found = given.undistorted(measurement).y
+    dark = given.undistorted(measurement._replace(y=measurement.y.clamp(min=0))).y
+    torch.testing.assert_close(found, dark)
+
+
 def test_an_embedding_has_the_image_and_what_is_said_of_it() -> None:
     given, x = channel(channels=2), digits()[:6].reshape(3, 2, 8, 8)
     measurement = given.draw(x, seeded(6))

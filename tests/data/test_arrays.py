@@ -18,6 +18,7 @@ from diffem.corruption import (
     LinearChannel,
     Mask,
     Measurement,
+    MotionBlur,
     PoissonNoise,
     Projection,
     Radon,
@@ -272,3 +273,15 @@ def test_the_noise_of_each_distorted_measurement_is_in_the_data_s_units() -> Non
     channel = DistortedChannel(linear, [Saturation(low=-1.0, high=0.5)]).scaled(SCALE.factor)
     found = measurement_of(X, channel, SCALE, noise=STD)
     assert torch.allclose(found.noise[:, 0], torch.from_numpy(STD / 2000).float())
+
+
+def test_recorded_parameters_at_the_ends_of_their_ranges_are_allowed() -> None:
+    """As float32 has them, beyond the ends; and a direction of 0 degrees, which is that of 180."""
+    for operator, parameters in (
+        (Blur(SHAPE, sigma=(0.1, 0.3), kernel_size=3), np.full((N, 1), 0.3, dtype=np.float32)),
+        (MotionBlur(SHAPE, length=(1.0, 3.0), angle=(90.0, 180.0)), np.array([[2.0, 0.0]] * N)),
+    ):
+        channel = make_channel(operator, GaussianNoise(0.1))
+        found = measurement_of(X, channel, SCALE, operator=parameters)
+        assert torch.equal(found.operator, torch.from_numpy(parameters).float())
+    assert float(np.float32(0.3)) > 0.3
