@@ -183,8 +183,7 @@ def _linear(
     elif y.isnan().any():
         raise UserError(
             f"{source} holds NaN, which says that a pixel was not measured, and {channel} takes "
-            "all for measured; give measurements without, or, of images with missing pixels, "
-            "train with corruption=mask"
+            "all for measured; give measurements without, or train with corruption=mask"
         )
     else:
         phi = _operator(len(y), own, operator, channel, source)
