@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Generator
 from yaml import YAMLError
 
 from diffem.config.build import TARGET
@@ -80,20 +78,7 @@ class Candidate:
         if isinstance(operator, Recorded) and isinstance(channel, LinearChannel):
             recorded = Recorded(channel.forward_operator, operator.recorded)
             channel = channel.with_operator(recorded)
-        candidate = cls(name, result, channel)
-        if (seen := _shapes(channel)) != (known := _shapes(result.channel)):
-            raise UserError(
-                f"--channel {' '.join(overrides)}: the network of {result.path} sees measurements "
-                f"of the shapes {known}, and under this channel they have {seen}; give values "
-                "that keep them"
-            )
-        return candidate
-
-
-def _shapes(channel: Channel) -> list[list[int]]:
-    """Returns the shapes of a measurement and of what a network sees of it."""
-    one = channel.draw(torch.zeros(1, *channel.shape), Generator().manual_seed(0))
-    return [list(field.shape[1:]) for field in (one.y, channel.embed(one))]
+        return cls(name, result, channel)
 
 
 def _changed(corruption: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

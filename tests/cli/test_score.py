@@ -153,17 +153,6 @@ def test_a_channel_that_changes_none_of_several_runs_is_named(
     assert "--channel corruption.noise.std=0.3 has no effect: each run has it" in said
 
 
-@pytest.mark.parametrize("angles", ["5", "[0,30,60,90]"])
-def test_a_channel_that_the_network_cannot_see_is_refused(angles: str, tmp_path: Path) -> None:
-    """More measurements, and the same number at fixed angles, of which there is no map."""
-    chosen = ("corruption=radon", "corruption.angles=4")
-    run = run_here(tmp_path / "run", *chosen, "prior={steps:2}")
-    np.savez(tmp_path / "y.npz", y=np.zeros((2, 1, 4, 13)), operator=np.zeros((2, 4)))
-    given = (f"--channel=corruption.angles={angles}", "--n", 1, "--out", tmp_path / "out")
-    said = score(run, "--input", tmp_path / "y.npz", *given)
-    assert "sees measurements of the shapes" in said and not (tmp_path / "out").exists()
-
-
 def test_recorded_masks_are_not_changed_by_a_channel(tmp_path: Path) -> None:
     y = np.random.default_rng(0).uniform(0, 1, (60, 1, 8, 8)).astype(np.float32)
     y[:, :, ::3] = np.nan
