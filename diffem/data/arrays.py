@@ -8,11 +8,14 @@ from torch import Generator, Tensor
 
 from diffem.corruption import (
     Channel,
+    Denoising,
     DistortedChannel,
+    Fourier,
     LinearChannel,
     LinearOperator,
     Mask,
     Measurement,
+    PhaseRetrieval,
     Weighting,
 )
 from diffem.corruption.recorded import Recorded
@@ -182,8 +185,8 @@ def _linear(
         phi = _mask(~y.isnan(), own, operator, source)
     elif y.isnan().any():
         raise UserError(
-            f"{source} holds NaN, which says that a pixel was not measured, and {channel} takes "
-            "all for measured; give measurements without, or train with corruption=mask"
+            f"{source} holds NaN, which says that something was not measured, and {channel} takes "
+            f"all for measured; {_instead_of_nan(own)}"
         )
     else:
         phi = _operator(len(y), own, operator, channel, source)
@@ -196,6 +199,15 @@ def _linear(
         y = (y - own.apply(centre, phi)) * scale.factor
     y = y.nan_to_num(nan=0.0) * own.measured_mask(y, phi)
     return Measurement(y, phi, _noise(len(y), channel, scale, noise, source))
+
+
+def _instead_of_nan(own: LinearOperator) -> str:
+    """Returns what to do about NaN in y under an operator that is no mask, as a sentence ends."""
+    if isinstance(own, Denoising):
+        return "give measurements without, or train with corruption=mask"
+    if isinstance(own, Fourier):
+        return "give 0 in y and in `operator` for a line of k-space that was not measured"
+    return "fill it in, or leave these measurements out"
 
 
 def _general(
@@ -232,6 +244,8 @@ def _general_parameters(
     # Draws show the shapes, and whether a parameter is the same for all.
     drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
     phi = _given_or_drawn(n, operator, drawn.operator, f"{source}: operator", channel)
+    if isinstance(channel, PhaseRetrieval):  # its y, and the noise of it, have units of their own
+        return phi, _noise(n, channel, Scale(-1.0, 1.0), noise, source)
     if not isinstance(channel, DistortedChannel):
         return phi, _given_or_drawn(n, noise, drawn.noise, f"{source}: std", channel)
     # Its noise is that of the linear channel before the distortions, in the data's units.
@@ -450,7 +464,13 @@ def _given_or_drawn(
     return values
 
 
-def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, source: str) -> Tensor:
+def _noise(
+    n: int,
+    channel: LinearChannel | PhaseRetrieval,
+    scale: Scale,
+    std: Array | None,
+    source: str,
+) -> Tensor:
     """Returns the noise's parameters of each measurement, (N, K), on the scale of [-1, 1]."""
     parameters, columns = channel.noise.parameters, []
     if std is not None and "std" not in parameters:
@@ -482,7 +502,7 @@ def _noise(n: int, channel: LinearChannel, scale: Scale, std: Array | None, sour
     return torch.stack(columns, dim=1)
 
 
-def _of_measurements(std: Tensor, channel: LinearChannel, source: str) -> Tensor:
+def _of_measurements(std: Tensor, channel: LinearChannel | PhaseRetrieval, source: str) -> Tensor:
     """Returns the noise of each measurement, (N,), where it is given for each pixel, (N, *M).
 
     Raises:
@@ -492,8 +512,10 @@ def _of_measurements(std: Tensor, channel: LinearChannel, source: str) -> Tensor
         return std
     flat = std.flatten(1)
     if not (flat == flat[:, :1]).all():
+        linear = isinstance(channel, LinearChannel)
+        advice = "choose corruption=weighting" if linear else "give one number for each"
         raise UserError(
             f"{source}: std differs between the pixels of a measurement, and {channel.noise} has "
-            "one number for all of them; choose corruption=weighting"
+            f"one number for all of them; {advice}"
         )
     return flat[:, 0]

@@ -18,7 +18,7 @@ from diffem.data.layout import Reading
 from diffem.data.npy import Rows
 from diffem.data.reader import ARRAY, CANONICAL, IMAGE, KNOWN, TIFF, reader_of, stem_of, suffix_of
 from diffem.data.source import inside, unreadable
-from diffem.data.stack import FileStack, FileValues
+from diffem.data.stack import FileMasks, FileStack, FileValues
 from diffem.runtime.errors import UserError
 
 MEASUREMENTS = "measurements"
@@ -88,7 +88,8 @@ def open_folder(
         if name == "operator":
             rows[name] = read_operators(matched, y, key=key)
         else:
-            rows[name] = FileStack(matched, plain, key=key, beside=y, alike=alike)
+            kind = FileMasks if name == "masks" else FileStack
+            rows[name] = kind(matched, plain, key=key, beside=y, alike=alike)
     if "masks" in rows:
         rows["operator"] = rows.pop("masks")
     return Folder(y, **rows)

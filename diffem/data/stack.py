@@ -277,6 +277,15 @@ class FileStack:
             )
 
 
+class FileMasks(FileStack):
+    """Files that say where something was measured: 1 in place of what is not zero there."""
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns 0 or 1, (n, C, *S), in the files' own dtype; NaN and infinity stay."""
+        values = super().__getitem__(rows)
+        return np.where((values != 0) & np.isfinite(values), values.dtype.type(1), values)
+
+
 class FileErrors:
     """The standard deviation of each pixel's noise that files of measurements hold themselves.
 

@@ -24,7 +24,8 @@ class Candidate:
     """What may have made a measurement: the images that a run learned, seen through a channel.
 
     Raises:
-        UserError: If the run cannot tell the evidence of measurements.
+        UserError: If the run cannot tell the evidence of measurements, or its network is of
+            another number of channels than the channel gives.
     """
 
     name: str
@@ -50,6 +51,14 @@ class Candidate:
             raise UserError(
                 f"{self.name}: the evidence takes a linear channel with Gaussian noise, got "
                 f"{self.channel}; give another run or channel"
+            )
+        trained = posterior.condition.channels(self.result.channel)
+        if (found := posterior.condition.channels(self.channel)) != trained:
+            raise UserError(
+                f"{self.name}: measurements of this channel enter the network as {found} "
+                f"channels, and {path} was trained on {trained}, as some settings are told to it "
+                "where they differ from measurement to measurement; give settings of the run's "
+                "kind, such as a number for a number, or a run of this channel"
             )
 
     @classmethod

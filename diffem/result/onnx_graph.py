@@ -1,12 +1,15 @@
 """Denoisers as ONNX: E[x | x_t, y] and E[x | x_t] for other runtimes, without a sampler."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._ops import OpOverload
 from torch.onnx import OnnxExporterError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffem.config.extras import ONNX
 from diffem.corruption import Channel, LinearChannel, Measurement
@@ -23,6 +26,25 @@ from diffem.runtime.extras import check_installed
 TOLERANCE = 1e-4  # of x, whose range is [-1, 1]
 BATCHES = (3, 1, 5)  # of the first the graph is traced; the others show that it holds for any
 Inputs = tuple[Tensor, ...]
+WITHOUT_FORM = {"aten._linalg_eigh", "aten._linalg_svd", "aten.fft_fftfreq"}  # none in ONNX
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that torch does meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
 
 
 class Uncounted(Denoiser):
@@ -182,6 +204,10 @@ def write_graph(path: Path, graph: Unconditional, channel: Channel) -> None:
     """
     generator = Generator().manual_seed(0)
     inputs = [graph.draw(n, channel, generator) for n in BATCHES]
+    with torch.no_grad(), Operations() as done:
+        graph(*inputs[0])
+    for name in sorted(WITHOUT_FORM & done.names):  # tracing finds it after a minute
+        raise UserError(_no_form(path, channel, name))
     batch = {0: torch.export.Dim("batch", max=2**20)}
     try:
         with torch.no_grad():
@@ -202,16 +228,21 @@ def write_graph(path: Path, graph: Unconditional, channel: Channel) -> None:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:200]
-        raise UserError(
-            f"{path.name} cannot be made: ONNX has no form of this denoiser under {channel} "
-            f"({reason}); leave out --onnx"
-        ) from error
+        raise UserError(_no_form(path, channel, reason)) from error
     error = max(_difference(path, graph, *given) for given in inputs)
     if not error <= TOLERANCE:
         raise UserError(
             f"{path.name} differs from torch by {error:.2g} on [-1, 1], more than "
             f"{TOLERANCE:g}; leave out --onnx, or try other versions of onnx and onnxscript"
         )
+
+
+def _no_form(path: Path, channel: Channel, reason: str) -> str:
+    """Returns that ONNX cannot express a denoiser."""
+    return (
+        f"{path.name} cannot be made: ONNX has no form of this denoiser under {channel} "
+        f"({reason}); leave out --onnx"
+    )
 
 
 def _difference(path: Path, graph: Unconditional, x_t: Tensor, t: Tensor, given: Inputs) -> float:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from in_process import run_here
 from sklearn.datasets import load_digits
 
+import diffem
 from diffem.cli.score import main
 
 WIDTHS = ("corruption=blur", "corruption.noise.std=0.3", "em.guard=null")
@@ -116,6 +118,22 @@ def test_mistakes_are_one_sentence(
     said = score(blurred, "--input", digits, *arguments, "--out", tmp_path / "out")
     assert said.startswith("error: ")
     assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_channel_that_the_network_was_not_made_for_is_one_sentence(tmp_path: Path) -> None:
+    """Angles that are the same for all have no map of their own among the network's inputs."""
+    run = run_here(
+        tmp_path / "run", "corruption=radon", "corruption.angles=6", "em.guard=null",
+        "prior={steps:2}",
+    )  # fmt: skip
+    channel = diffem.load(run, device="cpu").channel
+    x = torch.zeros(4, *channel.shape)
+    np.save(tmp_path / "y.npy", channel.draw(x, torch.Generator().manual_seed(0)).y.numpy())
+    angles = "--channel=corruption.angles=[0,30,60,90,120,150]"
+    said = score(run, "--input", tmp_path / "y.npy", angles, "--out", tmp_path / "out")
+    assert said.startswith("error: corruption.angles=[0,30,60,90,120,150]: measurements of this")
+    assert "enter the network as 2 channels" in said and "was trained on 3" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -19,6 +19,7 @@ from diffem.corruption import (
     Mask,
     Measurement,
     MotionBlur,
+    PhaseRetrieval,
     PoissonNoise,
     Projection,
     Radon,
@@ -158,6 +159,13 @@ RADON = make_channel(Radon(SHAPE, angles=2), GaussianNoise(0.1))
 FIXED = make_channel(Radon(SHAPE, angles=[0.0, 90.0]), GaussianNoise(0.1))
 
 
+AMPLITUDES = np.ones((N, 2, 4, 3))
+
+
+def phases(std: float | Sequence[float]) -> PhaseRetrieval:
+    return PhaseRetrieval(SHAPE, masks=2, noise=GaussianNoise(std))
+
+
 def gamma(value: float | Sequence[float]) -> DistortedChannel:
     return DistortedChannel(
         make_channel(Denoising(SHAPE), GaussianNoise(0.1)), [Gamma(gamma=value)]
@@ -174,6 +182,9 @@ def gamma(value: float | Sequence[float]) -> DistortedChannel:
         (np.where(X > 2000, np.inf, X), denoising(), {}, "y holds infinity; mark it by NaN"),
         (X * 1e40, denoising(), {}, "too large for dataset.range=[0,4000]"),
         (HOLES, denoising(), {}, "train with corruption=mask"),
+        (HOLES, BLUR, {}, "all for measured; fill it in, or leave these measurements out"),
+        (KSPACE * np.nan, FOURIER, {"operator": np.ones((N, 3))}, "give 0 in y and in `operator`"),
+        (PROJECTED * np.nan, RADON, {"operator": np.ones((N, 2))}, "fill it in, or leave"),
         (HOLES, Saturated(SHAPE), {}, "Saturated does not say what was not measured"),
         (X, mask(), {"operator": np.ones((N, 2, 2))}, "has shape [2, 2], and [1, 4, 3]"),
         (X, mask(), {"operator": np.full((N, 4, 3), np.nan)}, "operator holds NaN; correct it"),
@@ -196,6 +207,12 @@ def gamma(value: float | Sequence[float]) -> DistortedChannel:
         (KSPACE, FOURIER, {"operator": -np.ones((N, 3))}, "and holds -1; correct it"),
         (PROJECTED, RADON, {"operator": np.full((N, 2), 1e9)}, "must be degrees in [-360"),
         (PROJECTED, FIXED, {"operator": np.full((N, 2), 10.0)}, "has other angles than"),
+        (AMPLITUDES, phases(0.1), {"noise": STD}, "corruption.noise.std is one number for all"),
+        (AMPLITUDES, phases((1, 9)), {"noise": STD}, "outside corruption.noise.std=[1,9]"),
+        (AMPLITUDES, phases((1, 9)), {"noise": -STD}, "std must be 6 positive numbers"),
+        (AMPLITUDES, phases((1, 9)), {}, "corruption.noise.std is a range"),
+        (AMPLITUDES, phases((1, 90)), {"noise": STD[:, None] + np.arange(4)},
+         "one number for all of them; give one number for each"),
         (X, Gain(SHAPE), {}, "operator is missing, and Gain has another one for each"),
     ],
 )  # fmt: skip
@@ -285,3 +302,9 @@ def test_recorded_parameters_at_the_ends_of_their_ranges_are_allowed() -> None:
         found = measurement_of(X, channel, SCALE, operator=parameters)
         assert torch.equal(found.operator, torch.from_numpy(parameters).float())
     assert float(np.float32(0.3)) > 0.3
+
+
+def test_amplitudes_keep_their_own_noise_in_units_of_y() -> None:
+    given = measurement_of(AMPLITUDES, phases((1, 90)), SCALE, noise=STD)
+    assert torch.equal(given.y, torch.ones(N, 2, 4, 3))
+    assert given.noise[:, 0].tolist() == STD.tolist()

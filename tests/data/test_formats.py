@@ -1072,6 +1072,25 @@ def test_what_lies_beside_measurements(tmp_path: Path) -> None:
     np.testing.assert_allclose(train.scale.denormalise(train.truth)[:, 0], Y[rows] + 1, rtol=1e-5)
 
 
+def test_masks_are_where_they_are_not_zero_whatever_the_operator(tmp_path: Path) -> None:
+    lines = 255 * RNG.integers(0, 2, (9, 1, 5), dtype=np.uint8)  # as PNG files of masks are
+    y = np.concatenate([Y, Y], axis=1).reshape(9, 2, 6, 5)
+    folder = folders(tmp_path / "y", measurements=y, masks=lines)
+    channel = make_channel(Fourier((1, 6, 5), acceleration=2), GaussianNoise(1.0))
+    train, _ = MeasurementFiles(str(folder), shape=[1, 6, 5], range=[0, 1]).measurement_sets(
+        channel
+    )
+    rows = train.source.rows.numpy()  # type: ignore[union-attr]
+    assert torch.equal(
+        train.select(slice(None)).operator[:, 0, 0], torch.tensor(lines[rows, 0] > 0).float()
+    )
+    np.save(folder / "masks" / "m3.npy", np.full((1, 5), np.nan, "f4"))
+    for i in set(range(9)) - {3}:
+        np.save(folder / "masks" / f"m{i}.npy", np.ones((1, 5), "f4"))
+    with pytest.raises(UserError, match="operator holds NaN"):
+        MeasurementFiles(str(folder), shape=[1, 6, 5], range=[0, 1]).measurement_sets(channel)
+
+
 def test_noise_of_each_pixel_is_not_ignored(tmp_path: Path) -> None:
     folder = folders(tmp_path / "y", measurements=Y, std=np.abs(Y))
     for std in (1.0, (1.0, 200.0)):

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import diffem
 from diffem.cli import export as command
-from diffem.corruption import Blur, Downsample, GaussianNoise, LinearOperator, make_channel
+from diffem.corruption import Blur, Downsample, GaussianNoise, LinearOperator, Radon, make_channel
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.network import UNet
 from diffem.posterior import Conditional
@@ -226,8 +226,29 @@ def test_onnx_of_channels(
     onnx_graph.write_graph(tmp_path / "x.onnx", graph, graph.channel)
 
 
-def test_what_onnx_cannot_express_is_one_sentence(tmp_path: Path) -> None:
-    """ONNX has no eigenvalue decomposition, which a blur of each sample's own width needs."""
+@pytest.mark.parametrize(
+    ("operator", "reason"),
+    [
+        (Blur((1, 8, 8), sigma=(0.5, 1.0), kernel_size=3), "eigh"),  # of each sample's own width
+        (Radon((1, 8, 8), angles=6), "fftfreq"),
+    ],
+)
+def test_what_onnx_cannot_express_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: LinearOperator, reason: str
+) -> None:
+    """And is said before the tracing, which takes up to a minute."""
+    graph = graph_of(operator, 0.1)
+    monkeypatch.setattr(torch.export, "export", Mock(side_effect=AssertionError("traced")))
+    with pytest.raises(UserError, match=rf"x.onnx cannot be made: .*{reason}.*; leave out") as e:
+        onnx_graph.write_graph(tmp_path / "x.onnx", graph, graph.channel)
+    assert "\n" not in str(e.value)
+
+
+def test_what_torch_cannot_trace_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of operations that are not known to have no form too."""
+    monkeypatch.setattr(onnx_graph, "WITHOUT_FORM", set())
     graph = graph_of(Blur((1, 8, 8), sigma=(0.5, 1.0), kernel_size=3), 0.1)
     with pytest.raises(UserError, match=r"x.onnx cannot be made: .*eigh.*; leave out --onnx") as e:
         onnx_graph.write_graph(tmp_path / "x.onnx", graph, graph.channel)
