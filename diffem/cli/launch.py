@@ -30,6 +30,7 @@ from diffem.storage.run_dir import check_version, resumed_arguments
 WARNINGS = (  # that say nothing about this run
     ".*does not have many workers.*",  # batches are memory-mapped: workers would slow them down
     ".*number of training batches.*smaller than the logging.*",
+    "GPU available but not used.*",  # as trainer.accelerator=cpu asks for
     "Total length of .* across ranks is zero",  # of a training that a resumed run has ended
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
     ".*Checkpoint directory .* exists and is not empty.*",

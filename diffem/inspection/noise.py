@@ -191,7 +191,8 @@ def noise_law(curve: Curve) -> NoiseLaw:
     if len(mean) < 3:
         return NoiseLaw.UNKNOWN
     low, middle, high = (float(v) for v in line(np.quantile(mean, (0, 0.5, 1))))
-    change = max(low, high) / max(min(low, high), 0.01 * middle)
+    smallest = max(min(low, high), 0.01 * middle)
+    change = max(low, high) / smallest if smallest > 0 else 0.0  # images without any noise
     # Structures may lift bins: that a constant leaves some above it is no reason to prefer a line.
     square = fit_curve(curve, 2) if len(curve.mean) > 4 else line
     most = max(line.used.sum(), square.used.sum())

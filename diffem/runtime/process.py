@@ -187,8 +187,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object])
 def slot_environments(parallel: int) -> list[dict[str, str]]:
     """Returns the environment variables to set for the jobs of each slot.
 
-    Jobs that run at a time share the cores. They share the GPUs if there is at least one for each:
-    slot s of n gets GPUs s, s + n, s + 2n, …
+    Jobs that run at a time share the cores, unless the user has set OMP_NUM_THREADS. They share
+    the GPUs if there is at least one for each: slot s of n gets GPUs s, s + n, s + 2n, …
 
     Arguments:
         parallel: The number n of slots.
@@ -196,7 +196,8 @@ def slot_environments(parallel: int) -> list[dict[str, str]]:
     if parallel == 1:
         return [{}]
     gpus = _gpus()
-    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // parallel))}
+    share = str(max(1, _cores() // parallel))
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
     if len(gpus) < parallel:
         return [threads] * parallel
     return [

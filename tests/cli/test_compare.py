@@ -142,6 +142,7 @@ def test_absurd_numbers_are_shown(number: str, fake: Path) -> None:
 
 
 def test_jobs_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(process, "_cores", lambda: 7)
     monkeypatch.setattr(process, "_gpus", lambda: ["0", "1", "2", "3"])
     study = Study({"a": (), "b": (), "c": ()}, ("+together=3",), (0,))
@@ -152,6 +153,7 @@ def test_jobs_run_at_the_same_time(fake: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_jobs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(process, "_cores", lambda: 2)
     assert process.slot_environments(1) == [{}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
@@ -160,6 +162,14 @@ def test_what_jobs_share(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = process.slot_environments(2)
     assert [c["CUDA_VISIBLE_DEVICES"] for c in jobs] == ["5", "GPU-7"]
     assert process.slot_environments(3) == [{"OMP_NUM_THREADS": "1"}] * 3  # fewer GPUs than jobs
+
+
+def test_threads_that_the_user_chose_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two comparisons of four jobs on 16 cores ran eight times four threads."""
+    monkeypatch.setattr(process, "_cores", lambda: 16)
+    monkeypatch.setattr(process, "_gpus", list)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert process.slot_environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
 
 
 ONE = Study({"a": ()}, seeds=(0,))

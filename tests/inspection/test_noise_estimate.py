@@ -1,6 +1,7 @@
 """The noise is estimated from measurements alone, with an error that is to be believed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits, load_sample_image
 
+from diffem.inspection.curve import noise_curve
 from diffem.inspection.estimate import Estimate
-from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise
+from diffem.inspection.noise import NoiseEstimate, NoiseLaw, estimate_noise, noise_law
+from diffem.inspection.patches import frames, take_patches
 
 
 def flat(rng: np.random.Generator) -> np.ndarray:
@@ -302,6 +305,15 @@ def test_what_cannot_be_told_is_said() -> None:
         assert "no noise" in str(unknown(clean).why_not)
     half = np.maximum(rng.standard_normal((40, 32, 32)), 0)
     assert "clipped" in str(unknown(half, clipped=[0.0]).why_not)
+
+
+def test_images_whose_patches_have_no_noise_at_all_have_a_law() -> None:
+    """Rounding leaves 1e-20 on one processor, and nothing on another: a division by zero."""
+    patches = take_patches(frames(digits(np.random.default_rng(0)), axes=2), (1, 1))
+    assert patches is not None
+    curve = noise_curve(patches)
+    silent = replace(curve, **{name: 0 * getattr(curve, name) for name in ("variance", "error")})
+    assert noise_law(silent) in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN)
 
 
 def test_an_estimate_is_shown_with_as_many_digits_as_are_known() -> None:
