@@ -42,6 +42,7 @@ from diffem.inspection.report import (
 )
 from diffem.inspection.speckle import Speckle
 from diffem.inspection.survey import DataSurvey, survey_data
+from diffem.result import build_channel
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import free_bytes
 
@@ -112,8 +113,12 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     cfg = compose_run([*base, *any_corruption, *given], directory)
     source: MeasurementFiles = build(cfg.dataset, "dataset")
     read = cfg.dataset
-    survey = survey_data(source.held, limit=source.count)
-    findings = {"Data": data_findings(survey, source.format.suffix)}
+    channel = build_channel(cfg.corruption, source.shape)
+    own = channel.forward_operator if isinstance(channel, LinearChannel) else channel
+    survey = survey_data(source.held, channel, limit=source.count)
+    findings = {
+        "Data": data_findings(survey, source.format.suffix, source.shape, crops=own.keeps_units)
+    }
     if any_corruption:
         base.append(f"corruption={'mask' if survey.missing else 'denoising'}")
         why = "values are missing" if survey.missing else "none was given: noise alone"
@@ -121,12 +126,18 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     if len(source.shape) == 1 and "network" not in keys:
         base.append("network=mlp")
     axes = min(len(source.shape) - 1, len(survey.shape))
-    noise = estimate_noise(survey.sample, axes=axes, clipped=survey.limits)
+    # In other units than those of an image, neighbours are no neighbouring places of it.
+    noise = estimate_noise(survey.sample, axes=axes, clipped=survey.limits, alike=own.keeps_units)
     findings["Noise"] = noise_findings(noise)
     cfg = compose_run([*base, *given], directory)
     stated = any(key.startswith(("corruption.noise", "corruption/noise")) for key in keys)
     if not stated and (chosen := chosen_noise(noise, survey, cfg, ranged="dataset.range" in keys)):
         base += chosen
+        if not noise.alike:
+            findings["Noise"].warnings.append(
+                "the noise is at most that, and may be far less: take it from repeated "
+                "measurements, or from some of nothing, and give corruption.noise.std"
+            )
         cfg = compose_run([*base, *given], directory)
     check_config(cfg)
     check_channel_given(cfg)

@@ -108,6 +108,27 @@ def operator_of(
     return _mask(measured, own, operator, source).float()
 
 
+def measured_entries(
+    y: np.ndarray, channel: LinearChannel, operator: np.ndarray, *, source: str
+) -> np.ndarray:
+    """Returns which entries of y the operator measures, (N, *M) as y.
+
+    Arguments:
+        y: As for `measurement_of`.
+        channel: The channel, with an operator that is neither a mask nor a weighting.
+        operator: As for `measurement_of`.
+        source: As for `measurement_of`.
+
+    Raises:
+        UserError: If an array does not fit the channel.
+    """
+    own = own_operator(channel)
+    phi = _operator(len(y), own, operator, channel, source)
+    zeros = torch.zeros(len(y), *own.measured_shape)
+    _with_channels(torch.from_numpy(np.empty(y.shape, bool)), zeros.shape[1:], channel, source)
+    return (own.measured_mask(zeros, phi) != 0).reshape(y.shape).numpy()
+
+
 def own_operator(channel: LinearChannel) -> LinearOperator:
     """Returns the operator A of a channel, behind the records that it may draw φ from."""
     operator = channel.forward_operator
