@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.arguments import parse_inspect
@@ -26,7 +27,7 @@ from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
 from diffem.config.build import build, locate
-from diffem.config.paths import path_override, unquoted
+from diffem.config.paths import path_override, quote_paths, unquoted
 from diffem.corruption import LinearChannel
 from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
@@ -108,7 +109,7 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     run_dir = path_override("run_dir", f"runs/{path.stem}") if run_dir is None else run_dir
     directory = Path(unquoted(run_dir.partition("=")[2]))
     base = ["dataset=measurements", path_override("dataset.path", path)]
-    given = [o for o in overrides if not o.startswith("run_dir=")]
+    given = [o for o in quote_paths(overrides) if not o.startswith("run_dir=")]
     any_corruption = [] if "corruption" in keys else ["corruption=denoising"]
     cfg = compose_run([*base, *any_corruption, *given], directory)
     source: MeasurementFiles = build(cfg.dataset, "dataset")
@@ -359,7 +360,8 @@ def write(folder: Path, found: Inspection) -> None:
         if (CONF / key).is_dir() or is_hydra_choice(override):
             choices.append({f"override /{key}": value})
         else:
-            values = OmegaConf.merge(values, OmegaConf.from_dotlist([f"{key}={unquoted(value)}"]))
+            parsed = OverridesParser.create().parse_override(f"{key}={value}")
+            OmegaConf.update(values, key, parsed.value())
     comment = "\n".join(f"# {line}" for line in command(found.overrides).splitlines())
     text = OmegaConf.to_yaml(OmegaConf.create({"defaults": choices})) + OmegaConf.to_yaml(values)
     (folder / FILE).write_text(f"# @package _global_\n{comment}\n{text}", encoding="utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import run_warm
+from command import NASTY, run_warm
 from in_process import run_here
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
@@ -208,12 +208,18 @@ def test_the_measurements_are_read_once_and_values_are_no_choices(
         return take_survey(held, number)
 
     monkeypatch.setattr(files, "take_survey", count)
-    path, look = save(tmp_path, y=noisy(digits(8))), tmp_path / "look"
-    code, _, err = run(path, *SMALL, "prior=null", "seed=3", "--out", look)
+    folder, look = tmp_path / NASTY, tmp_path / "look"
+    folder.mkdir()
+    np.save(folder / "psf.npy", np.ones((3, 3)))
+    path = save(folder, y=noisy(digits(8)))
+    lens = ["corruption=point_spread", f"corruption.kernel={folder / 'psf.npy'}"]
+    code, _, err = run(path, *SMALL, *lens, "prior=null", "seed=3", "--out", look)
     assert code == 0, err
     assert read == [200]
     settings = yaml.safe_load((look / "inspect.yaml").read_text())
     assert settings["prior"] is None and settings["seed"] == 3
+    assert settings["dataset"]["path"] == str(path)
+    assert settings["corruption"]["kernel"] == str(folder / "psf.npy")
     chosen = {key.removeprefix("override /") for choice in settings["defaults"] for key in choice}
     assert chosen == {"dataset", "corruption"}
 
