@@ -18,6 +18,7 @@ from diffem.corruption import (
     PhaseRetrieval,
     Weighting,
 )
+from diffem.corruption.fourier import kspace_mask
 from diffem.corruption.recorded import Recorded
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
@@ -441,12 +442,37 @@ def _operator(
             "one number in its place, or `operator`"
         )
     name = f"{source}: operator"
-    phi = _given_or_drawn(n, operator, drawn, name, channel, nan=own.holds_nan)
+    phi = None
+    if operator is not None and isinstance(own, Fourier):
+        phi = _kspace_mask(n, numbers(operator, name), own, name)
+    if phi is None:
+        phi = _given_or_drawn(n, operator, drawn, name, channel, nan=own.holds_nan)
     if operator is not None:
         _refuse(own.fault(phi), name)
         if not torch.allclose(own.assume(phi), phi, equal_nan=True):
             raise UserError(_ignored(name, channel))
     return phi
+
+
+def _kspace_mask(n: int, given: Tensor, own: Fourier, name: str) -> Tensor:
+    """Returns masks of k-space of each measurement, (N, 1, 1, W) of lines, (N, 1, H, W) of points.
+
+    Arguments:
+        n: N.
+        given: What was given, of any shape.
+        own: The operator.
+        name: What the sentences call it.
+    """
+    height, width = own.shape[1:]
+    given = given[None] if n == 1 != len(given) else given
+    mask = kspace_mask(given, (height, width))
+    if mask is None or len(mask) != n:
+        raise UserError(
+            f"{name} must be a mask of k-space for each measurement, the same in all channels, "
+            f"{[n, width]} of lines or {[n, height, width]} of points, got {list(given.shape)}; "
+            "correct it"
+        )
+    return mask
 
 
 def _refuse(fault: str | None, name: str) -> None:

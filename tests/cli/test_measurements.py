@@ -12,7 +12,7 @@ from PIL import Image
 
 import diffem
 from diffem.cli.compose import check_channel_given, compose_run
-from diffem.corruption import Radon
+from diffem.corruption import Fourier, Radon
 from diffem.data.held import open_measurements
 from diffem.runtime.errors import UserError
 
@@ -82,6 +82,24 @@ def test_projections_of_which_some_were_not_taken(tmp_path: Path) -> None:
     assert final["residual_chi2"] > 0
     result = diffem.load(run, device="cpu")
     x = result.posterior.sample(given["y"][:2], operator=given["operator"][:2], n=1)
+    assert x.isfinite().all()
+
+
+def test_k_space_of_which_single_points_were_measured(tmp_path: Path) -> None:
+    operator, draws = Fourier((1, 8, 8), acceleration=1.0), torch.Generator().manual_seed(0)
+    points = (torch.rand(24, 1, 8, 8, generator=draws) < 0.6).float()
+    y = operator.apply(torch.rand(24, 1, 8, 8, generator=draws) * 2 - 1, points).numpy()
+    np.savez(tmp_path / "y.npz", allow_pickle=False, y=y, operator=points[:, 0].numpy())
+    run = run_here(
+        tmp_path / "run",
+        *("dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}", "dataset.range=[-1,1]"),
+        *("dataset.shape=[1,8,8]", "corruption=fourier", "corruption.acceleration=2"),
+        *("corruption.noise.std=0.1", "metric.heldout=2"),
+    )
+    final = json.loads((run / "summary.json").read_text())["final"]
+    assert final["residual_chi2"] > 0
+    result = diffem.load(run, device="cpu")
+    x = result.posterior.sample(y[:2], operator=points[:2, 0].numpy(), n=1)
     assert x.isfinite().all()
 
 

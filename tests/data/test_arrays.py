@@ -211,6 +211,10 @@ def gamma(value: float | Sequence[float]) -> DistortedChannel:
         (X, gamma(2.0), {"operator": np.full(N, 1.5)}, "has one number for all"),
         (X, gamma((1.0, 2.0)), {"operator": np.full(N, 3.0)}, "outside corruption.gamma=[1,2]"),
         (KSPACE, FOURIER, {"operator": np.full((N, 3), 255)}, "must be 0 or 1, 1 where a line"),
+        (KSPACE, FOURIER, {"operator": np.ones((N, 4))},
+         "[6, 3] of lines or [6, 4, 3] of points, got [6, 4]; correct it"),
+        (KSPACE, FOURIER, {"operator": np.arange(2)[:, None, None] * np.ones((N, 1, 4, 3))},
+         "the same in all channels"),
         (KSPACE, FOURIER, {"operator": -np.ones((N, 3))}, "and holds -1; correct it"),
         (PROJECTED, RADON, {"operator": np.full((N, 2), 1e9)}, "must be degrees in [-360"),
         (PROJECTED, FIXED, {"operator": np.full((N, 2), 10.0)}, "has other angles than"),
@@ -230,6 +234,21 @@ def test_what_is_refused(
         measurement_of(y, channel, SCALE, **given, source="y.npz")
     assert sentence in str(error.value) and "\n" not in str(error.value)
     assert "y.npz" in str(error.value)
+
+
+def test_masks_of_k_space_are_of_lines_or_of_points() -> None:
+    lines, points = RNG.integers(0, 2, (N, 3)), RNG.integers(0, 2, (N, 4, 3))
+    y = RNG.normal(size=KSPACE.shape)
+    for given in (lines, lines[:, None], lines[:, None, None]):
+        found = measurement_of(y, FOURIER, SCALE, operator=given)
+        assert np.array_equal(found.operator.numpy(), lines[:, None, None])
+    for given in (points, points[:, None], np.repeat(points[:, None], 2, axis=1)):
+        found = measurement_of(y, FOURIER, SCALE, operator=given)
+        assert np.array_equal(found.operator.numpy(), points[:, None])
+        assert (found.y.numpy()[np.repeat(points[:, None], 2, axis=1) == 0] == 0).all()
+    one = measurement_of(y[:1], FOURIER, SCALE, operator=points[0])  # without an axis of rows
+    assert np.array_equal(one.operator.numpy(), points[:1, None])
+    assert np.array_equal(operator_of(1, FOURIER, operator=lines[0]), lines[:1, None, None])
 
 
 def test_what_the_operator_leaves_out_may_be_nan_in_y() -> None:
