@@ -152,6 +152,8 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
         of_stated = stated_findings(noise, train.channel, train.scale, key=key)
         findings["Noise"].warnings += of_stated.warnings
         findings["Noise"].lines += of_stated.lines
+    if doubt := train.doubt():
+        findings["Data"].warnings.append(doubt)
     coverage = take_coverage(train)
     findings["What can be learnt"] = coverage_findings(coverage)
     cost = measure_cost(cfg, train, heldout)
