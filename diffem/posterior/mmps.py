@@ -1,6 +1,5 @@
 """Moment-matching posterior sampling, the E-step of EM-MMPS (arXiv 2405.13712)."""
 
-import importlib
 import warnings
 
 from azula.guidance.mmps import MMPSDenoiser
@@ -72,4 +71,4 @@ def _load_forward_derivatives() -> None:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
+        from torch._decomp import decompositions_for_jvp  # noqa: F401
