@@ -27,10 +27,23 @@ import diffem
 from diffem.cli.compose import CONF, compose_config
 from diffem.cli.main import COMMANDS, MODULES
 from diffem.cli.study import read_study
-from diffem.corruption import Fourier, GaussianNoise, LinearChannel, MultiCoil, make_channel
+from diffem.corruption import (
+    Blur,
+    Composition,
+    Fourier,
+    GaussianNoise,
+    LinearChannel,
+    LinearOperator,
+    Mask,
+    MultiCoil,
+    make_channel,
+)
 from diffem.data import MeasurementFiles
+from diffem.data.arrays import measurement_of
 from diffem.data.files import FileRows
 from diffem.data.held import open_measurements
+from diffem.data.scale import Scale
+from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import RANGES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -363,6 +376,62 @@ def test_troubleshooting_quotes_what_the_program_says() -> None:
     for row in rows:
         pieces = [piece for piece in re.split("…", row) if piece.strip(" ;:=.")]
         assert any(all(p.strip() in text for p in pieces) for text in said), row
+
+
+def test_the_columns_of_a_chain_s_parts_are_those_that_operator_has() -> None:
+    shape = (3, 4, 6)  # pixels, entries, lines and angles all differ in number
+    sizes = {"none": 0, "one for each pixel": 24, "one for each line": 6, "one for each angle": 5}
+    sizes |= {"1": 1, "2": 2, "one for each entry": 72}
+    values: dict[str, dict[str, Any]] = {
+        "Blur": {"sigma": 0.7, "kernel_size": 3},
+        "MotionBlur": {"length": 2.0, "angle": 5.0},
+        "Mask": {"rho": 0.3},
+        "Weighting": {"ratio": 2.0},
+        "Fourier": {"acceleration": 2.0},
+        "MultiCoil": {"acceleration": 2.0, "coils": 3},
+        "Radon": {"angles": 5},
+        "Gamma": {"gamma": 2.0},
+        "JPEG": {"quality": 10},
+        "Impulse": {"fraction": 0.1},
+        "PointSpread": {"kernel": [[1, 2, 1]]},
+        "Downsample": {"factor": 2},
+        "Saturation": {"low": -1.0, "high": 0.5},
+        "Quantisation": {"levels": 4},
+    }
+    page = (ROOT / "docs" / "channels.md").read_text().partition("## Chains")[2]
+    page = page.partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+`) \| (.+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) > 5
+    for names, columns in rows:
+        (size,) = {sizes[start] for start in sizes if re.match(rf"{start}\b", columns)}
+        for name in re.findall(r"\w+", names):
+            part = getattr(diffem.corruption, name)
+            if issubclass(part, LinearOperator):
+                own = (1, *shape[1:]) if name in ("Fourier", "MultiCoil") else shape
+                drawn = part(own, **values.get(name, {})).draw(2, torch.Generator())
+                assert drawn.flatten(1).shape[1] == size, name
+            else:
+                assert len(part(**values.get(name, {})).parameters) == size, name
+
+
+def test_an_operator_has_the_known_columns_of_a_chain_too() -> None:
+    """As docs/channels.md has it."""
+    shape, masks = (1, 4, 6), np.random.default_rng(0).integers(0, 2, (5, 4, 6))
+    parts = [Blur(shape, sigma=0.7, kernel_size=3), Mask(shape, rho=0.3)]
+    channel = make_channel(Composition(parts), GaussianNoise(0.1))
+    (code,) = (
+        c for _, c in FENCED.findall((ROOT / "docs/channels.md").read_text()) if "0.7)," in c
+    )
+    names: dict[str, Any] = {"np": np, "masks": masks}
+    exec(code, names)
+    y = np.zeros((5, *shape))
+    found = measurement_of(y, channel, Scale(), operator=names["operator"])
+    assert np.array_equal(found.operator[:, 1:], masks.reshape(5, -1))
+    for wrong, says in ((masks.reshape(5, -1), "must have the shape [5, 25]"),
+                        (names["operator"] * 2, "operator holds 1.4, outside")):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            measurement_of(y, channel, Scale(), operator=wrong)
+        assert says in str(error.value)
 
 
 def test_the_citation_is_of_this_version() -> None:

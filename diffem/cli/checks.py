@@ -123,6 +123,7 @@ def checked_settings(
         weak_noise(cfg, channel),
         trivial_noise(cfg),
         assumed_independence(objective, channel),
+        train.doubt(),
     ):
         if line:
             warn(line)

@@ -33,7 +33,7 @@ from diffem.config.paths import quote_paths
 from diffem.config.secrets import redact_config
 from diffem.config.trainer import check_strategy, check_trainer
 from diffem.config.trust import SEARCH_PATH, package_folders, trusted_packages, with_search_path
-from diffem.config.types import check_types
+from diffem.config.types import check_types, type_name
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import RANGES, check
 from diffem.runtime.rank import external_processes
@@ -434,15 +434,42 @@ def public_config(cfg: DictConfig) -> dict[str, Any]:
 
 def sibling_keys(key: str) -> str:
     """Returns the keys beside a key, under the choices on the command line, as one text."""
-    given = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
-    choices = [choice for choice in given if (CONF / choice.partition("=")[0]).is_dir()]
-    searched = [arg for arg in sys.argv[1:] if arg.startswith(f"{SEARCH_PATH}=")]
-    cfg = compose([*choices, *searched])
+    cfg = _chosen_files()
     parent = key.rpartition(".")[0]
     while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent, default=None)):
         parent = parent.rpartition(".")[0]
     node = OmegaConf.select(cfg, parent) if parent else cfg
     return ", ".join(f"{parent}.{k}" if parent else str(k) for k in node if k != "_target_")
+
+
+def merge_fault(override: str) -> str | None:
+    """Returns why an override does not merge into the chosen files, or None if it is not known.
+
+    Arguments:
+        override: KEY=VALUE, as the command line has it.
+    """
+    key, value = override_key(override), override.partition("=")[2]
+    node, found, left = _chosen_files(), "", key.split(".")
+    while left and OmegaConf.is_dict(node):
+        node = node.get(left[0])
+        found = f"{found}.{left.pop(0)}" if found else left.pop(0)
+    if OmegaConf.is_config(node) and not left:
+        return f"{key} must be {type_name(key, _plain(node))}, got {value}"
+    if not OmegaConf.is_list(node):
+        return None
+    change = f"change one by {found}.0=VALUE, or " if len(node) else ""
+    return (
+        f"{override} changes no entry of the list {found}, which has {len(node)}; {change}give "
+        f"the whole list, {found}=[…]"
+    )
+
+
+def _chosen_files() -> DictConfig:
+    """Returns what the choices on the command line compose to."""
+    given = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", arg)]
+    choices = [choice for choice in given if (CONF / choice.partition("=")[0]).is_dir()]
+    searched = [arg for arg in sys.argv[1:] if arg.startswith(f"{SEARCH_PATH}=")]
+    return compose([*choices, *searched])
 
 
 def _escape_environment(value: Any) -> Any:  # noqa: ANN401 - a container of plain types

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from diffem.cli.compose import sibling_keys
+from diffem.cli.compose import merge_fault, sibling_keys
 from diffem.config.secrets import redact_text
 from diffem.runtime.errors import UserError
 from diffem.runtime.rank import global_rank
@@ -100,6 +100,9 @@ def sentence(error: Exception) -> str:
             parent = name.rpartition(".")[0]
             return f"{name} has no effect, since {parent} is null here; leave one of them out"
         return f"{name} is not a key of the config; allowed: {allowed or 'none beside it'}"
+    merged = re.fullmatch(r"Error merging override (.+)", text, flags=re.DOTALL)
+    if merged and (fault := merge_fault(merged[1])):
+        return fault
     if isinstance(error, MissingMandatoryValue):
         key = str(error.full_key).replace("[", ".").replace("]", "")
         return f"{key} must be given: {key}=VALUE"

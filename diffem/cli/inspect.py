@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffem.cli.arguments import parse_inspect
@@ -26,7 +27,7 @@ from diffem.cli.data import build_data
 from diffem.cli.errors import report_user_errors
 from diffem.cli.launch import quiet
 from diffem.config.build import build, locate
-from diffem.config.paths import path_override, unquoted
+from diffem.config.paths import path_override, quote_paths, unquoted
 from diffem.corruption import LinearChannel
 from diffem.data.files import MeasurementFiles
 from diffem.data.format import new_folder, writing
@@ -42,6 +43,7 @@ from diffem.inspection.report import (
 )
 from diffem.inspection.speckle import Speckle
 from diffem.inspection.survey import DataSurvey, survey_data
+from diffem.result import build_channel
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import free_bytes
 
@@ -107,13 +109,17 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     run_dir = path_override("run_dir", f"runs/{path.stem}") if run_dir is None else run_dir
     directory = Path(unquoted(run_dir.partition("=")[2]))
     base = ["dataset=measurements", path_override("dataset.path", path)]
-    given = [o for o in overrides if not o.startswith("run_dir=")]
+    given = [o for o in quote_paths(overrides) if not o.startswith("run_dir=")]
     any_corruption = [] if "corruption" in keys else ["corruption=denoising"]
     cfg = compose_run([*base, *any_corruption, *given], directory)
     source: MeasurementFiles = build(cfg.dataset, "dataset")
     read = cfg.dataset
-    survey = survey_data(source.held, limit=source.count)
-    findings = {"Data": data_findings(survey, source.format.suffix)}
+    channel = build_channel(cfg.corruption, source.shape)
+    own = channel.forward_operator if isinstance(channel, LinearChannel) else channel
+    survey = survey_data(source.held, channel, limit=source.count)
+    findings = {
+        "Data": data_findings(survey, source.format.suffix, source.shape, crops=own.keeps_units)
+    }
     if any_corruption:
         base.append(f"corruption={'mask' if survey.missing else 'denoising'}")
         why = "values are missing" if survey.missing else "none was given: noise alone"
@@ -121,12 +127,18 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
     if len(source.shape) == 1 and "network" not in keys:
         base.append("network=mlp")
     axes = min(len(source.shape) - 1, len(survey.shape))
-    noise = estimate_noise(survey.sample, axes=axes, clipped=survey.limits)
+    # In other units than those of an image, neighbours are no neighbouring places of it.
+    noise = estimate_noise(survey.sample, axes=axes, clipped=survey.limits, alike=own.keeps_units)
     findings["Noise"] = noise_findings(noise)
     cfg = compose_run([*base, *given], directory)
     stated = any(key.startswith(("corruption.noise", "corruption/noise")) for key in keys)
     if not stated and (chosen := chosen_noise(noise, survey, cfg, ranged="dataset.range" in keys)):
         base += chosen
+        if not noise.alike:
+            findings["Noise"].warnings.append(
+                "the noise is at most that, and may be far less: take it from repeated "
+                "measurements, or from some of nothing, and give corruption.noise.std"
+            )
         cfg = compose_run([*base, *given], directory)
     check_config(cfg)
     check_channel_given(cfg)
@@ -140,6 +152,8 @@ def inspect(path: Path, overrides: Sequence[str]) -> Inspection:
         of_stated = stated_findings(noise, train.channel, train.scale, key=key)
         findings["Noise"].warnings += of_stated.warnings
         findings["Noise"].lines += of_stated.lines
+    if doubt := train.doubt():
+        findings["Data"].warnings.append(doubt)
     coverage = take_coverage(train)
     findings["What can be learnt"] = coverage_findings(coverage)
     cost = measure_cost(cfg, train, heldout)
@@ -348,7 +362,8 @@ def write(folder: Path, found: Inspection) -> None:
         if (CONF / key).is_dir() or is_hydra_choice(override):
             choices.append({f"override /{key}": value})
         else:
-            values = OmegaConf.merge(values, OmegaConf.from_dotlist([f"{key}={unquoted(value)}"]))
+            parsed = OverridesParser.create().parse_override(f"{key}={value}")
+            OmegaConf.update(values, key, parsed.value())
     comment = "\n".join(f"# {line}" for line in command(found.overrides).splitlines())
     text = OmegaConf.to_yaml(OmegaConf.create({"defaults": choices})) + OmegaConf.to_yaml(values)
     (folder / FILE).write_text(f"# @package _global_\n{comment}\n{text}", encoding="utf-8")

@@ -9,12 +9,18 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-NAMES = ("run_dir", "resume", "path", "weights", "save_dir", "dir", "withdrawn")
+OR_NUMBERS = ("coils", "groups", "kernel", "masks")
+"""The last words of the keys whose values are paths, a number or a list in brackets."""
+NAMES = (
+    *("run_dir", "resume", "path", "weights", "save_dir", "dir", "withdrawn"),
+    *OR_NUMBERS,
+)
 """The last words of the keys whose values are paths."""
 NEVER_SWEPT = re.compile(r"run_dir|resume|hydra\..*")
 _OVERRIDE = re.compile(r"(\+{0,2}([^=+~]+))=(.+)", re.DOTALL)
 _PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+@-]*")  # read by Hydra as it stands
 _OTHER = re.compile(r"null|true|false|inf|nan", re.IGNORECASE)  # read as another type
+_NUMBERS = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|\[.*\]|true|false", re.DOTALL | re.IGNORECASE)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _SWEEP = re.compile(r"(choice|shuffle|sort|tag|glob)\(.*\)", re.DOTALL)
 _ITEM = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
@@ -23,8 +29,9 @@ _ITEM = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
 def quote_paths(arguments: Iterable[str], *, sweep: bool = False) -> list[str]:
     """Quotes the paths among a command's arguments, where Hydra would not read them as they are.
 
-    Values that are quoted already, and null, stay; a leading ~ is the home directory.
-    Interpolations are resolved in quoted values too.
+    Values that are quoted already, and null, stay, and of `OR_NUMBERS` numbers and lists that are
+    no name of a file that exists; a leading ~ is the home directory. Interpolations are resolved
+    in quoted values too.
 
     Arguments:
         arguments: The arguments; those that are no KEY=PATH stay.
@@ -55,15 +62,30 @@ def quoted(text: str) -> str:
     return "'" + doubled.replace("'", r"\'") + "'"
 
 
+def given_path(override: str) -> str | None:
+    """Returns the path that an override sets, which may be quoted; None if it sets none."""
+    name = override.partition("=")[0].rpartition(".")[2]
+    (value,) = (o.partition("=")[2] for o in quote_paths([override]))
+    if name not in NAMES or (name in OR_NUMBERS and _is_numbers(value)):
+        return None
+    return None if value.lower() == "null" else unquoted(value)
+
+
 def _quote_argument(argument: str, sweep: bool) -> str:
     match = _OVERRIDE.fullmatch(argument)
     if match is None or match[2].rpartition(".")[2] not in NAMES:
         return argument
     value, one = match[3], not sweep or NEVER_SWEPT.fullmatch(match[2]) or _exists(match[3])
-    if not one and _SWEEP.fullmatch(value):
+    numbers = match[2].rpartition(".")[2] in OR_NUMBERS
+    if (not one and _SWEEP.fullmatch(value)) or (numbers and _is_numbers(value)):
         return argument
     values = [value] if one else _ITEM.findall(value)
-    return f"{match[1]}={','.join(_quote_value(v) for v in values)}"
+    quoted_values = (v if numbers and _is_numbers(v) else _quote_value(v) for v in values)
+    return f"{match[1]}={','.join(quoted_values)}"
+
+
+def _is_numbers(value: str) -> bool:
+    return bool(_NUMBERS.fullmatch(value)) and not _exists(value)
 
 
 def _quote_value(value: str) -> str:

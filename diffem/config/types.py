@@ -28,6 +28,11 @@ TYPE_NAMES = {
     float: "a finite number",
     str: "a text (a number in quotes: \"'1'\")",
 }
+LISTS = {
+    "corruption.parts": "a list of operators and distortions, as in [{_target_: "
+    "diffem.corruption.Blur, sigma: 1.0, kernel_size: 5}]",
+}
+"""What the lists of a key are made of, where a list alone does not say it."""
 
 
 def check_types(given: Mapping[Any, Any], files: Mapping[Any, Any]) -> None:
@@ -67,7 +72,17 @@ def _check(given: Mapping[Any, Any], files: Mapping[Any, Any], where: str, root:
             fits &= "_target_" in value or "_target_" not in expected
             _check(value, expected, name, root)
         if not fits:
-            raise UserError(f"{name} must be {TYPE_NAMES[wanted]}, got {value!r}")
+            raise UserError(f"{name} must be {type_name(name, expected)}, got {value!r}")
+
+
+def type_name(key: str, expected: object) -> str:
+    """Returns what sentences call the type that a key's value must have.
+
+    Arguments:
+        key: The full key.
+        expected: The value in the chosen files, in plain types.
+    """
+    return LISTS.get(key) or TYPE_NAMES[_type(expected)]
 
 
 def _type(value: object) -> type:

@@ -126,6 +126,13 @@ class Channel(ABC):
         surrogate = self.surrogate
         return None if surrogate is None else (surrogate, self.undistorted(measurement))
 
+    def doubt(self, measurement: Measurement) -> str | None:
+        """Returns why some measurements are hardly of this channel, as a sentence.
+
+        None if they may be, or, as here, if nothing tells.
+        """
+        return None
+
     def assume(self, measurement: Measurement) -> Measurement:
         """Returns the measurement with the parameters that this channel takes for known.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffem.corruption.array_file import read_array, shown_file
+from diffem.corruption.fourier import kspace_mask
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
@@ -71,7 +72,8 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
 
     Arguments:
         kspace: Complex k-space, (N, C, H, W), its lowest frequency in the middle.
-        operator: 1 for each measured line of each measurement and 0 for the others, (N, W).
+        operator: 1 for what was measured and 0 for the rest: of each line, (N, W), or of each
+            point, (N, H, W).
 
     Returns:
         Maps of root sum of squares 1, (C, H, W), complex64: `corruption.coils` takes the file that
@@ -87,13 +89,14 @@ def estimate_coils(kspace: np.ndarray, operator: np.ndarray) -> np.ndarray:
             "kspace must be finite complex numbers of shape (N, C, H, W), got "
             f"{kspace.dtype} of shape {list(kspace.shape)}; convert it"
         )
-    n, _, _, width = kspace.shape
-    if operator.size != n * width:
+    n, _, height, width = kspace.shape
+    mask = kspace_mask(torch.from_numpy(operator != 0), (height, width))
+    if mask is None or len(mask) != n:
         raise UserError(
-            f"operator must have the shape {[n, width]}, got {list(operator.shape)}; give 0 or 1 "
-            "for each line"
+            f"operator must have the shape {[n, width]} or {[n, height, width]}, got "
+            f"{list(operator.shape)}; give 0 or 1 for each line, or for each point"
         )
-    always = (operator.reshape(n, width) != 0).all(axis=0)
+    always = mask.flatten(0, 2).all(dim=0).numpy()
     first = last = width // 2
     while first > 0 and always[first - 1]:
         first -= 1

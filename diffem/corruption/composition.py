@@ -24,6 +24,8 @@ class Composition(LinearOperator):
         self.operators = tuple(operators)
         self.preserves_intensity = all(each.preserves_intensity for each in operators)
         self.keeps_units = all(each.keeps_units for each in operators)
+        # What is not taken of the last one's measurement is not taken of all of them.
+        self.holds_nan = self.operators[-1].holds_nan
         self._shapes = [
             each.draw(1, Generator().manual_seed(0)).shape[1:] for each in self.operators
         ]
@@ -41,7 +43,10 @@ class Composition(LinearOperator):
         return torch.cat([each.assume(phi).flatten(1) for each, phi in parts], dim=1)
 
     def fault(self, operator: Tensor) -> str | None:
-        parts = zip(self.operators, self._split(operator), strict=True)
+        *before, last = zip(self.operators, self._split(operator), strict=True)
+        if any(phi.isnan().any() for _, phi in before):
+            return f"holds NaN where {last[0]} has none of its parameters; correct it"
+        parts = (*before, last)
         return next((found for each, phi in parts if (found := each.fault(phi))), None)
 
     def apply(self, x: Tensor, operator: Tensor) -> Tensor:

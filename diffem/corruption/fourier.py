@@ -22,6 +22,9 @@ class Fourier(LinearOperator):
     the mean. y holds the real and the imaginary part as two channels, 0 where nothing was
     measured. Noise of standard deviation σ_y is in each of the two.
 
+    φ is the mask m, (1, 1, W); that of own measurements may be of points, (1, H, W), in place of
+    lines (`kspace_mask`).
+
     Arguments:
         shape: The shape of x: (1, H, W) for real images, (2, H, W) for complex ones, whose
             channels are the real and the imaginary part.
@@ -90,6 +93,25 @@ class Fourier(LinearOperator):
 
     def maps(self, y: Tensor, operator: Tensor) -> list[Tensor]:
         return [operator.expand(-1, 1, *self.shape[1:])]
+
+
+def kspace_mask(given: Tensor, size: Sequence[int]) -> Tensor | None:
+    """Returns masks of k-space as φ of `Fourier`.
+
+    Arguments:
+        given: Masks of lines, (N, W) or (N, 1, W), or of points, (N, H, W); an axis of channels
+            may stand after N, along which all are the same.
+        size: (H, W).
+
+    Returns:
+        Masks of lines, (N, 1, 1, W), or of points, (N, 1, H, W); None if the shape is none of
+        these, or channels differ.
+    """
+    mask = given[:, None, None] if given.ndim == 2 else given
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    if mask.ndim != 4 or not (mask == mask[:, :1]).all():
+        return None
+    return mask[:, :1] if tuple(mask.shape[2:]) in ((1, size[1]), tuple(size)) else None
 
 
 def centred(image: Tensor, transform: Callable[..., Tensor]) -> Tensor:

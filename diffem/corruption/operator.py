@@ -59,6 +59,9 @@ class LinearOperator(ABC):
     keeps_coefficients = False
     """Whether A keeps some coefficients of x, which φ draws at random, and removes the others."""
 
+    holds_nan = False
+    """Whether NaN among φ says that a part of the measurement was not taken."""
+
     covers: bool | None = False
     """Whether φ is drawn, whatever x is, so that every direction of x is measured under some φ;
     None where the law of φ is not known."""

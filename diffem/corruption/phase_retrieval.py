@@ -19,6 +19,10 @@ from diffem.runtime.ranges import check
 ITERATIONS = 60  # of the retrieval: the same number always, since the network learns with it
 REFINED = 18  # of them, the last, which only project
 RELAXATION = 0.9  # β of the others
+# Amplitudes that are hardly those of images in [-1, 1] with noise σ_y: a misfit of more than a
+# fifth of them, and of twice the noise; less than half of the noise that is part of them; or next
+# to nothing (1.5 % of the range) that is clear of noise.
+MISFIT, OF_NOISE, DARK, CLEAR = 0.2, 2.0, 0.03, 3.0
 
 
 class PhaseRetrieval(Channel):
@@ -90,6 +94,30 @@ class PhaseRetrieval(Channel):
             found = self._retrieve(measurement)
             self._last = measurement, found
         return found
+
+    def doubt(self, measurement: Measurement) -> str | None:
+        """Returns that amplitudes fit no images, or next to none of what images are; or None."""
+        size = measurement.y.flatten(1).square().mean(dim=1).sqrt().clamp(min=1e-30)
+        factor = math.sqrt(2 / len(self._masks))
+        stated, found = measurement.noise[:, 0], self.undistorted(measurement).noise[:, 0] / factor
+        misfit, ratio = float((found / size).median()), float((found / stated).median())
+        typical, signal = float(size.median()), float((size / stated).median())
+        if misfit > MISFIT and ratio > OF_NOISE:
+            why = (
+                f"retrieved images miss them by {100 * misfit:.0f} % of their size, {ratio:.2g} "
+                "times corruption.noise.std"
+            )
+        elif signal < 1 / OF_NOISE or (typical < DARK and signal > CLEAR):
+            why = f"their size is {typical:.2g}, {signal:.2g} times corruption.noise.std"
+        else:
+            return None
+        few = "; from fewer than three masks images may also not be found"
+        return (
+            f"the amplitudes are hardly those of corruption=phase_retrieval: {why}; y must be "
+            "square roots of intensities, in units in which a pixel at the upper end of "
+            "dataset.range has 2, behind the masks of corruption.masks, with a noise of "
+            f"corruption.noise.std{few if len(self._masks) < 3 else ''}"
+        )
 
     def _retrieve(self, measurement: Measurement) -> Measurement:
         """Returns images, (B, C, H, W), with the standard deviation of their noise."""

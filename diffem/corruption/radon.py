@@ -34,6 +34,7 @@ class Radon(LinearOperator):
     """
 
     keeps_units = False
+    holds_nan = True
 
     def __init__(self, shape: Sequence[int], *, angles: int | Sequence[float]) -> None:
         super().__init__(shape)

@@ -34,6 +34,7 @@ class Recorded(LinearOperator):
         self.recorded = recorded
         self.preserves_intensity = operator.preserves_intensity
         self.keeps_units = operator.keeps_units
+        self.holds_nan = operator.holds_nan
         self.pixelwise = operator.pixelwise
         self.covers = None if operator.covers else False
 

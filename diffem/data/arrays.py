@@ -18,6 +18,7 @@ from diffem.corruption import (
     PhaseRetrieval,
     Weighting,
 )
+from diffem.corruption.fourier import kspace_mask
 from diffem.corruption.recorded import Recorded
 from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
@@ -41,7 +42,7 @@ def measurement_of(
 
     Arguments:
         y: Measurements, (N, *M), real numbers; (N, H, W) where M is (1, H, W). NaN is "not
-            measured", which only a mask allows; then no channel of that pixel is.
+            measured": of a mask no channel of that pixel is; of other operators φ says the same.
         channel: The channel that they went through, on the scale of [-1, 1].
         scale: The data's units: the range of the clean images.
         operator: The operator's parameters φ of each measurement, (N, *P): for a mask, 0 where
@@ -106,6 +107,27 @@ def operator_of(
         weight = _weights(measured, channel, scale, operator=operator, std=std, source=source)
         return weight.float()
     return _mask(measured, own, operator, source).float()
+
+
+def measured_entries(
+    y: np.ndarray, channel: LinearChannel, operator: np.ndarray, *, source: str
+) -> np.ndarray:
+    """Returns which entries of y the operator measures, (N, *M) as y.
+
+    Arguments:
+        y: As for `measurement_of`.
+        channel: The channel, with an operator that is neither a mask nor a weighting.
+        operator: As for `measurement_of`.
+        source: As for `measurement_of`.
+
+    Raises:
+        UserError: If an array does not fit the channel.
+    """
+    own = own_operator(channel)
+    phi = _operator(len(y), own, operator, channel, source)
+    zeros = torch.zeros(len(y), *own.measured_shape)
+    _with_channels(torch.from_numpy(np.empty(y.shape, bool)), zeros.shape[1:], channel, source)
+    return (own.measured_mask(zeros, phi) != 0).reshape(y.shape).numpy()
 
 
 def own_operator(channel: LinearChannel) -> LinearOperator:
@@ -183,15 +205,15 @@ def _linear(
     if isinstance(own, Mask):
         y = _with_channels(y, own.shape, channel, source)
         phi = _mask(~y.isnan(), own, operator, source)
-    elif y.isnan().any():
-        raise UserError(
-            f"{source} holds NaN, which says that something was not measured, and {channel} takes "
-            f"all for measured; {_instead_of_nan(own)}"
-        )
     else:
         phi = _operator(len(y), own, operator, channel, source)
         expected = own.apply(torch.zeros(1, *own.shape, dtype=phi.dtype), phi[:1]).shape[1:]
         y = _with_channels(y, expected, channel, source)
+        if (y.isnan() & (own.measured_mask(y.nan_to_num(nan=0.0), phi) != 0)).any():
+            raise UserError(
+                f"{source} holds NaN, which says that something was not measured, and {channel} "
+                f"takes it for measured; {_instead_of_nan(own)}"
+            )
     if own.preserves_intensity:
         y = scale.normalise(y)
     else:  # A maps the centre of the scale to A c, which need not be c
@@ -206,7 +228,12 @@ def _instead_of_nan(own: LinearOperator) -> str:
     if isinstance(own, Denoising):
         return "give measurements without, or train with corruption=mask"
     if isinstance(own, Fourier):
-        return "give 0 in y and in `operator` for a line of k-space that was not measured"
+        return "give 0 in `operator` for a line of k-space that was not measured"
+    if own.holds_nan:
+        return (
+            "give NaN in `operator` too in place of the angle of a projection that was not taken, "
+            "or leave these measurements out"
+        )
     return "fill it in, or leave these measurements out"
 
 
@@ -243,10 +270,12 @@ def _general_parameters(
     """Returns the parameters, (n, *P) and (n, K), of a channel that only draws and embeds."""
     # Draws show the shapes, and whether a parameter is the same for all.
     drawn = channel.draw(torch.zeros(2, *channel.shape), Generator().manual_seed(0))
-    phi = _given_or_drawn(n, operator, drawn.operator, f"{source}: operator", channel)
+    distorted = isinstance(channel, DistortedChannel)
+    nan = distorted and channel.linear.forward_operator.holds_nan
+    phi = _given_or_drawn(n, operator, drawn.operator, f"{source}: operator", channel, nan=nan)
     if isinstance(channel, PhaseRetrieval):  # its y, and the noise of it, have units of their own
         return phi, _noise(n, channel, Scale(-1.0, 1.0), noise, source)
-    if not isinstance(channel, DistortedChannel):
+    if not distorted:
         return phi, _given_or_drawn(n, noise, drawn.noise, f"{source}: std", channel)
     # Its noise is that of the linear channel before the distortions, in the data's units.
     levels = _noise(n, channel.linear, scale, noise, source)
@@ -254,13 +283,14 @@ def _general_parameters(
         sizes = [len(distortion.parameters) for distortion in channel.distortions]
         linear, *columns = phi.split([phi.shape[1] - sum(sizes), *sizes], dim=1)
         name, before = f"{source}: operator", channel.linear.forward_operator
+        _refuse("holds NaN; correct it" if torch.cat(columns, 1).isnan().any() else None, name)
         _refuse(before.fault(linear.reshape(n, *before.draw(1, Generator()).shape[1:])), name)
         for distortion, own in zip(channel.distortions, columns, strict=True):
             for parameter, values in zip(distortion.parameters.values(), own.T, strict=True):
                 if parameter.known is None:
                     _refuse(parameter.fault(values), name)
         measurement = Measurement(drawn.y[:1].double().expand(n, *drawn.y.shape[1:]), phi, levels)
-        if not torch.allclose(channel.assume(measurement).operator, phi):
+        if not torch.allclose(channel.assume(measurement).operator, phi, equal_nan=True):
             raise UserError(_ignored(name, channel))
     return phi, levels
 
@@ -293,6 +323,8 @@ def check_parameters(
     own = own_operator(channel)
     if not isinstance(own, Mask | Weighting):
         _operator(n, own, operator, channel, source)
+    elif operator is not None:
+        numbers(operator, f"{source}: operator")
     if not isinstance(own, Weighting):
         _noise(n, channel, scale, noise, source)
 
@@ -409,12 +441,38 @@ def _operator(
             f"{source} has no `operator`, and {channel} draws its own for each measurement; give "
             "one number in its place, or `operator`"
         )
-    phi = _given_or_drawn(n, operator, drawn, f"{source}: operator", channel)
+    name = f"{source}: operator"
+    phi = None
+    if operator is not None and isinstance(own, Fourier):
+        phi = _kspace_mask(n, numbers(operator, name), own, name)
+    if phi is None:
+        phi = _given_or_drawn(n, operator, drawn, name, channel, nan=own.holds_nan)
     if operator is not None:
-        _refuse(own.fault(phi), f"{source}: operator")
-        if not torch.allclose(own.assume(phi), phi):
-            raise UserError(_ignored(f"{source}: operator", channel))
+        _refuse(own.fault(phi), name)
+        if not torch.allclose(own.assume(phi), phi, equal_nan=True):
+            raise UserError(_ignored(name, channel))
     return phi
+
+
+def _kspace_mask(n: int, given: Tensor, own: Fourier, name: str) -> Tensor:
+    """Returns masks of k-space of each measurement, (N, 1, 1, W) of lines, (N, 1, H, W) of points.
+
+    Arguments:
+        n: N.
+        given: What was given, of any shape.
+        own: The operator.
+        name: What the sentences call it.
+    """
+    height, width = own.shape[1:]
+    given = given[None] if n == 1 != len(given) else given
+    mask = kspace_mask(given, (height, width))
+    if mask is None or len(mask) != n:
+        raise UserError(
+            f"{name} must be a mask of k-space for each measurement, the same in all channels, "
+            f"{[n, width]} of lines or {[n, height, width]} of points, got {list(given.shape)}; "
+            "correct it"
+        )
+    return mask
 
 
 def _refuse(fault: str | None, name: str) -> None:
@@ -432,7 +490,13 @@ def _ignored(name: str, channel: Channel) -> str:
 
 
 def _given_or_drawn(
-    n: int, given: Array | None, drawn: Tensor, name: str, channel: Channel
+    n: int,
+    given: Array | None,
+    drawn: Tensor,
+    name: str,
+    channel: Channel,
+    *,
+    nan: bool = False,
 ) -> Tensor:
     """Returns a channel's parameters of each measurement, (N, *P).
 
@@ -442,6 +506,7 @@ def _given_or_drawn(
         drawn: Those of two draws of the channel, (2, *P).
         name: What the sentences call them.
         channel: The channel.
+        nan: Whether NaN is allowed: a part that was not taken.
 
     Raises:
         UserError: If they are of another shape, or are missing and differ between draws.
@@ -452,7 +517,7 @@ def _given_or_drawn(
                 f"{name} is missing, and {channel} has another one for each measurement; give it"
             )
         return drawn[:1].double().repeat(n, *(1,) * (drawn.ndim - 1))
-    values, shape = numbers(given, name), (n, *drawn.shape[1:])
+    values, shape = numbers(given, name, nan=nan), (n, *drawn.shape[1:])
     # An axis of length 1 may be left out, as that of a channel or of a mask's rows.
     if [s for s in values.shape if s > 1] == [s for s in shape if s > 1]:
         values = values.reshape(shape)

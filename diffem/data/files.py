@@ -17,7 +17,7 @@ from diffem.corruption import (
     require_pixelwise,
 )
 from diffem.corruption.recorded import Recorded
-from diffem.data.arrays import check_parameters, operator_of
+from diffem.data.arrays import check_parameters, operator_of, own_operator
 from diffem.data.format import Format
 from diffem.data.held import Held, open_measurements
 from diffem.data.layout import Reading
@@ -64,16 +64,19 @@ class FileRows:
         return self.held.select(self.rows[index], self.channel, self.scale)
 
     def check_fit(self, missing: int | None) -> None:
-        """Reads one of them, one that holds NaN, and the parameters of all; checks that they fit.
+        """Reads one of them, those that may hold NaN, and the parameters of all; they must fit.
 
         Arguments:
-            missing: The index of one that holds NaN; None if none does.
+            missing: The index of the first that holds NaN; None if none does.
 
         Raises:
             UserError: If they do not.
         """
-        for row in sorted({0, missing or 0}):
-            self.select(slice(row, row + 1))
+        self.select(slice(0, 1))
+        own = own_operator(self.channel) if isinstance(self.channel, LinearChannel) else None
+        if missing is not None and not isinstance(own, Mask | Weighting):  # which take any NaN
+            for part in torch.arange(missing, len(self)).split(rows_at_once(self.held.y)):
+                self.select(part)
         beside = [array for array in (self.held.operator, self.held.std) if array is not None]
         steps = [rows_at_once(array) for array in beside]
         for part in self.rows.split(min(steps)) if steps else ():

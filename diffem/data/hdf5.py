@@ -100,12 +100,13 @@ def _axes(array: h5py.Dataset) -> str:
 
 
 def _mask(mask: np.ndarray, size: tuple[int, ...], name: str) -> np.ndarray:
-    """Returns a mask of columns as (1, 1, W), and one of pixels as (1, H, W).
+    """Returns a mask of columns as (1, 1, W), and one of rows or pixels as (1, H, W).
 
     Raises:
         UserError: If it does not fit.
     """
-    found = mask.squeeze()
+    other = mask.ndim == 2 and mask.shape == (size[0], 1) and size[0] > 1  # lines along it
+    found = np.broadcast_to(mask, size) if other else mask.squeeze()
     if found.shape not in (size, size[-1:]):
         raise UserError(
             f"{name}: mask has the shape {list(mask.shape)}, which does not fit {KSPACE} of "

@@ -1,5 +1,6 @@
 """Measurement sets: what a run learns from, and how a benchmark simulates one."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from diffem.data.scale import Scale
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
+LOOKED_AT, LOOKED_AT_ENTRIES = 64, 2**20  # at most, of measurements and of their images
 CHUNK = 1024  # draws depend on it: changing it changes the measurements of a seed
 
 
@@ -71,6 +73,14 @@ class MeasurementSet:
                 "from measurements alone"
             )
         return self.truth
+
+    def doubt(self) -> str | None:
+        """Returns why the measurements are hardly of the channel, as `Channel.doubt` does.
+
+        Some of them are looked at, the first ones.
+        """
+        some = min(LOOKED_AT, max(4, LOOKED_AT_ENTRIES // math.prod(self.channel.shape)))
+        return self.channel.doubt(self.select(slice(some)))
 
     def under(self, channel: Channel) -> "MeasurementSet":
         """Returns the same measurements under another channel, such as a learned one."""

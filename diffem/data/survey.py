@@ -48,7 +48,7 @@ def take_survey(held: Held, count: int) -> Survey:
         count: How many of its measurements are used, the first ones.
 
     Raises:
-        UserError: If one cannot be read, or holds infinity, or a parameter is not finite.
+        UserError: If one cannot be read, or holds infinity, or a parameter is none.
     """
     sample, rng = [], np.random.default_rng(0)  # the same values each time
     missing, measured = None, 0
@@ -79,8 +79,9 @@ def take_survey(held: Held, count: int) -> Survey:
         if array is None:
             continue
         for rows in row_chunks(array, count):
-            maps = name == "std" and len(array.shape) > 2  # of every pixel, NaN where is none
-            values = numbers(array[rows], f"{held.name}: {name}", nan=maps)
+            # NaN may say what was not measured; whether it does is checked with the channel.
+            nan = name == "operator" or len(array.shape) > 2
+            values = numbers(array[rows], f"{held.name}: {name}", nan=nan)
             if name == "std" and values.ndim == 1 and not (values > 0).all():
                 raise UserError(f"{held.name}: std must be positive numbers, (N,); correct it")
     return Survey(np.concatenate(sample), missing)

@@ -60,6 +60,8 @@ class NoiseEstimate:
     """The variance by brightness."""
     repeated: bool
     """Whether neighbouring measurements repeat one scene, so that it was taken from them."""
+    alike: bool = True
+    """Whether neighbouring values are of neighbouring places of a scene."""
     why_not: str | None = None
     """Why the noise cannot be told; None if it can."""
 
@@ -70,6 +72,7 @@ def estimate_noise(
     axes: int,
     clipped: Sequence[float] = (),
     offset: float | None = None,
+    alike: bool = True,
 ) -> NoiseEstimate:
     """Estimates the noise of measurements.
 
@@ -81,10 +84,14 @@ def estimate_noise(
         axes: The number of axes of S along which neighbours are alike; 0 for vectors.
         clipped: The values that the detector clips to, if it does.
         offset: The mean of y without light, if it is known.
+        alike: Whether neighbouring values are of neighbouring places of a scene. Those of a
+            sinogram or of k-space are not: what was measured is part of their differences, and
+            most of such measurements have much in common, so that they are not taken for repeated
+            ones. The estimate is an upper bound then, whatever the brightness.
     """
     if not axes:
         return _unknown("the entries of a vector have no neighbours to compare with")
-    given = frames(y, axes=axes, clipped=clipped)
+    given = frames(y, axes=axes, clipped=clipped, pairs=alike)
     chosen = _choose_patches(given)
     if isinstance(chosen, str):
         return _unknown(chosen)
@@ -92,7 +99,7 @@ def estimate_noise(
     flat = flattest(patches)
     # The flattest patches have structures if their pixels vary by more than the differences.
     varies = not given.repeated and _varies(flat.members, flat.variance)
-    law = NoiseLaw.UNKNOWN if varies else noise_law(curve)
+    law = noise_law(curve) if alike and not varies else NoiseLaw.UNKNOWN
     if law not in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN):  # of which there is no single level
         flat = pooled(without_outliers(patches))
     std = float(np.sqrt(flat.variance))
@@ -107,17 +114,18 @@ def estimate_noise(
     speckle = estimate_speckle(curve) if law is NoiseLaw.QUADRATIC else None
     return NoiseEstimate(
         Estimate(std, flat.uncertainty / (2 * std)),
-        flat.rises or varies,
+        flat.rises or varies or not alike,
         law,
         camera,
         speckle,
         curve,
         given.repeated,
+        alike,
     )
 
 
 def _unknown(reason: str) -> NoiseEstimate:
-    return NoiseEstimate(None, False, NoiseLaw.UNKNOWN, None, None, None, False, reason)
+    return NoiseEstimate(None, False, NoiseLaw.UNKNOWN, None, None, None, False, why_not=reason)
 
 
 def _choose_patches(given: Frames) -> tuple[Patches, Curve] | str:

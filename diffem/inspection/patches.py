@@ -49,20 +49,23 @@ class Frames:
         return self.differences is not self.values
 
 
-def frames(y: np.ndarray, *, axes: int, clipped: Sequence[float] = ()) -> Frames:
+def frames(
+    y: np.ndarray, *, axes: int, clipped: Sequence[float] = (), pairs: bool = True
+) -> Frames:
     """Returns measurements as frames; those that repeat one scene are taken in pairs.
 
     Arguments:
         y: Measurements, (N, …, *S), NaN where nothing was measured.
         axes: The number of axes of S, at least 1; of more than two, the last two are the images.
         clipped: The values that a detector clips to.
+        pairs: Whether two that differ little are taken for exposures of one scene.
     """
     sides = y.shape[-min(axes, 2) :]
     values = y.astype(np.float64).reshape(len(y), -1, *((1, *sides) if len(sides) == 1 else sides))
     at_limit = np.isin(values, clipped)
     parts, even = values.shape[1], len(y) // 2 * 2
     flat = (-1, *values.shape[2:])
-    if even:
+    if even and pairs:
         first, second = values[0:even:2], values[1:even:2]
         difference = (first - second) / np.sqrt(2)
         if _variance(difference) < REPEATED * _variance(values[:even]):

@@ -1,7 +1,7 @@
 """What was found in measurements, in sentences: first what is wrong, then what is so."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,12 +37,16 @@ class Findings:
     lines: list[str] = field(default_factory=list)
 
 
-def data_findings(survey: DataSurvey, file_type: str) -> Findings:
+def data_findings(
+    survey: DataSurvey, file_type: str, shape: Sequence[int], *, crops: bool
+) -> Findings:
     """Returns what a file or a folder holds.
 
     Arguments:
         survey: What was found.
         file_type: The suffix of its files.
+        shape: The shape of a clean image, (C, *S) or (D,).
+        crops: Whether measurements can be cut, as images can.
     """
     found = Findings()
     size = " × ".join(map(str, survey.shape))
@@ -51,7 +55,7 @@ def data_findings(survey: DataSurvey, file_type: str) -> Findings:
         f"{survey.low:.6g} to {survey.high:.6g}"
     )
     if survey.missing:
-        found.lines.append(f"{percent(survey.missing)} of the values are missing (NaN)")
+        found.lines.append(f"{percent(survey.missing)} of the values are missing")
     for limit, end, why in (
         (survey.clipped_high, "largest", ""),
         (survey.clipped_low, "smallest", ", or sees nothing"),
@@ -68,15 +72,15 @@ def data_findings(survey: DataSurvey, file_type: str) -> Findings:
             found.warnings.append(
                 f"{number} of {survey.count} measurements {what}; leave them out"
             )
+    cut = "cut large images into crops, or "
     if survey.count < FEW:
         found.warnings.append(
-            f"{survey.count} measurements are few to learn from; cut large images into crops, or "
-            "give more"
+            f"{survey.count} measurements are few to learn from; {cut if crops else ''}give more"
         )
-    if len(survey.shape) > 1 and max(survey.shape[-2:]) > LARGE:
+    if len(shape) > 1 and max(shape[-2:]) > LARGE:
         found.warnings.append(
-            f"images of {size} are large for the default network, which is made for 8 × 8 to "
-            "about 32 × 32; cut them into crops, or choose a larger network"
+            f"images of {' × '.join(map(str, shape))} are large for the default network, which is "
+            f"made for 8 × 8 to about 32 × 32; {cut if crops else ''}choose a larger network"
         )
     return found
 
@@ -88,9 +92,16 @@ def noise_findings(noise: NoiseEstimate) -> Findings:
         found.lines.append(f"the noise cannot be told from these measurements: {noise.why_not}")
         return found
     where = "differences of repeated exposures" if noise.repeated else "flat patches"
+    where = where if noise.alike else "differences of neighbouring values"
     if noise.law in (NoiseLaw.CONSTANT, NoiseLaw.UNKNOWN):
         most = "at most " if noise.at_most else ""
         found.lines.append(f"its standard deviation is {most}{noise.std}, from {where}")
+        if not noise.alike:
+            found.lines.append(
+                "neighbouring values of such measurements show other things: what was measured is "
+                "part of their differences, and how much cannot be told"
+            )
+            return found
         if noise.at_most:
             found.warnings.append(
                 f"the noise is at most {noise.std.value:.4g}: no patch is flat enough to tell it "
@@ -180,10 +191,11 @@ def stated_findings(
         found.lines.append(f"{key} is a range, or differs between measurements: not compared")
         return found
     ratio, error = stated_ratio(noise, channel, scale)
-    middle, change = float(np.median(ratio)), float(ratio[-1] / ratio[0])
+    # An upper bound is below the stated noise if it is so at every brightness.
+    middle, change = float((np.max if noise.at_most else np.median)(ratio)), ratio[-1] / ratio[0]
     certain = abs(math.log(middle)) > CERTAIN * error
     stated = _stated_level(channel, scale, key)
-    if max(change, 1 / change) > OFF**2:
+    if max(change, 1 / change) > OFF**2 and noise.law is not NoiseLaw.UNKNOWN:
         found.warnings.append(
             f"the stated {key}={stated} does not fit at every brightness: the measurements have "
             f"{ratio[0]:.2g} times its standard deviation in the dark and {ratio[-1]:.2g} times "
@@ -201,7 +213,7 @@ def stated_findings(
             f"{middle:.2g} times its standard deviation; what is noise would be taken for "
             "structure"
         )
-    elif middle > OFF:
+    elif middle > OFF or noise.at_most:
         found.lines.append(
             f"the stated {key}={stated} may be right: the measurements have at most {middle:.2g} "
             "times its standard deviation"

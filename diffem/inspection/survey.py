@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffem.corruption import Channel, Denoising, LinearChannel, Mask, Weighting
+from diffem.data.arrays import measured_entries, own_operator
 from diffem.data.held import Held
 from diffem.data.survey import row_chunks
 from diffem.runtime.progress import progress_bar
@@ -62,11 +64,13 @@ class DataSurvey:
         return tuple(p.value for p in (self.clipped_low, self.clipped_high) if p is not None)
 
 
-def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
+def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> DataSurvey:
     """Reads all measurements once, in chunks.
 
     Arguments:
         held: The file or folder.
+        channel: The channel that they went through, which says what is not measured; noise alone
+            where it is not known.
         limit: The largest number of measurements to use, the first ones; None for all.
 
     Raises:
@@ -76,7 +80,7 @@ def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
     shape = tuple(held.y.shape[1:])
     low, high, at_low, at_high = math.inf, -math.inf, 0, 0
     missing = constant = empty = 0
-    for values in _rows(held, count):
+    for values in _rows(held, channel, count):
         finite = np.isfinite(values)
         missing += int(np.isnan(values).sum())
         empty += int((~finite.any(axis=1)).sum())
@@ -90,7 +94,7 @@ def survey_data(held: Held, *, limit: int | None = None) -> DataSurvey:
         at_high, high = (0, most) if most > high else (at_high, high)
         at_low += int((values == low).sum())
         at_high += int((values == high).sum())
-    sample = _sample(held, count)
+    sample = _sample(held, channel, count)
     total = count * math.prod(shape)
     measured = max(1, total - missing)
     found = np.unique(sample[np.isfinite(sample)])
@@ -125,20 +129,29 @@ def _limit(value: float, fraction: float, sample: np.ndarray, beside: np.ndarray
     return Limit(value, fraction) if fraction > PILED * among else None
 
 
-def _rows(held: Held, count: int) -> Iterator[np.ndarray]:
+def _rows(held: Held, channel: Channel, count: int) -> Iterator[np.ndarray]:
     """Yields the values of the first measurements, (n, D), with a bar where it takes seconds."""
     chunks, long = list(row_chunks(held.y, count)), count * math.prod(held.y.shape[1:]) >= LONG
     with progress_bar("measurements  survey", len(chunks), "chunks", shown=long) as advance:
         for rows in chunks:
-            yield _measured(held, rows).reshape(len(rows), -1)
+            yield _measured(held, channel, rows).reshape(len(rows), -1)
             advance()
 
 
-def _measured(held: Held, rows: np.ndarray) -> np.ndarray:
-    """Returns measurements, (n, *M), with NaN where a mask in `operator` leaves them out."""
+def _measured(held: Held, channel: Channel, rows: np.ndarray) -> np.ndarray:
+    """Returns measurements, (n, *M), with NaN where `operator` leaves them out.
+
+    Raises:
+        UserError: If `operator` does not fit the channel.
+    """
     values, operator = held.y[rows], held.operator
-    images = values.ndim > 2 and operator is not None and len(operator.shape) > 2
-    if operator is None or not images or operator.shape[-2:] != values.shape[-2:]:
+    if operator is None or not isinstance(channel, LinearChannel):
+        return values
+    if not isinstance(own_operator(channel), Denoising | Mask | Weighting):
+        measured = measured_entries(values, channel, operator[rows], source=held.name)
+        return np.where(measured, values, np.nan)
+    images = values.ndim > 2 and len(operator.shape) > 2
+    if not images or operator.shape[-2:] != values.shape[-2:]:
         return values
     mask = operator[rows]
     if not np.isin(mask, (0, 1)).all():
@@ -148,7 +161,7 @@ def _measured(held: Held, rows: np.ndarray) -> np.ndarray:
     return np.where(mask == 0, np.nan, values)
 
 
-def _sample(held: Held, count: int) -> np.ndarray:
+def _sample(held: Held, channel: Channel, count: int) -> np.ndarray:
     """Returns some measurements, evenly spread, in pairs of neighbours: exposures may repeat."""
     size = max(1, math.prod(held.y.shape[1:]))
     most = max(2, SAMPLE // size)
@@ -160,7 +173,7 @@ def _sample(held: Held, count: int) -> np.ndarray:
     parts = []
     side = max(8, math.isqrt(max(1, SAMPLE * math.prod(held.y.shape[-2:]) // (2 * size))))
     for part in np.array_split(rows, math.ceil(len(rows) * size / READ)):
-        values = _measured(held, part)
+        values = _measured(held, channel, part)
         if values.ndim > 2:  # the middle of large images
             for axis in (-2, -1):
                 start = max(0, values.shape[axis] - side) // 2

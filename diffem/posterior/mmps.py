@@ -1,5 +1,7 @@
 """Moment-matching posterior sampling, the E-step of EM-MMPS (arXiv 2405.13712)."""
 
+import warnings
+
 from azula.guidance.mmps import MMPSDenoiser
 from azula.sample import Sampler
 from torch import Tensor
@@ -43,6 +45,7 @@ class MMPS(Guided):
         if solver not in ("gmres", "cg"):
             raise UserError(f"method.posterior.solver must be gmres or cg, got {solver!r}")
         self.solver = solver
+        _load_forward_derivatives()
 
     def process(self, denoiser: FlatDenoiser, problem: LinearProblem) -> Sampler:
         """Returns the sampler of the moment-matched denoiser."""
@@ -59,3 +62,13 @@ class MMPS(Guided):
             iterations=self.iterations,
         )
         return self.sampler(denoiser=guide, silent=True)
+
+
+def _load_forward_derivatives() -> None:
+    """Loads torch's forward derivatives, by which azula's guide applies A.
+
+    torch scripts some of them when they are first taken, and warns that scripts are deprecated.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
+        from torch._decomp import decompositions_for_jvp  # noqa: F401

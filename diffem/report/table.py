@@ -97,7 +97,7 @@ def print_table(
 
     Arguments:
         about: The head of the summary.
-        scores: The scores; the table has those with a heading.
+        scores: The scores; the table has those of `shown_scores`.
         rows: The name and the scores of each row.
         first: The heading of the names.
     """
@@ -118,15 +118,16 @@ def score_table(
 
     Arguments:
         title: What stands above it.
-        scores: The scores; the table has those with a heading. Where it is too narrow for all, the
-            last ones are left out, which a line below it says.
+        scores: The scores; the table has those of `shown_scores`. Where it is too narrow for all,
+            the last ones are left out, which a line below it says.
         rows: The name and the scores of each row.
         first: The heading of the names.
         width: The characters that a line has.
     """
-    shown = [score for score in scores if score.heading]
     columns = [Column(first, [name for name, _ in rows])]
-    columns += [Column(s.heading, [s.text(row.get(s.name)) for _, row in rows]) for s in shown]
+    for score in shown_scores(scores, [row for _, row in rows]):
+        cells = [score.text(row.get(score.name)) for _, row in rows]
+        columns.append(Column(score.heading or score.label, cells))
     ends = accumulate(column.least + BORDER for column in columns)
     count = sum(end < width for end in ends)
     if count < 2:  # lines, which hold all
@@ -136,6 +137,23 @@ def score_table(
         assert isinstance(table, Table)
         table.caption = f"too narrow for {', '.join(left_out)}"
     return table
+
+
+def shown_scores(scores: Sequence[Score], rows: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """Returns the scores that a table has columns for.
+
+    Those with a heading that some row has. If there is none, as of measurements without clean
+    images under a channel that is not linear, those that some row has and that are no detail.
+
+    Arguments:
+        scores: The scores of a run, and perhaps `TIMES`.
+        rows: The scores of each row.
+    """
+    known = [s for s in scores if any(row.get(s.name) is not None for row in rows)]
+    headed = [score for score in known if score.heading]
+    if any(score not in TIMES for score in headed):
+        return headed
+    return [*(s for s in known if not s.heading and not s.detail), *headed]
 
 
 def print_left_out(scores: Sequence[Score], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

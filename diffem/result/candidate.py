@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffem.config.build import TARGET
+from diffem.config.paths import given_path
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.posterior import Conditional, Reflected
@@ -113,7 +114,9 @@ def _changed(corruption: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         if keys.count(key) > 1:
             raise UserError(f"--channel {override}: {key} is given twice; give it once")
         try:
-            held = OmegaConf.to_container(OmegaConf.create(f"v: {override.partition('=')[2]}"))
+            path = given_path(override)
+            text = f"v: {override.partition('=')[2]}"
+            held = OmegaConf.to_container(OmegaConf.create(text)) if path is None else {"v": path}
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(
                 f"--channel {override} cannot be read ({' '.join(str(error).split())}); give "

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffem.config.build import TARGET, build, locate
+from diffem.config.types import LISTS
 from diffem.corruption import (
     Channel,
     Composition,
@@ -95,10 +96,7 @@ def _parts(corruption: Node) -> dict[str, Node]:
         isinstance(part, Mapping) and isinstance(part.get(TARGET), str) for part in given
     )
     if not (named and given):
-        raise UserError(
-            "corruption.parts must be a list of operators and distortions, as in [{_target_: "
-            f"diffem.corruption.Blur, sigma: 1.0, kernel_size: 5}}], got {given!r}"
-        )
+        raise UserError(f"corruption.parts must be {LISTS['corruption.parts']}, got {given!r}")
     return {f"corruption.parts.{i}": part for i, part in enumerate(given)}
 
 

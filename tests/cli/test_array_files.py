@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from command import NASTY
 from in_process import run_here
 
 import diffem
 from diffem.cli.compose import OPERATOR, SIMULATED, check_arguments
 from diffem.cli.evaluate import evaluate_run
+from diffem.config.paths import OR_NUMBERS, quote_paths
 from diffem.config.types import TEXTS_TOO
+from diffem.corruption import LinearChannel
 from diffem.corruption.array_file import KEYS, array_files, carried, read_array
 from diffem.corruption.coils import simulated_maps
+from diffem.result.candidate import Candidate
 from diffem.result.export import export_run
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import RANGES
@@ -24,22 +29,22 @@ HOLDS = r"a file of m_step\.clean, corruption\.coils, corruption\.kernel or .*ma
 
 def kernel(path: Path) -> list[str]:
     np.save(path, np.ones((3, 3)))
-    return ["corruption=point_spread", f"corruption.kernel='{path}'"]
+    return ["corruption=point_spread", f"corruption.kernel={path}"]
 
 
 def coils(path: Path) -> list[str]:
     np.save(path, simulated_maps(3, (8, 8)).numpy())
-    return ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils='{path}'"]
+    return ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils={path}"]
 
 
 def masks(path: Path) -> list[str]:
     np.save(path, np.random.default_rng(0).uniform(0, 6, (2, 8, 8)))
-    return ["corruption=phase_retrieval", f"corruption.masks='{path}'"]
+    return ["corruption=phase_retrieval", f"corruption.masks={path}"]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "of ours é.npy"
+    return tmp_path / f"{NASTY}.npy"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def file(tmp_path: Path) -> Path:
 )
 def test_a_value_may_be_the_path_of_a_file(choices: Choices, sentence: str, file: Path) -> None:
     given = choices(file)
-    check_arguments(given)
+    check_arguments(quote_paths(given))
     key = given[-1].partition("=")[0]
     with pytest.raises(UserError, match=sentence):
         check_arguments([*given[:-1], f"{key}=true"])
@@ -101,6 +106,17 @@ def test_a_run_is_not_resumed_with_another_file_under_the_same_name(
         run_here(run, *given, "em.rounds=2", "resume=auto")
 
 
+def test_a_candidate_s_file_may_have_any_name(file: Path, tmp_path: Path) -> None:
+    """As `--channel` of `diffem score` names it."""
+    run = run_here(tmp_path / "run", *kernel(file), "prior={steps:2}")
+    np.save(file, np.eye(3))
+    result = diffem.load(run, device="cpu")
+    channel = Candidate.of(result, [f"corruption.kernel={file}"]).channel
+    assert isinstance(channel, LinearChannel)
+    seen = channel.apply(torch.eye(64).reshape(64, 1, 8, 8), torch.empty(64, 0))
+    assert (seen[27, 0, 2:5, 2:5] > 0.1).float().equal(torch.eye(3))
+
+
 def test_a_run_is_not_resumed_with_other_clean_images_under_the_same_name(tmp_path: Path) -> None:
     np.save(tmp_path / "clean.npy", np.zeros((4, 8, 8)))
     clean = f"{{_target_: diffem.em.CleanShare, share: 0.5, path: '{tmp_path / 'clean.npy'}'}}"
@@ -114,7 +130,7 @@ def test_a_run_is_not_resumed_with_other_clean_images_under_the_same_name(tmp_pa
 def test_a_run_with_a_large_file_is_read_again(file: Path, tmp_path: Path) -> None:
     """Whose text is longer than any other in a configuration may be."""
     np.save(file, simulated_maps(20, (16, 16)).numpy())
-    given = ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils='{file}'"]
+    given = ["corruption=multicoil", "corruption.acceleration=2", f"corruption.coils={file}"]
     y = np.random.default_rng(0).standard_normal((8, 40, 16, 16)).astype(np.float32)
     np.savez(tmp_path / "y.npz", y=y, operator=np.ones((8, 16)))
     run = run_here(
@@ -128,6 +144,7 @@ def test_a_run_with_a_large_file_is_read_again(file: Path, tmp_path: Path) -> No
 
 def test_every_list_of_keys_has_those_of_files() -> None:
     assert set(TEXTS_TOO) == set(KEYS) and set(KEYS) <= set(OPERATOR)
+    assert {*KEYS, "groups"} == set(OR_NUMBERS)
     numbers = {k.rpartition(".")[2] for k, r in RANGES.items() if "path of a .npy" in r.advice}
     assert set(SIMULATED) == numbers
 

@@ -146,6 +146,22 @@ BAD = [
     (["em.warm_start=1.0"], "em.warm_start must be a number in (0, 1), got 1.0"),
     (["method=em_pnp", "em.warm_start=0.5"], "method.posterior=SplitGibbs draws from noise alone"),
     (["method=em_dps", "method.posterior.zeta=0"], "zeta must be a positive number, got 0"),
+    (
+        ["corruption=chain", "corruption.parts={a: 1}"],
+        "corruption.parts must be a list of operators and distortions, as in [{_target_: ",
+    ),
+    (["corruption=chain", "corruption.parts=blur"], "must be a list of operators and distortions"),
+    (["network.channels={a: 1}"], "network.channels must be a list, got {a: 1}"),
+    (["corruption.noise=[1]"], "corruption.noise must be a part with keys of its own"),
+    (
+        ["network.channels.9=3"],
+        "changes no entry of the list network.channels, which has 2; change one by",
+    ),
+    (["corruption=chain", "+corruption.parts.a=1"], "give the whole list, corruption.parts=[…]"),
+    (
+        ["+corruption.learn.0=noise"],
+        "corruption.learn, which has 0; give the whole list, corruption.learn=[…]",
+    ),
     (["metric.shape=[1,2]"], "metric.shape is not a key of the config; allowed: metric.metrics"),
     (["objective=''"], "objective must be a score of this run, got ''"),
     (["trainer.devices=two"], "or auto, got 'two'"),

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from command import run_warm
+from command import NASTY, run_warm
 from in_process import run_here
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
 from diffem.cli.inspect import command, inspect, main
+from diffem.corruption import Fourier, GaussianNoise, Mosaic, Radon, make_channel
 from diffem.data import files
 from diffem.data.held import Held
 from diffem.data.survey import Survey, take_survey
@@ -100,6 +102,53 @@ def test_a_noise_level_that_is_off_by_two_is_named(
     assert ratio and abs(float(ratio[1]) * stated / 500 - 1) < 0.1
 
 
+MEASURED = {  # channels whose neighbouring values are no neighbouring places of an image
+    "radon": (Radon((1, 16, 16), angles=6), ("corruption.angles=6",)),
+    "radon at the same angles": (
+        Radon((1, 16, 16), angles=[0.0, 60.0, 120.0]),
+        ("corruption.angles=[0,60,120]",),
+    ),
+    "fourier": (Fourier((1, 16, 16), acceleration=2.0), ("corruption.acceleration=2",)),
+    "mosaic": (Mosaic((3, 16, 16)), ()),
+}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("std", [0.05, 3.0])
+@pytest.mark.parametrize("named", MEASURED)
+def test_noise_is_not_said_to_be_too_small_where_neighbours_show_other_things(
+    named: str, std: float, times: int, tmp_path: Path
+) -> None:
+    operator, keys = MEASURED[named]
+    rng = np.random.default_rng(0)
+    x = digits(16, 120) / 8000 - 1
+    if "same" in named:  # sinograms that differ by less than each varies: no repeated exposures
+        x = 0.9 * x[:1] + 0.1 * gaussian_filter(rng.standard_normal(x.shape), (0, 4, 4))
+    clean = torch.from_numpy(x[:, None]).float().expand(-1, *operator.shape)
+    channel = make_channel(operator, GaussianNoise(std))
+    drawn = channel.draw(clean, torch.Generator().manual_seed(0))
+    arrays = {"y": drawn.y.numpy()} | (
+        {} if "same" in named else {"operator": drawn.operator.numpy()}
+    )
+    found = inspect(
+        save(tmp_path, **arrays),
+        [
+            *(*SMALL, f"corruption={named.partition(' ')[0]}", *keys, "prior=null"),
+            *(f"dataset.shape={list(operator.shape)}", "dataset.range=[-1,1]"),
+            f"corruption.noise.std={std * times}",
+        ],
+    ).findings
+    said = " ".join(found["Noise"].warnings + found["Noise"].lines)
+    assert "too small" not in said and "flat region" not in said
+    assert not any("crops" in w for part in found.values() for w in part.warnings)
+    if named == "mosaic":
+        assert "the noise cannot be told" in said and not found["Noise"].warnings
+        return
+    assert "at most" in said and "repeated" not in said and "show other things" in said
+    # An upper bound that is below what is stated says that this is too large.
+    assert ("too large" in said) == (times == 3 and std == 3)
+
+
 def test_the_predicted_time_of_a_round_is_within_a_half(tmp_path: Path) -> None:
     """Of both, M- and E-step; another process may take a core meanwhile: the best of three."""
     path = save(tmp_path, y=noisy(digits(8, 1000)))
@@ -159,12 +208,18 @@ def test_the_measurements_are_read_once_and_values_are_no_choices(
         return take_survey(held, number)
 
     monkeypatch.setattr(files, "take_survey", count)
-    path, look = save(tmp_path, y=noisy(digits(8))), tmp_path / "look"
-    code, _, err = run(path, *SMALL, "prior=null", "seed=3", "--out", look)
+    folder, look = tmp_path / NASTY, tmp_path / "look"
+    folder.mkdir()
+    np.save(folder / "psf.npy", np.ones((3, 3)))
+    path = save(folder, y=noisy(digits(8)))
+    lens = ["corruption=point_spread", f"corruption.kernel={folder / 'psf.npy'}"]
+    code, _, err = run(path, *SMALL, *lens, "prior=null", "seed=3", "--out", look)
     assert code == 0, err
     assert read == [200]
     settings = yaml.safe_load((look / "inspect.yaml").read_text())
     assert settings["prior"] is None and settings["seed"] == 3
+    assert settings["dataset"]["path"] == str(path)
+    assert settings["corruption"]["kernel"] == str(folder / "psf.npy")
     chosen = {key.removeprefix("override /") for choice in settings["defaults"] for key in choice}
     assert chosen == {"dataset", "corruption"}
 

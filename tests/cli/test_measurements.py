@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command import SHORT, train
+from in_process import run_here
 from PIL import Image
 
+import diffem
 from diffem.cli.compose import check_channel_given, compose_run
+from diffem.corruption import Fourier, Radon
 from diffem.data.held import open_measurements
 from diffem.runtime.errors import UserError
 
@@ -56,6 +60,47 @@ def test_a_file_with_missing_pixels_and_the_truth(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
     assert {"psnr", "ssim", "residual_chi2", "diversity_truth"} <= final.keys()
+
+
+def test_projections_of_which_some_were_not_taken(tmp_path: Path) -> None:
+    operator = Radon((1, 8, 8), angles=3)
+    angles = operator.draw(24, torch.Generator().manual_seed(0))
+    angles[::2, 2] = np.nan
+    x = torch.rand(24, 1, 8, 8) * 2 - 1
+    y = operator.apply(x, angles).numpy()
+    given = {"y": y + 0.1 * np.random.default_rng(0).standard_normal(y.shape)}
+    given["y"][::4, :, 2] = np.nan
+    given["operator"] = angles.numpy()
+    np.savez(tmp_path / "y.npz", allow_pickle=False, **given)
+    run = run_here(
+        tmp_path / "run",
+        *("dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}", "dataset.range=[-1,1]"),
+        *("dataset.shape=[1,8,8]", "corruption=radon", "corruption.angles=3"),
+        *("corruption.noise.std=0.1", "metric.heldout=2"),
+    )
+    final = json.loads((run / "summary.json").read_text())["final"]
+    assert final["residual_chi2"] > 0
+    result = diffem.load(run, device="cpu")
+    x = result.posterior.sample(given["y"][:2], operator=given["operator"][:2], n=1)
+    assert x.isfinite().all()
+
+
+def test_k_space_of_which_single_points_were_measured(tmp_path: Path) -> None:
+    operator, draws = Fourier((1, 8, 8), acceleration=1.0), torch.Generator().manual_seed(0)
+    points = (torch.rand(24, 1, 8, 8, generator=draws) < 0.6).float()
+    y = operator.apply(torch.rand(24, 1, 8, 8, generator=draws) * 2 - 1, points).numpy()
+    np.savez(tmp_path / "y.npz", allow_pickle=False, y=y, operator=points[:, 0].numpy())
+    run = run_here(
+        tmp_path / "run",
+        *("dataset=measurements", f"dataset.path={tmp_path / 'y.npz'}", "dataset.range=[-1,1]"),
+        *("dataset.shape=[1,8,8]", "corruption=fourier", "corruption.acceleration=2"),
+        *("corruption.noise.std=0.1", "metric.heldout=2"),
+    )
+    final = json.loads((run / "summary.json").read_text())["final"]
+    assert final["residual_chi2"] > 0
+    result = diffem.load(run, device="cpu")
+    x = result.posterior.sample(y[:2], operator=points[:2, 0].numpy(), n=1)
+    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize(

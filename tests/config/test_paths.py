@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from diffem.cli.compose import compose_config
-from diffem.config.paths import path_override, quote_paths, quoted, unquoted
+from diffem.config.paths import given_path, path_override, quote_paths, quoted, unquoted
 from diffem.storage.run_dir import resumed_arguments
 
 CHARACTERS = "aZ_19é→#=()[]{},:;'\"\\%~-$!&*?|<>@+./ \t\n"
@@ -50,7 +50,12 @@ def test_what_needs_no_quotes_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["run_dir", "resume", "init.path", "+dataset.path", "++metric.features.0.weights"]
+    "key",
+    [
+        *("run_dir", "resume", "init.path", "+dataset.path", "++metric.features.0.weights"),
+        *("corruption.kernel", "corruption.parts.0.kernel", "corruption.coils"),
+        *("corruption.masks", "dataset.groups"),
+    ],
 )
 def test_a_key_that_holds_a_path(key: str) -> None:
     (override,) = quote_paths([f"{key}={NASTY}"])
@@ -66,6 +71,9 @@ def test_a_key_that_holds_a_path(key: str) -> None:
         "metric.features.0.weights=null",
         "resume=auto",
         "corruption.rho=[0.1,0.2]",
+        "corruption.coils=4",
+        "corruption.kernel=[[1,2],[3,4.5e-3]]",
+        "dataset.groups=null",
         "network.channels=[16]",
         "~init.path",
         "-m",
@@ -84,9 +92,24 @@ def test_a_sweep_over_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "dataset.path=both,of them": "dataset.path='both,of them'",
         "init.path=choice(a,b)": "init.path=choice(a,b)",
         "run_dir=a,b": "run_dir='a,b'",
+        "corruption.coils=2,é,4": "corruption.coils=2,'é',4",
+        "corruption.kernel=[[1,2]],[[3]]": "corruption.kernel=[[1,2]],[[3]]",
     }
     assert quote_paths(given, sweep=True) == list(given.values())
     assert quote_paths(["dataset.path=a,b"]) == ["dataset.path='a,b'"]
+
+
+def test_a_file_whose_name_is_a_number_or_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("4", "[1]"):
+        (tmp_path / name).touch()
+        assert quote_paths([f"corruption.kernel={name}"]) == [f"corruption.kernel='{name}'"]
+        assert given_path(f"corruption.kernel={name}") == name
+    assert given_path("corruption.kernel=5") is None
+    assert given_path(f"corruption.kernel={NASTY}") == NASTY
+    assert given_path("corruption.rho=0.5") is None and given_path("dataset.groups=null") is None
 
 
 def test_home_and_interpolations(monkeypatch: pytest.MonkeyPatch) -> None:

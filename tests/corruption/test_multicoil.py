@@ -98,6 +98,8 @@ def test_coils_that_see_all_pixels_alike_are_estimated_exactly() -> None:
     maps = unit(torch.randn(3, 1, 1, dtype=torch.complex128, generator=generator))
     y = kspace_of(images, maps) * some_lines(5)[:, None, None]
     found = estimate_coils(y, some_lines(5))
+    points = np.repeat(some_lines(5)[:, None], H, axis=1)
+    np.testing.assert_array_equal(estimate_coils(y, points), found)
     assert found.shape == (3, H, W) and found.dtype == np.complex64
     turn = (found.conj() * maps.numpy()).sum(axis=0)  # one phase for all pixels: a convention
     np.testing.assert_allclose(turn, turn[0, 0], rtol=0, atol=1e-6)
@@ -132,7 +134,11 @@ def test_maps_are_estimated_from_the_middle_of_k_space() -> None:
     [
         (np.zeros((3, 2, 8, 8)), np.ones((3, 8)), "complex numbers of shape (N, C, H, W), got fl"),
         (np.zeros((3, 8, 8), complex), np.ones((3, 8)), "of shape [3, 8, 8]"),
-        (np.zeros((3, 2, 8, 8), complex), np.ones(8), "must have the shape [3, 8], got [8]"),
+        (
+            np.zeros((3, 2, 8, 8), complex),
+            np.ones(8),
+            "must have the shape [3, 8] or [3, 8, 8], got [8]",
+        ),
         (
             np.zeros((3, 2, 8, 8), complex),
             np.eye(8)[:3],

@@ -110,6 +110,21 @@ def test_fourier_has_its_origin_in_the_middle_and_keeps_energy() -> None:
     assert y[:, 1].abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_masks_of_points_in_k_space_keep_the_laws(parts: int) -> None:
+    fourier, x = Fourier((parts, 8, 6), acceleration=2.0), images(3, parts, 8, 6)
+    mask = (torch.rand(3, 1, 8, 6, generator=seeded(2)) < 0.5).double()
+    y = fourier.apply(x, mask)
+    assert (y[mask.expand_as(y) == 0] == 0).all()
+    v = images(3, 2, 8, 6)
+    both = (y * v).sum(), (x * fourier.adjoint(v, mask)).sum()
+    torch.testing.assert_close(*both)
+    spectrum = fourier.spectrum(mask)
+    assert spectrum is not None
+    normal = spectrum.synthesise(spectrum.square * spectrum.analyse(x))
+    torch.testing.assert_close(normal, fourier.adjoint(y, mask))
+
+
 def test_fourier_measures_the_stated_lines() -> None:
     n, width = 4000, 50
     fourier = Fourier((1, 4, width), acceleration=4.0, centre=0.08)

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import run_here
 from torch import Tensor
 
+from diffem.cli.inspect import inspect
 from diffem.corruption import (
     Denoising,
     GaussianNoise,
@@ -14,6 +16,7 @@ from diffem.corruption import (
     PhaseRetrieval,
     PoissonNoise,
 )
+from diffem.corruption.phase_retrieval import phase_masks
 from diffem.data import Digits
 from diffem.denoiser import Conditioning
 from diffem.result.parts import build_channel
@@ -162,3 +165,47 @@ def test_bad_arguments(tmp_path: Path) -> None:
         np.save(file, values)
         with pytest.raises(UserError, match=r"must hold finite phases in radians, of shape \(L,"):
             channel(str(file))
+
+
+WRONG = {
+    "intensities": lambda y: y.clamp(min=0) ** 2,
+    "a hundred times": lambda y: 100 * y,
+    "twice": lambda y: 2 * y,
+    "a hundredth": lambda y: y / 100,
+}
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("std", [0.05, 0.2])
+def test_amplitudes_in_other_units_are_doubted(masks: int, std: float) -> None:
+    """Those of the channel are not, of one mask from which few images are found neither."""
+    given = channel(masks, std=std)
+    right = given.draw(digits()[:64], seeded(9))
+    assert given.doubt(right) is None
+    for change in WRONG.values():
+        said = given.doubt(right._replace(y=change(right.y)))
+        assert said is not None and "square roots of intensities" in said
+        assert ("fewer than three masks" in said) == (masks == 1)
+    faint = channel(masks, std=1e-4)
+    dark = faint.draw(digits()[:64] / 100 - 0.99, seeded(9))
+    assert "their size is 0.0" in str(faint.doubt(dark))
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+def test_a_run_and_inspect_say_so(
+    scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = phase_masks(2, (8, 8)).numpy()
+    np.save(tmp_path / "masks.npy", masks)
+    given = channel(str(tmp_path / "masks.npy"))
+    np.save(tmp_path / "y.npy", scale * given.draw(digits()[:40], seeded(10)).y.numpy())
+    own = [
+        *("corruption=phase_retrieval", f"corruption.masks={tmp_path / 'masks.npy'}"),
+        *(f"corruption.noise.std={STD}", "dataset.shape=[1,8,8]", "dataset.range=[-1,1]"),
+    ]
+    run_here(tmp_path / "run", "dataset=measurements", f"dataset.path={tmp_path / 'y.npy'}", *own)
+    found = inspect(tmp_path / "y.npy", [*own, "network.channels=[16]", "network.blocks=[1]"])
+    warnings = " ".join(w for part in found.findings.values() for w in part.warnings)
+    for said in (capsys.readouterr().err, warnings):
+        assert ("are hardly those of corruption=phase_retrieval" in said) == (scale == 100)
+    assert "too small" not in warnings and "crops" not in warnings

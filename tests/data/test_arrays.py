@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from diffem.corruption import (
     Blur,
     Channel,
+    Composition,
     Denoising,
     DistortedChannel,
     Fourier,
@@ -156,6 +157,9 @@ RANGED = make_channel(Blur(SHAPE, sigma=(0.5, 2.0), kernel_size=3), GaussianNois
 KSPACE, PROJECTED = np.zeros((N, 2, 4, 3)), np.zeros((N, 1, 2, 5))
 FOURIER = make_channel(Fourier(SHAPE, acceleration=2.0), GaussianNoise(0.1))
 RADON = make_channel(Radon(SHAPE, angles=2), GaussianNoise(0.1))
+BEHIND = make_channel(
+    Composition([Mask(SHAPE, rho=0.5), Radon(SHAPE, angles=2)]), GaussianNoise(0.1)
+)
 FIXED = make_channel(Radon(SHAPE, angles=[0.0, 90.0]), GaussianNoise(0.1))
 
 
@@ -182,9 +186,12 @@ def gamma(value: float | Sequence[float]) -> DistortedChannel:
         (np.where(X > 2000, np.inf, X), denoising(), {}, "y holds infinity; mark it by NaN"),
         (X * 1e40, denoising(), {}, "too large for dataset.range=[0,4000]"),
         (HOLES, denoising(), {}, "train with corruption=mask"),
-        (HOLES, BLUR, {}, "all for measured; fill it in, or leave these measurements out"),
-        (KSPACE * np.nan, FOURIER, {"operator": np.ones((N, 3))}, "give 0 in y and in `operator`"),
-        (PROJECTED * np.nan, RADON, {"operator": np.ones((N, 2))}, "fill it in, or leave"),
+        (HOLES, BLUR, {}, "for measured; fill it in, or leave these measurements out"),
+        (KSPACE * np.nan, FOURIER, {"operator": np.ones((N, 3))}, "give 0 in `operator`"),
+        (PROJECTED * np.nan, RADON, {"operator": np.ones((N, 2))}, "give NaN in `operator` too"),
+        (PROJECTED, BEHIND, {"operator": [[np.nan] + [1.0] * 13] * N},
+         "holds NaN where Radon has none of its parameters"),
+        (KSPACE, FOURIER, {"operator": np.full((N, 3), np.nan)}, "operator holds NaN; correct it"),
         (HOLES, Saturated(SHAPE), {}, "Saturated does not say what was not measured"),
         (X, mask(), {"operator": np.ones((N, 2, 2))}, "has shape [2, 2], and [1, 4, 3]"),
         (X, mask(), {"operator": np.full((N, 4, 3), np.nan)}, "operator holds NaN; correct it"),
@@ -204,6 +211,10 @@ def gamma(value: float | Sequence[float]) -> DistortedChannel:
         (X, gamma(2.0), {"operator": np.full(N, 1.5)}, "has one number for all"),
         (X, gamma((1.0, 2.0)), {"operator": np.full(N, 3.0)}, "outside corruption.gamma=[1,2]"),
         (KSPACE, FOURIER, {"operator": np.full((N, 3), 255)}, "must be 0 or 1, 1 where a line"),
+        (KSPACE, FOURIER, {"operator": np.ones((N, 4))},
+         "[6, 3] of lines or [6, 4, 3] of points, got [6, 4]; correct it"),
+        (KSPACE, FOURIER, {"operator": np.arange(2)[:, None, None] * np.ones((N, 1, 4, 3))},
+         "the same in all channels"),
         (KSPACE, FOURIER, {"operator": -np.ones((N, 3))}, "and holds -1; correct it"),
         (PROJECTED, RADON, {"operator": np.full((N, 2), 1e9)}, "must be degrees in [-360"),
         (PROJECTED, FIXED, {"operator": np.full((N, 2), 10.0)}, "has other angles than"),
@@ -223,6 +234,45 @@ def test_what_is_refused(
         measurement_of(y, channel, SCALE, **given, source="y.npz")
     assert sentence in str(error.value) and "\n" not in str(error.value)
     assert "y.npz" in str(error.value)
+
+
+def test_masks_of_k_space_are_of_lines_or_of_points() -> None:
+    lines, points = RNG.integers(0, 2, (N, 3)), RNG.integers(0, 2, (N, 4, 3))
+    y = RNG.normal(size=KSPACE.shape)
+    for given in (lines, lines[:, None], lines[:, None, None]):
+        found = measurement_of(y, FOURIER, SCALE, operator=given)
+        assert np.array_equal(found.operator.numpy(), lines[:, None, None])
+    for given in (points, points[:, None], np.repeat(points[:, None], 2, axis=1)):
+        found = measurement_of(y, FOURIER, SCALE, operator=given)
+        assert np.array_equal(found.operator.numpy(), points[:, None])
+        assert (found.y.numpy()[np.repeat(points[:, None], 2, axis=1) == 0] == 0).all()
+    one = measurement_of(y[:1], FOURIER, SCALE, operator=points[0])  # without an axis of rows
+    assert np.array_equal(one.operator.numpy(), points[:1, None])
+    assert np.array_equal(operator_of(1, FOURIER, operator=lines[0]), lines[:1, None, None])
+
+
+def test_what_the_operator_leaves_out_may_be_nan_in_y() -> None:
+    angles, lines = RNG.uniform(0, 180, (N, 2)), RNG.integers(0, 2, (N, 3))
+    angles[::2, 1], lines[:, 1] = np.nan, 0
+    for y, channel, phi in ((PROJECTED + 1, RADON, angles), (KSPACE + 1, FOURIER, lines)):
+        own = channel.forward_operator
+        there = measurement_of(y, channel, SCALE, operator=phi)
+        measured = own.measured_mask(there.y, there.operator) != 0
+        holes = np.where(measured, y, np.nan)
+        assert np.isnan(holes).any()
+        found = measurement_of(holes, channel, SCALE, operator=phi)
+        for field, other in zip(found, there, strict=True):
+            assert torch.equal(field.nan_to_num(nan=-1), other.nan_to_num(nan=-1))
+        assert found.y.isfinite().all() and channel.embed(found).isfinite().all()
+        x = torch.zeros(N, *SHAPE)
+        assert channel.residual_chi2(found, x).isfinite().sum() >= N - 1
+
+
+def test_nan_angles_before_a_detector_that_saturates() -> None:
+    channel = DistortedChannel(RADON, [Saturation(low=-1.0, high=1.0)])
+    angles = np.array([[10.0, np.nan]] * N)
+    found = measurement_of(PROJECTED, channel, SCALE, operator=angles)
+    assert found.operator[:, 1].isnan().all() and channel.embed(found).isfinite().all()
 
 
 def test_parameters_of_the_operator_alone() -> None:

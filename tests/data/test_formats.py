@@ -343,6 +343,23 @@ def fastmri(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (1, 6, 5), (6, 1), (1, 5)])
+def test_masks_of_points_rows_and_columns_beside_k_space(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    folder, mask = fastmri(tmp_path / "y"), RNG.integers(0, 2, shape)
+    for file in folder.iterdir():
+        with h5py.File(file, "a") as held:
+            del held["mask"]
+            held["mask"] = mask
+    channel = make_channel(Fourier((1, 6, 5), acceleration=2.0), GaussianNoise(0.1))
+    source = MeasurementFiles(str(folder), [1, 6, 5], heldout=0.2, range=[-1, 1])
+    found = source.measurement_sets(channel)[0].select(slice(0, 1))
+    measured = channel.measured_mask(found.y, found.operator)[0, 0]
+    np.testing.assert_array_equal(measured, np.broadcast_to(mask, (1, 6, 5))[0])
+
+
 def test_k_space_as_fastmri_has_it(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     folder = fastmri(tmp_path / "y")
@@ -365,9 +382,8 @@ def test_k_space_as_fastmri_has_it(tmp_path: Path) -> None:
     lines = train.select(slice(0, 1)).operator[0]
     assert lines.shape == (1, 6, 5) and (lines == lines[:, :1]).all()
     source = MeasurementFiles(str(folder), [1, 6, 5], heldout=0.2, range=[-1, 1])
-    train, _ = source.measurement_sets(
-        make_channel(Fourier((1, 6, 5), acceleration=2.0), GaussianNoise(0.1))
-    )
+    fourier = make_channel(Fourier((1, 6, 5), acceleration=2.0), GaussianNoise(0.1))
+    train, _ = source.measurement_sets(fourier)
     assert train.select(slice(0, 1)).operator.shape == (1, 1, 1, 5)
     write(held, tmp_path / "out", add=2)
     for part in ("samples/scan1_00", "mean/scan1", "std/scan1"):

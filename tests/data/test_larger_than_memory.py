@@ -14,7 +14,7 @@ from PIL import Image
 from test_arrays import Gain, Saturated
 from test_files import IMAGES, N, denoising, every, folder, save
 
-from diffem.corruption import Blur, Channel, GaussianNoise, Mask, make_channel
+from diffem.corruption import Blur, Channel, GaussianNoise, Mask, Radon, make_channel
 from diffem.data import MeasurementFiles
 from diffem.data.npy import ArrayFile, open_npz
 from diffem.runtime.errors import UserError
@@ -269,6 +269,31 @@ def test_a_channel_that_only_draws_and_embeds(channel: Channel, tmp_path: Path) 
     holes = save(tmp_path, y=np.where(Y > 1200, np.nan, Y), **given)
     with pytest.raises(UserError, match="does not say what was not measured"):
         MeasurementFiles(holes, [1, 6, 5], range=[0, 1]).measurement_sets(channel)
+
+
+def test_nan_is_looked_for_in_all_measurements(tmp_path: Path) -> None:
+    """The first that holds NaN may be one whose operator says so."""
+    angles = np.tile([10.0, 40.0], (N, 1))
+    y = np.zeros((N, 1, 2, 9))
+    y[1, :, 1], angles[1, 1], y[5, :, 1] = np.nan, np.nan, np.nan
+    channel = make_channel(Radon((1, 6, 5), angles=2), GaussianNoise(1.0))
+    for wrong in (True, False):
+        angles[5, 1] = 40 if wrong else np.nan
+        source = MeasurementFiles(save(tmp_path, y=y, operator=angles), [1, 6, 5], range=[0, 1])
+        if wrong:
+            with pytest.raises(UserError, match="takes it for measured; give NaN in `operator`"):
+                source.measurement_sets(channel)
+        else:
+            y_read, phi, _ = every(source.measurement_sets(channel)[0])
+            assert y_read.isfinite().all() and phi.isnan().any()
+
+
+def test_masks_without_numbers_are_refused_before_a_run(tmp_path: Path) -> None:
+    masks = np.ones((N, 6, 5))
+    masks[3, 1, 1] = np.nan
+    source = MeasurementFiles(save(tmp_path, y=Y, operator=masks))
+    with pytest.raises(UserError, match="operator holds NaN; correct it"):
+        source.measurement_sets(make_channel(Mask(source.shape, rho=0.5), GaussianNoise(10.0)))
 
 
 def test_a_mask_without_anything_missing_is_reported(

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffem.metric import Score
-from diffem.report.table import Column, fitting_table, score_table
+from diffem.report.table import TIMES, Column, fitting_table, score_table, shown_scores
 
 WIDTHS = [*range(8, 100, 4), 200]
 SCORES = [Score(name, name, heading=name, digits=3) for name in ("PSNR", "SSIM", "of mean", "χ²")]
@@ -39,6 +39,20 @@ def test_a_table_of_scores_holds_what_it_does_not_say_that_it_leaves_out(width: 
     assert all(name in shown for name, _ in ROWS)
     rows = [line for line in shown.splitlines() if line[0] in "┏┃┡│└"]
     assert all(line[-1] in "┓┃┩│┘" for line in rows) and "…" not in shown
+
+
+def test_scores_that_no_row_has_are_no_columns() -> None:
+    """Of measurements without clean images under a channel that is not linear these are most."""
+    spread = Score("spread", "posterior std", digits=3)
+    detail = Score("p", "p-value", detail=True)
+    scores = (*SCORES, spread, detail, *TIMES)
+    row = {"spread": 0.25, "p": 0.5, "e_step_seconds": 1.5, "PSNR": None}
+    for rows in ([row], [{}, row]):
+        assert shown_scores(scores, rows) == [spread, TIMES[0]]
+        assert shown_scores(scores, [*rows, {"χ²": 1.0}]) == [SCORES[3], TIMES[0]]
+    table = score_table("digits", scores, [("0", row)], width=60)
+    shown = printed(table, 60)
+    assert "posterior std" in shown and "0.250" in shown and "–" not in shown
 
 
 @pytest.mark.parametrize("width", WIDTHS)
