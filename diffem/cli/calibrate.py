@@ -35,7 +35,7 @@ from diffem.runtime.progress import plain_console, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 from diffem.storage.atomic import write_file
-from diffem.storage.entries import check_entries
+from diffem.storage.entries import COPY, check_entries, check_writable
 from diffem.storage.identity import check_data
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = load(chosen.run, device=chosen.device, trust=chosen.trust)
         if not chosen.run.is_dir():
             raise UserError(f"{chosen.run} is no run directory; give one, which holds the prior")
+        check_writable(chosen.run, COPY)
         calibrate_run(result, chosen.n, chosen.measurements, seed=chosen.seed)
 
 

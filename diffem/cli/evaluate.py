@@ -33,7 +33,7 @@ from diffem.result.result import POSTERIOR
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.runtime.ranges import check
-from diffem.storage.entries import check_entries
+from diffem.storage.entries import COPY, check_entries, check_writable
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import resumed_arguments
 
@@ -67,10 +67,12 @@ def evaluate_run(
         device: Where to sample; None for the GPU if there is one.
 
     Raises:
-        UserError: If the run is not finished, or an override has no effect on a finished run.
+        UserError: If the run is not finished or its directory is read-only, or an override has no
+            effect on a finished run.
     """
     check_entries(run_dir, writing=True)
     check_finished(run_dir)
+    check_writable(run_dir, COPY)
     for override in overrides:
         key = override_key(override)
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATED):

@@ -7,7 +7,6 @@ A comparison's or a sweep's folder is one page, with a row for each set of overr
 computed but means: a run can be looked at while it runs, and after it failed.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from diffem.report.page import GENERATOR, write_run_page
 from diffem.report.record import read_record
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import plain_console
-from diffem.storage.entries import check_entries
+from diffem.storage.entries import check_entries, check_writable
 from diffem.storage.run_dir import PAGE, check_version, read_settings
 from diffem.storage.strict_json import read_list
 
@@ -81,7 +80,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
         check_entries(folder, writing=out is None)
         check_version(folder)
     _check_own(target)
-    _check_writable(target)
+    check_writable(target.parent, "choose another file as --out")
     with usable("--out", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         if compared is None:
@@ -172,17 +171,6 @@ def _check_own(path: Path) -> None:
         with path.open("rb") as file:
             if GENERATOR.encode() not in file.read(HEAD):
                 raise UserError(f"{path} is not a page of diffem; choose another --out")
-
-
-def _check_writable(path: Path) -> None:
-    """Refuses a file whose folder cannot be written, before the runs are read.
-
-    Raises:
-        UserError: If the folder, or the one that it would be made in, is read-only.
-    """
-    folder = next(each for each in path.absolute().parents if each.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written; choose another file as --out")
 
 
 def _write_comparison(path: Path, compared: Comparison) -> None:

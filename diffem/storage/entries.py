@@ -10,6 +10,7 @@ from pathlib import Path
 from diffem.runtime.errors import UserError
 
 LINKS_OF = "wandb"  # W&B's folder, where it makes links to its own files
+COPY = "allow this user to write there, or copy the run to a folder that can be written"
 
 
 def check_entries(folder: Path, *, writing: bool) -> None:
@@ -43,6 +44,22 @@ def check_entries(folder: Path, *, writing: bool) -> None:
                     open_folders.append(path)
                 elif not entry.is_file():
                     raise _no_file(path)
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Refuses a folder in which no file can be made, before the work that a file is to hold.
+
+    Arguments:
+        folder: The folder; it may be absent, and is made in the first that exists above it.
+        advice: What to do instead, the end of the sentence.
+
+    Raises:
+        UserError: If the folder is read-only, or the one that it would be made in.
+    """
+    above = folder.absolute()
+    existing = next(each for each in (above, *above.parents) if each.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} cannot be written; {advice}")
 
 
 def _is_of_wandb(link: Path, folder: Path, root: Path) -> bool:

@@ -29,6 +29,7 @@ from diffem.report.record import read_record as read_record_of
 from diffem.result import PosteriorSampler, PriorSampler, Result
 from diffem.result.simulation import Simulation
 from diffem.runtime.errors import UserError
+from diffem.storage import entries
 from diffem.storage.atomic import read_record, write_record
 from diffem.storage.numbered import free_number
 
@@ -40,6 +41,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     train(f"run_dir={run_dir}", "dataset.train=1700", *TINY)
     return run_dir
+
+
+def test_a_run_that_is_read_only_is_refused_before_anything_is_drawn(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries.os, "access", lambda path, mode: path != trained)
+    monkeypatch.setattr(calibrate, "calibrate_run", lambda *_, **__: pytest.fail("it drew"))
+    monkeypatch.setattr(evaluate, "restore", lambda *_, **__: pytest.fail("it was read"))
+    for command in (calibrate.main, evaluate.main):
+        done = run(command, trained)
+        assert done.code == 1 and f"{trained} cannot be written; allow this user" in done.err
 
 
 def test_it_writes_numbered_files_and_nothing_else(trained: Path) -> None:

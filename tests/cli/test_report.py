@@ -11,6 +11,7 @@ from in_process import run_here
 from diffem.cli import report
 from diffem.cli.report import write_report
 from diffem.runtime.errors import UserError
+from diffem.storage import entries
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_times_of_any_size_are_drawn_or_left_out(
 def test_a_folder_that_is_read_only_is_refused_before_the_runs_are_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report.os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(entries.os, "access", lambda path, mode: path != tmp_path)
     monkeypatch.setattr(report, "write_run_page", lambda *_, **__: pytest.fail("it was read"))
     for out in (tmp_path / "page.html", tmp_path / "new" / "page.html"):
         with pytest.raises(UserError, match="cannot be written; choose another file as --out"):
