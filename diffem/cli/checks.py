@@ -12,6 +12,7 @@ from diffem.data.measurements import MeasurementSet
 from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
+from diffem.em.relaxation import FEWEST
 from diffem.metric import Evaluation
 from diffem.posterior.posterior import chunk_count, has_spectrum
 from diffem.runtime.errors import UserError
@@ -103,7 +104,7 @@ def checked_settings(
         The EM loop's settings, without the guard where there is nothing that it could hide.
 
     Raises:
-        UserError: If `em.stop` needs a figure that the run does not have.
+        UserError: If `em.stop` needs a figure that the run does not have, or `em.relax` residuals.
     """
     channel = train.channel
     for key, reason in unused_settings(cfg, objective, channel):
@@ -113,6 +114,8 @@ def checked_settings(
         settings = replace(settings, guard=None)
     if settings.stop is not None:
         check_stop(settings, heldout, unguarded or "em.guard=null")
+    if settings.relax is not None:
+        check_relax(channel, heldout)
     chunks = chunk_count(len(train), settings.chunk_size)
     if is_given("em.refresh") and settings.refreshed(chunks) == chunks:
         warn(
@@ -174,6 +177,28 @@ def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | N
     if not Guard.fits(channel):
         return f"no part of what {channel} measures can be hidden"
     return None
+
+
+def check_relax(channel: Channel, heldout: int) -> None:
+    """Refuses `em.relax` where held-out residuals cannot tell how much samples spread.
+
+    Arguments:
+        channel: The channel.
+        heldout: The number of held-out measurements.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    if not isinstance(channel, LinearChannel):
+        raise UserError(
+            f"em.relax needs the variance of residuals, and {channel} is not linear; set "
+            "em.relax=null"
+        )
+    if heldout < FEWEST:
+        raise UserError(
+            f"em.relax needs {FEWEST} held-out measurements, and there are {heldout}; give more, "
+            "or set em.relax=null"
+        )
 
 
 def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:

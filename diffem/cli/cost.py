@@ -111,6 +111,7 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     chunks = chunk_count(len(train), settings.chunk_size)
     drawn = settings.refreshed(chunks) * settings.chunk_size  # the last chunk is padded
     drawn *= settings.warm_start or 1.0  # the fraction of the sampler's steps
+    drawn *= settings.relax or 1  # at most
     if settings.guard is not None and no_guard(cfg, objective, train.channel) is None:
         drawn += DRAWS * min(settings.guard.measurements, len(heldout))
     subset, more = min(evaluation.subset, len(train)), evaluation.samples - 1

@@ -92,7 +92,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     "em": {
         "diffem.em.EMSettings": (
             *("batch_size", "chunk_size", "epochs_per_round", "first_steps", "guard"),
-            *("keep_rounds", "nfe", "refresh", "restart", "rounds", "seconds"),
+            *("keep_rounds", "nfe", "refresh", "relax", "restart", "rounds", "seconds"),
             *("steps_per_epoch", "steps_per_round", "stop", "warm_start"),
         )
     },

@@ -29,6 +29,7 @@ from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.guard import FEW, Guard
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
+from diffem.em.relaxation import spreads_too_much
 from diffem.em.round import Round
 from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, Start, reconstruct
@@ -62,6 +63,7 @@ def e_step(
     rank: tuple[int, int] = (0, 1),
     kept: Collection[int] = (),
     warm_start: float | None = None,
+    draws: int = 1,
 ) -> None:
     """Draws x̂_i ~ p(x | y_i) for every measurement: the next round of the store.
 
@@ -80,6 +82,7 @@ def e_step(
         kept: The chunks that stay as they are in the current round.
         warm_start: The time in (0, 1) that the current round's reconstructions are brought back
             to, to be drawn again from there; None: the next ones are drawn from noise alone.
+        draws: Of how many draws x̂_i is the mean: more than one in an over-relaxed E-step.
     """
     k = state.round + 1
     last = store.open(k - 1) if warm_start is not None and k > 0 else None
@@ -91,11 +94,13 @@ def e_step(
                 rows, key, start = store.rows(chunk), (seed, "e-step", k, chunk), None
                 if last is not None and warm_start is not None:
                     start = Start(last.__getitems__(range(store.size)[rows]).x, warm_start)
-                x = reconstruct(
-                    posterior, measurements.select(rows),
-                    size=store.chunk_size, key=key, device=device, start=start,
-                )  # fmt: skip
-                store.write(k, chunk, x)
+                given, x = measurements.select(rows), torch.zeros(())
+                for own in (key, *((*key, s) for s in range(1, draws))):
+                    x = x + reconstruct(
+                        posterior, given,
+                        size=store.chunk_size, key=own, device=device, start=start,
+                    )  # fmt: skip
+                store.write(k, chunk, x / draws)
             advance(f"{len(kept)} kept" if kept else "")
     state.end_e_step()
 
@@ -196,13 +201,14 @@ class EMLoop(StateCheckpoint):
             posterior = posterior.under(data.measurements.channel)
             scores = self.scores(trainer, posterior)
             kept = self.kept_chunks(data, scores)
+            draws = 1 if len(kept) == len(data.store.chunks) else self.draws(trainer, posterior)
             rank = (trainer.global_rank, trainer.world_size)
             e_step(
                 posterior, data.measurements, data.store, self.state,
                 seed=module.seed, device=module.device, attempt=attempt, rank=rank, kept=kept,
-                warm_start=self.settings.warm_start,
+                warm_start=self.settings.warm_start, draws=draws,
             )  # fmt: skip
-            self.report(trainer, posterior, path, scores=scores, kept=kept)
+            self.report(trainer, posterior, path, scores=scores, kept=kept, draws=draws)
         self._lap()
 
     def report(
@@ -213,6 +219,7 @@ class EMLoop(StateCheckpoint):
         *,
         scores: Sequence[float] | None,
         kept: Collection[int],
+        draws: int,
     ) -> None:
         """Closes a committed round's account and reports the round.
 
@@ -222,11 +229,14 @@ class EMLoop(StateCheckpoint):
             path: The estimates of the channel's parameters, if they are learned.
             scores: The guard's scores of the posterior, if there are any.
             kept: The chunks that are those of the round before.
+            draws: Of how many draws each reconstruction is the mean.
         """
         module, data = _parts(trainer)
         score, error = _mean_and_error(scores)
         redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
         costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
+        if self.settings.relax is not None:
+            costs["draws"] = draws
         if error is not None:
             costs["hidden_entries_error"] = error
         first = bool(redrawn) and (self.state.score is not None or self.state.round == 1)
@@ -298,6 +308,21 @@ class EMLoop(StateCheckpoint):
                     "entry hidden"
                 )
         return trainer.strategy.broadcast(None if scores is None else scores.tolist())
+
+    def draws(self, trainer: Trainer, posterior: Posterior) -> int:
+        """Returns of how many draws the next round's reconstructions are the mean.
+
+        All processes get the number of the first one.
+        """
+        module, data = _parts(trainer)
+        draws = 1
+        if self.settings.relax is not None and self.state.round >= 0 and trainer.is_global_zero:
+            wide = spreads_too_much(
+                posterior, self.heldout.under(data.measurements.channel),
+                seed=module.seed, chunk_size=data.store.chunk_size, device=module.device,
+            )  # fmt: skip
+            draws = self.settings.relax if wide else 1
+        return trainer.strategy.broadcast(draws)
 
     def kept_chunks(
         self, data: ReconstructionDataModule, scores: Sequence[float] | None

@@ -135,6 +135,7 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "em.keep_rounds": whole(2)._replace(also=NULL),
     "em.nfe": POSITIVE._replace(also=NULL),
     "em.refresh": Range(0, 1, ends="(]"),
+    "em.relax": whole(2)._replace(also=NULL),
     "em.rounds": COUNT,
     "em.seconds": POSITIVE._replace(also=NULL),
     "em.steps_per_epoch": COUNT,

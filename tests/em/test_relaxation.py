@@ -1,0 +1,134 @@
+"""E-steps that take the mean of draws while samples spread too much (`em.relax`)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import CHUNK, ROUNDS, SIZE, SmallRun
+from test_resume import Killed, dying
+from torch import Tensor
+
+from diffem.corruption import Denoising, GaussianNoise, Measurement, make_channel
+from diffem.data.measurements import MeasurementSet, simulate_measurements
+from diffem.em import relaxation
+from diffem.em.relaxation import spreads_too_much
+from diffem.posterior import Posterior, reconstruct
+
+NOISE, VARIANCE = 0.5, 0.04  # of a white Gaussian truth
+
+
+class White(Posterior):
+    """The exact posterior of x ~ N(0, v I) and y = x + noise, for a v that may be wrong."""
+
+    def __init__(self, variance: float) -> None:
+        self.variance = variance
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        gain = self.variance / (self.variance + NOISE**2)
+        spread = (gain * NOISE**2) ** 0.5
+        return gain * measurement.y + spread * torch.randn_like(measurement.y)
+
+
+def white(count: int) -> MeasurementSet:
+    channel = make_channel(Denoising((1, 8, 8)), GaussianNoise(NOISE))
+    x = VARIANCE**0.5 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return simulate_measurements(x, channel, seed=0, split="heldout")
+
+
+@pytest.mark.parametrize(
+    ("variance", "wide"), [(4 * VARIANCE, True), (VARIANCE, False), (VARIANCE / 4, False)]
+)
+def test_a_law_that_is_too_wide_is_seen_without_the_truth(variance: float, wide: bool) -> None:
+    """χ² of a right law is 1, of one that is four times too wide 0.84, and 1.12 of a narrow one.
+
+    With g = v / (v + σ²) it is (1 - g)² (v_true + σ²) / σ² + g; over 256 × 64 entries its
+    standard error is √(2 / 16384) = 0.011, so that the right one is 2 + 1 of them from 0.99.
+    """
+    given = dict(seed=0, chunk_size=100, device="cpu")
+    assert spreads_too_much(White(variance), white(256), **given) is wide  # type: ignore[arg-type]
+
+
+def test_of_few_measurements_nothing_is_said() -> None:
+    few = white(relaxation.FEWEST - 1)
+    assert not spreads_too_much(White(1.0), few, seed=0, chunk_size=100, device="cpu")
+
+
+def test_over_relaxed_em_is_nearer_to_the_truth_after_as_many_rounds() -> None:
+    """EM of one variance by its formula, and over-relaxed while χ² is below 0.99."""
+
+    def round(v: float, relax: int) -> float:
+        gain, noise = v / (v + NOISE**2), NOISE**2
+        chi2 = (1 - gain) ** 2 * (VARIANCE + noise) / noise + gain
+        draws = relax if chi2 < relaxation.CLOSE else 1
+        return gain**2 * (VARIANCE + noise) + gain * noise / draws
+
+    found = {}
+    for relax in (1, 2):
+        v = 0.5
+        for _ in range(8):
+            v = round(v, relax)
+        found[relax] = v
+    assert found[1] > 2 * VARIANCE
+    assert abs(found[2] - VARIANCE) < 0.25 * (found[1] - VARIANCE)
+
+
+def relaxed(path: Path, monkeypatch: pytest.MonkeyPatch, wide: list[bool]) -> SmallRun:
+    """Returns a run whose rounds 1, 2 … are relaxed as told."""
+    run = SmallRun(path)
+    run.settings = replace(run.settings, relax=2)
+    monkeypatch.setattr(
+        "diffem.em.loop.spreads_too_much", lambda *_, **__: wide[len(run.rounds) - 1]
+    )
+    return run
+
+
+def test_a_relaxed_round_is_the_mean_of_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = relaxed(tmp_path / "a", monkeypatch, [False, True]).fit()
+    assert [r.costs["draws"] for r in run.rounds] == [1, 1, 2]
+    k, chunk = ROUNDS, 2
+    rows = run.store.rows(chunk)
+    posterior = run.posterior(run.module.average.eval(), run.measurements.channel)
+    with torch.no_grad():
+        first, second = (
+            reconstruct(
+                posterior, run.measurements.select(rows), size=CHUNK,
+                key=(run.module.seed, "e-step", k, chunk, *more), device="cpu",
+            )
+            for more in ((), (1,))
+        )  # fmt: skip
+    x = run.store.open(k).__getitems__(range(SIZE)[rows]).x
+    assert torch.equal(x, (first + second) / 2) and not torch.equal(first, second)
+
+
+def test_without_it_rounds_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = SmallRun(tmp_path / "a").fit()
+    run = relaxed(tmp_path / "b", monkeypatch, [False, False]).fit()
+    assert [run.store.digest(k) for k in range(ROUNDS + 1)] == [
+        plain.store.digest(k) for k in range(ROUNDS + 1)
+    ]
+    assert "draws" not in plain.rounds[-1].costs
+
+
+@pytest.mark.parametrize("call", [5, 7])  # the first and the third chunk of E-step 1
+def test_law_4_a_kill_in_a_relaxed_e_step_changes_nothing(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffem.em.loop.spreads_too_much", lambda *_, **__: True)
+
+    def relaxed_run(name: str) -> SmallRun:
+        run = SmallRun(tmp_path / name)
+        run.settings = replace(run.settings, relax=2)
+        return run
+
+    whole, first = relaxed_run("a").fit(), relaxed_run("b")
+    with pytest.raises(Killed):
+        dying(first, first.store, "write", call).fit()
+    resumed = relaxed_run("b").fit()
+    assert resumed.module.weights_hash() == whole.module.weights_hash()
+    digests = [[r.store.digest(k) for k in range(ROUNDS + 1)] for r in (resumed, whole)]
+    assert digests[0] == digests[1]
