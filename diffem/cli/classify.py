@@ -24,6 +24,7 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator, seeded
+from diffem.storage.entries import check_writable
 
 BATCH_SIZE = 128
 LR = 3e-3
@@ -58,10 +59,14 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
         overrides: Further overrides of `dataset.…`.
 
     Raises:
-        UserError: If the file has another ending, or the data set has no labels.
+        UserError: If the file has another ending or cannot be written, or the data set has no
+            labels.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out must be a .safetensors file, got {out}")
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; choose another file as --out")
+    check_writable(out.parent, "choose another file as --out")
     cfg = compose_config([f"dataset={name}", *overrides])
     dataset: ImageDataset = build(cfg.dataset, "dataset")
     if not isinstance(dataset, LabelledDataset):

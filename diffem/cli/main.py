@@ -13,6 +13,7 @@ from diffem.runtime.signals import (
     exit_now,
     exit_on_interrupt,
     install_signal_handlers,
+    reader_may_leave,
     stoppable,
 )
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if COMMAND in os.environ and global_rank():
         given.insert(0, os.environ[COMMAND])
     if not given or given[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        with reader_may_leave():
+            print(USAGE, end="")
         sys.exit(0 if given else 2)
     if given[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
@@ -71,6 +73,11 @@ def train() -> None:
 
 def run(name: str) -> None:
     """Imports and runs a command, with this process's arguments."""
+    with reader_may_leave():
+        _run(name)
+
+
+def _run(name: str) -> None:
     if name == "train":
         install_signal_handlers()  # before imports that take seconds
     else:

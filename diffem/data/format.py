@@ -1,5 +1,6 @@
 """Samples in the form of the measurements: their file type, dtype, axes and units."""
 
+import errno
 import math
 import os
 import shutil
@@ -459,6 +460,15 @@ def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
         yield temporary
         with writing(folder):
             os.replace(temporary, target)
+    except UserError as error:
+        if str(temporary) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(temporary), str(folder))) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with writing(folder):
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

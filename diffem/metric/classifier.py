@@ -1,18 +1,18 @@
 """A small classifier of the run's own data set, in whose features images are compared."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from diffem.metric.features import Extractor
 from diffem.metric.weights import fill, read_weights
 from diffem.runtime.errors import UserError
+from diffem.storage.atomic import write_file
 
 FEATURES = 32  # few: some hundred images are enough to estimate their covariance
 COMMAND = "diffem classify --dataset NAME --out features/NAME.safetensors"
@@ -98,11 +98,13 @@ def save_classifier(path: Path, network: ClassifierNetwork, about: Mapping[str, 
         path: The .safetensors file; its folder is created.
         network: The trained network.
         about: A description; `shape` and `labels` are needed to read the file.
+
+    Raises:
+        UserError: If the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    save_file(network.state_dict(), unfinished, metadata={METADATA: json.dumps(dict(about))})
-    os.replace(unfinished, path)
+    content = save(network.state_dict(), metadata={METADATA: json.dumps(dict(about))})
+    write_file(path, lambda file: file.write(content))
 
 
 def read_about(path: Path) -> dict[str, Any]:

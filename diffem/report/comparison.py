@@ -1,6 +1,7 @@
 """The report of a comparison of runs: a table in three formats, curves, and a page."""
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from diffem.report.curves import AXES, mean_points, positions
 from diffem.report.record import read_record, round_seconds
 from diffem.report.verdict import expected_gap
 from diffem.runtime.errors import UserError
+from diffem.storage.atomic import write_text
 from diffem.storage.run_dir import PAGE
 
 Summary = dict[str, Any]
@@ -44,13 +46,19 @@ def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
         The files.
 
     Raises:
-        UserError: If the runs are of an earlier version of diffem, without descriptions of scores.
+        UserError: If the runs are of an earlier version of diffem, without descriptions of scores,
+            or the disk is full.
     """
     rows = table(runs)
-    (out / "table.md").write_text(markdown(table(runs, bold=True)))
-    with (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(table(runs, details=True))
-    (out / "table.tex").write_text(latex(rows))
+    details = io.StringIO(newline="")
+    csv.writer(details).writerows(table(runs, details=True))
+    texts = {
+        "table.md": markdown(table(runs, bold=True)),
+        "table.csv": details.getvalue(),
+        "table.tex": latex(rows),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
     curves = save_comparison_curves(out, runs)
     write_comparison_page(
         out / PAGE,

@@ -19,6 +19,16 @@ from rich.progress import (
 from rich.text import Text
 
 from diffem.runtime.rank import global_rank
+from diffem.runtime.signals import silence
+
+
+class LastingConsole(Console):
+    """A console that falls silent where nobody reads any more, as behind `| head`."""
+
+    def on_broken_pipe(self) -> None:
+        """Prints no more (rich's own ends the process, and with it a run of hours)."""
+        self.quiet = True
+        silence(self.file)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -26,7 +36,7 @@ def plain_console(*, stderr: bool = False) -> Console:
     environment = dict(os.environ)
     if not environment.get("COLUMNS", "").strip("0"):  # of a line without columns nothing is seen
         environment.pop("COLUMNS", None)
-    return Console(
+    return LastingConsole(
         stderr=stderr, highlight=not stderr, markup=False, emoji=False, _environ=environment
     )
 

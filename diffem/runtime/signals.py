@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from diffem.runtime.rank import PARENT, global_rank
 
@@ -68,9 +69,7 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         for other in before:  # a second one must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
-        os.write(
-            2, f"stopped by {signal.Signals(number).name}; start the same command again\n".encode()
-        )
+        _write_last(f"stopped by {signal.Signals(number).name}; start the same command again")
         sys.exit(128 + number)
 
     before = {
@@ -160,16 +159,59 @@ _stopping = threading.Lock()
 
 def exit_now(line: str, code: int) -> NoReturn:
     """Writes a last line to stderr and ends this process at once, without any cleanup."""
-    os.write(2, f"{line}\n".encode())  # a signal may arrive in the middle of a print
+    _write_last(line)
     for function in at_exit:
         with suppress(OSError):
             function(line)
     os._exit(code)
 
 
+def silence(stream: IO[str]) -> None:
+    """Has what is written to a stream go nowhere from now on, since nobody reads it any more."""
+    with suppress(OSError):  # a stream of a test has no descriptor
+        descriptor, nowhere = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Opens a scope that ends without a traceback when stdout's reader has gone, as `| head` does.
+
+    Raises:
+        SystemExit: With code 1, then.
+    """
+    out = sys.stdout
+    try:
+        try:
+            yield
+        finally:
+            if out is not None:  # as after `>&-`
+                out.flush()
+    except BrokenPipeError:
+        if out is None or not _is_left(out):  # another pipe broke
+            raise
+        silence(out)
+        sys.exit(1)
+
+
+def _is_left(stream: IO[str]) -> bool:
+    """Returns whether a stream is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _write_last(line: str) -> None:
+    """Writes a line to stderr, if it is open: Ctrl-C ends the `tee` behind a pipe first."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())  # a signal may arrive in the middle of a print
+
+
 def report_error(text: str) -> None:
     """Prints an error to stderr, and passes it to torchrun, whose own report comes last."""
-    print(text, file=sys.stderr)
+    with suppress(BrokenPipeError):  # the error itself still ends the process with its code
+        print(text, file=sys.stderr)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         report = {"message": {"message": text, "extraInfo": {"timestamp": time.time()}}}
         with suppress(OSError):

@@ -15,7 +15,7 @@ from diffem.runtime.errors import UserError
 from diffem.storage.strict_json import from_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SOME = "free some and start the same command again, which resumes a run"
+FREE_SOME = "free some and start the same command again"
 # These override the argument weights_only of torch.load.
 TORCH_VARIABLES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
@@ -60,6 +60,11 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, size: int = 
         with suppress(FileNotFoundError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text atomically and durably, in UTF-8; see `write_file`."""
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,6 +10,7 @@ from diffem.data import Digits
 from diffem.metric import Classifier
 from diffem.metric.classifier import read_about
 from diffem.metric.features import extract
+from diffem.runtime.errors import UserError
 
 
 def test_digits_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +26,15 @@ def test_digits_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     about = read_about(path)
     assert about["accuracy"] == pytest.approx(accuracy) and accuracy > 0.9
     assert (about["dataset"], about["shape"], about["labels"]) == ("digits", [1, 8, 8], 10)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(UserError, match="is a folder; choose another file"):
+        classify("digits", tmp_path / "a.safetensors", Training(1, 0))
+    with pytest.raises(UserError, match="file cannot be written; choose another file"):
+        classify("digits", tmp_path / "file" / "a.safetensors", Training(1, 0))
 
 
 def test_a_seed_gives_the_same_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT, run_python
+from command import ROOT, SHORT, run_python
 
 from diffem.cli import sample
 from diffem.cli.errors import report_user_errors
@@ -18,6 +19,7 @@ from diffem.metric import Score
 from diffem.report.table import print_closing, print_table
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, plain_console, progress_bar, say, warn
+from diffem.runtime.signals import reader_may_leave
 
 ABOUT = {"dataset": "dé", "corruption": "mask", "method": "diffem", "seed": 0}
 FINAL = {
@@ -115,6 +117,48 @@ def test_an_argument_that_cannot_be_read_is_named(
     error = capsys.readouterr().err
     assert stop.value.code == 1 and error.count("\n") == 1
     assert error.startswith("error: ") and said in error
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["sample", "--help"], ["train", "--help"], ["train", "--cfg", "job"]]
+)
+def test_a_reader_that_leaves_is_no_traceback(arguments: list[str], unbuffered: str) -> None:
+    """`diffem train --help | head -1`: a traceback, or "Exception ignored" with exit code 120."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "diffem", *arguments],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # argparse ignores that its help was not read
+
+
+def test_a_run_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
+    """`diffem train 2>&1 | head -1`: rich ended the process, and the run was marked as failed."""
+    run_dir = tmp_path / "run"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *SHORT, "prior=null", f"run_dir={run_dir}"],
+        stdout=write,
+        stderr=write,
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert not (run_dir / "ended.json").exists()
+    assert "final" in json.loads((run_dir / "summary.json").read_text())
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_reader() -> None:
+    with pytest.raises(BrokenPipeError), reader_may_leave():
+        raise BrokenPipeError
 
 
 def test_the_handlers_of_signals_are_installed_before_what_takes_time() -> None:

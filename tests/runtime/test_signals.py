@@ -41,6 +41,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     return last_weights(run_dir)
 
 
+def test_ctrl_c_ends_a_run_whose_tee_has_ended_first(tmp_path: Path) -> None:
+    """`diffem train 2>&1 | tee log`: exit code 1, and a run that failed by a BrokenPipeError."""
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_until((run_dir / "checkpoints" / "last.ckpt").exists, process)
+    assert process.stderr is not None
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert json.loads((run_dir / "ended.json").read_text())["state"] == "stopped"
+
+
+def test_a_command_that_is_stopped_cleans_up_without_a_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody_reads(*_: object) -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(SystemExit) as stop, stoppable():
+        monkeypatch.setattr(os, "write", nobody_reads)
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_ends_a_run_that_can_be_resumed(
     number: signal.Signals, whole: str, tmp_path: Path

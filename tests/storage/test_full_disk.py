@@ -11,6 +11,11 @@ import pytest
 from command import ROOT, SHORT, train, wait_until
 
 from diffem.cli.errors import report_user_errors
+from diffem.data.format import new_folder
+from diffem.metric.classifier import ClassifierNetwork, save_classifier
+from diffem.report.comparison import write_comparison
+from diffem.runtime.errors import UserError
+from diffem.storage.atomic import write_file
 from diffem.storage.checkpoint import load_checkpoint
 
 SLOW = (*SHORT, "prior=null", "em.steps_per_round=80", "em.steps_per_epoch=8", "sampler.steps=64")
@@ -46,10 +51,37 @@ def test_whoever_meets_a_full_disk_it_is_one_line(capsys: pytest.CaptureFixture[
     assert stop.value.code == 1
     assert capsys.readouterr().err == (
         "error: no space left on the disk while writing figures/round_000.png; free some and "
-        "start the same command again, which resumes a run\n"
+        "start the same command again\n"
     )
     with pytest.raises(OSError, match="denied"), report_user_errors():
         raise OSError(errno.EACCES, "denied")
+
+
+def test_a_classifier_and_tables_are_whole_or_absent(disk: Path) -> None:
+    """safetensors' own error was a traceback, and table.md was left empty."""
+    others = fill(disk)
+    network = ClassifierNetwork((1, 8, 8), 10)
+    with pytest.raises(UserError, match=r"left on the disk while writing .*c\.safetensors"):
+        save_classifier(disk / "c.safetensors", network, {"shape": [1, 8, 8], "labels": 10})
+    with pytest.raises(UserError, match=r"left on the disk while writing .*table\.md"):
+        write_comparison(disk, {"row": {0: None}}, "rows")
+    assert list(disk.iterdir()) == [others]
+
+
+def test_a_new_folder_is_named_as_the_user_named_it(disk: Path) -> None:
+    """`diffem export` named its temporary folder, and said that it resumes a run."""
+    out = disk / "new"
+    others = fill(disk)
+    with pytest.raises(UserError) as error, new_folder(out) as folder:
+        write_file(folder / "w", lambda file: file.write(bytes(1 << 16)))
+    assert str(error.value) == (
+        f"no space left on the disk while writing {out / 'w'}; free some and start the same "
+        "command again"
+    )
+    with pytest.raises(UserError) as error, new_folder(out) as folder:
+        (folder / "w").write_bytes(bytes(1 << 16))
+    assert str(error.value).startswith(f"{out} cannot be written (No space left on device)")
+    assert list(disk.iterdir()) == [others]
 
 
 # The file at whose appearance the disk is full, and what is written to it next.
