@@ -101,7 +101,8 @@ def checked_settings(
         heldout: The number of held-out measurements.
 
     Returns:
-        The EM loop's settings, without the guard where there is nothing that it could hide.
+        The EM loop's settings, without the guard where there is nothing that it could hide, and
+        without over-relaxed E-steps where no M-step learns from them.
 
     Raises:
         UserError: If `em.stop` needs a figure that the run does not have, or `em.relax` residuals.
@@ -114,6 +115,8 @@ def checked_settings(
         settings = replace(settings, guard=None)
     if settings.stop is not None:
         check_stop(settings, heldout, unguarded or "em.guard=null")
+    if not_learned(cfg, objective):
+        settings = replace(settings, relax=None)
     if settings.relax is not None:
         check_relax(channel, heldout)
     chunks = chunk_count(len(train), settings.chunk_size)
@@ -144,12 +147,13 @@ def unused_settings(
     mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
     one = mixture and not Mixture.fits(channel)
     gaussian = f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)"
-    unguarded = no_guard(cfg, objective, channel)
+    unguarded, unlearned = no_guard(cfg, objective, channel), not_learned(cfg, objective)
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
         ("em.guard", unguarded is not None, unguarded or ""),
+        ("em.relax", cfg.em.relax is not None and unlearned is not None, unlearned or ""),
         ("init.components", one, gaussian),
         ("init.shrinkage", one, gaussian),
         *(
@@ -168,10 +172,17 @@ def has_records(channel: Channel) -> bool:
     return isinstance(channel, LinearChannel) and isinstance(channel.forward_operator, Recorded)
 
 
-def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:
-    """Returns why hidden parts of y are not scored, if there is a reason."""
+def not_learned(cfg: DictConfig, objective: Objective) -> str | None:
+    """Returns why what E-steps draw changes nothing that is learned, if it does not."""
     if cfg.method.supervised or not objective.uses_reconstructions:
         return "the M-step of this method does not learn from the reconstructions"
+    return None
+
+
+def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:
+    """Returns why hidden parts of y are not scored, if there is a reason."""
+    if unlearned := not_learned(cfg, objective):
+        return unlearned
     if channel.learn:
         return "the channel is learned, and scores under different channels do not compare"
     if not Guard.fits(channel):

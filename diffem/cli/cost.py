@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffem.cli.checks import no_guard
+from diffem.cli.checks import no_guard, not_learned
 from diffem.cli.parts import build_module, check_posterior
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
 from diffem.em import DenoiserModule, EMSettings, Objective
 from diffem.em.guard import DRAWS
+from diffem.em.relaxation import HELD_OUT
 from diffem.metric import Evaluation
 from diffem.posterior import reconstruct
 from diffem.posterior.posterior import chunk_count
@@ -111,7 +112,9 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     chunks = chunk_count(len(train), settings.chunk_size)
     drawn = settings.refreshed(chunks) * settings.chunk_size  # the last chunk is padded
     drawn *= settings.warm_start or 1.0  # the fraction of the sampler's steps
-    drawn *= settings.relax or 1  # at most
+    if settings.relax is not None and not_learned(cfg, objective) is None:
+        drawn *= settings.relax  # at most
+        drawn += min(HELD_OUT, len(heldout))
     if settings.guard is not None and no_guard(cfg, objective, train.channel) is None:
         drawn += DRAWS * min(settings.guard.measurements, len(heldout))
     subset, more = min(evaluation.subset, len(train)), evaluation.samples - 1

@@ -147,12 +147,12 @@ class RunReport:
         scorer = self._scorer(module.device)
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
         part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
-        if round.costs.get("redrawn", 1.0) == 1.0:
+        if round.costs.get("redrawn", 1.0) == 1.0 and round.costs.get("draws", 1) == 1:
             samples = self.store.open(k).__getitems__(range(n)).x[None]
             if more:
                 drawn = scorer.draw(round.posterior, part, more, key=(k,))
                 samples = torch.cat([samples, drawn])
-        else:  # some of the round's reconstructions are of other posteriors
+        else:  # some of the reconstructions are of other posteriors, or all are means of draws
             samples = scorer.draw(round.posterior, part, more + 1, key=(k,))
         scores, left_out = scorer.score_round(k, measurements, self.heldout.truth)
         scores |= scorer.score_means(samples, measurements)

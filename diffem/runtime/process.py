@@ -197,7 +197,7 @@ def slot_environments(parallel: int) -> list[dict[str, str]]:
         return [{}]
     gpus = _gpus()
     share = str(max(1, _cores() // parallel))
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or share}
     if len(gpus) < parallel:
         return [threads] * parallel
     return [

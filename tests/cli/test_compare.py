@@ -170,6 +170,8 @@ def test_threads_that_the_user_chose_are_kept(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(process, "_gpus", list)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert process.slot_environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert process.slot_environments(4) == [{"OMP_NUM_THREADS": "4"}] * 4
 
 
 ONE = Study({"a": ()}, seeds=(0,))

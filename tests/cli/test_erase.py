@@ -267,7 +267,7 @@ def test_a_run_of_other_devices_is_erased_from_on_this_one(erased: Erased, tmp_p
     """A run that was trained on several GPUs was refused, and no argument could change it."""
     run = shutil.copytree(erased[0], tmp_path / "run")
     file = run / ".hydra" / "overrides.yaml"
-    more = "- trainer.devices=512\n- trainer.num_nodes=2\n- strategy=ddp\n"
+    more = "- trainer.devices=512\n- trainer.num_nodes=2\n- strategy=ddp\n- em.relax=2\n"
     file.write_text(file.read_text().replace("- trainer.accelerator=cpu\n", more))
     assert "num_nodes" in file.read_text()
     code, text = said(
@@ -275,7 +275,8 @@ def test_a_run_of_other_devices_is_erased_from_on_this_one(erased: Erased, tmp_p
         "--steps", 1, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, text
-    assert "- trainer.accelerator=cpu\n" in (tmp_path / "new/.hydra/overrides.yaml").read_text()
+    kept = (tmp_path / "new/.hydra/overrides.yaml").read_text()
+    assert "- trainer.accelerator=cpu\n" in kept and "em.relax" not in kept  # one draw of each
 
 
 def test_a_run_in_float16_is_erased_from_without_a_gpu(

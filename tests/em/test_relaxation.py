@@ -1,10 +1,12 @@
 """E-steps that take the mean of draws while samples spread too much (`em.relax`)."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import run_here
 from small_run import CHUNK, ROUNDS, SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
@@ -132,3 +134,14 @@ def test_law_4_a_kill_in_a_relaxed_e_step_changes_nothing(
     assert resumed.module.weights_hash() == whole.module.weights_hash()
     digests = [[r.store.digest(k) for k in range(ROUNDS + 1)] for r in (resumed, whole)]
     assert digests[0] == digests[1]
+
+
+def test_where_no_m_step_learns_from_e_steps_none_is_relaxed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its samples were means of draws, at twice the cost, and nothing was learned from them."""
+    run_dir = run_here(tmp_path / "run", "method=supervised", "em.relax=2", "prior=null")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "em.relax has no effect: the M-step of this method does not learn" in said
+    rounds = json.loads((run_dir / "rounds.json").read_text())
+    assert len(rounds) > 1 and not any("draws" in row for row in rounds)

@@ -78,11 +78,18 @@ class Constant(Posterior):
         return torch.full((len(measurement.y), 1, 8, 8), 0.5)
 
 
-@pytest.mark.parametrize(("redrawn", "values"), [(1.0, {0.0, 0.5}), (0.5, {0.5}), (0.0, {0.5})])
+@pytest.mark.parametrize(
+    ("redrawn", "draws", "values"),
+    [(1.0, 1, {0.0, 0.5}), (0.5, 1, {0.5}), (0.0, 1, {0.5}), (1.0, 2, {0.5})],
+)
 def test_samples_of_a_round_are_of_one_posterior(
-    redrawn: float, values: set[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redrawn: float,
+    draws: int,
+    values: set[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the guard kept reconstructions they are of another one, and are left out."""
+    """Reconstructions that the guard kept are of another one, and means of draws no samples."""
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
     draw = torch.Generator().manual_seed(0)
     measurements = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
@@ -103,6 +110,7 @@ def test_samples_of_a_round_are_of_one_posterior(
     )
     costs: dict[str, float | None] = {
         "redrawn": redrawn,
+        "draws": draws,
         "e_step_seconds": 0.0,
         "m_step_seconds": 0.0,
     }
