@@ -75,7 +75,8 @@ def e_step(
         measurements: The measurements y_i.
         store: The rounds on disk, in which the next one was begun.
         state: Where the loop is; it is at the next round when this returns.
-        seed: The run's seed: chunk c of round k is drawn from (seed, "e-step", k, c).
+        seed: The run's seed: chunk c of round k is drawn from (seed, "e-step", k, c), and draw s
+            of it, s > 0, from (seed, "e-step", k, c, s).
         device: Where to sample.
         attempt: What the round was begun with.
         rank: This process's rank and the number of ranks.
