@@ -12,6 +12,7 @@ was killed anywhere resumes from there, to the same weights.
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -95,13 +96,15 @@ def e_step(
                 rows, key, start = store.rows(chunk), (seed, "e-step", k, chunk), None
                 if last is not None and warm_start is not None:
                     start = Start(last.__getitems__(range(store.size)[rows]).x, warm_start)
-                given, x = measurements.select(rows), torch.zeros(())
-                for own in (key, *((*key, s) for s in range(1, draws))):
-                    x = x + reconstruct(
+                given = measurements.select(rows)
+                drawn = [
+                    reconstruct(
                         posterior, given,
                         size=store.chunk_size, key=own, device=device, start=start,
-                    )  # fmt: skip
-                store.write(k, chunk, x / draws)
+                    )
+                    for own in (key, *((*key, s) for s in range(1, draws)))
+                ]  # fmt: skip
+                store.write(k, chunk, reduce(torch.add, drawn) / draws)
             advance(f"{len(kept)} kept" if kept else "")
     state.end_e_step()
 

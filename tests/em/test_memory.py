@@ -63,7 +63,9 @@ def test_of_remembered_images_all_coefficients_count() -> None:
         for imputed in (0.0, 1.0)
     ]
     channels = objectives[0].cond_channels(channel)
-    denoiser = Denoiser(UNet(SHAPE, channels, channels=[16], blocks=[1]), VESchedule(0.02, 20.0))
+    with seeded("weights"):
+        network = UNet(SHAPE, channels, channels=[16], blocks=[1])
+    denoiser = Denoiser(network, VESchedule(0.02, 20.0))
 
     def loss(objective: Recorrupted, remembered: bool) -> float:
         batch = Batch(x, 0, torch.arange(16), remembered=torch.full((16,), remembered))
