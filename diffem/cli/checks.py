@@ -10,9 +10,9 @@ from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
+from diffem.em.guard import FEW
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
-from diffem.em.relaxation import FEWEST
 from diffem.metric import Evaluation
 from diffem.posterior.posterior import chunk_count, has_spectrum
 from diffem.runtime.errors import UserError
@@ -205,9 +205,9 @@ def check_relax(channel: Channel, heldout: int) -> None:
             f"em.relax needs the variance of residuals, and {channel} is not linear; set "
             "em.relax=null"
         )
-    if heldout < FEWEST:
+    if heldout < FEW:
         raise UserError(
-            f"em.relax needs {FEWEST} held-out measurements, and there are {heldout}; give more, "
+            f"em.relax needs {FEW} held-out measurements, and there are {heldout}; give more, "
             "or set em.relax=null"
         )
 

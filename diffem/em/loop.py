@@ -205,7 +205,7 @@ class EMLoop(StateCheckpoint):
             posterior = posterior.under(data.measurements.channel)
             scores = self.scores(trainer, posterior)
             kept = self.kept_chunks(data, scores)
-            draws = 1 if len(kept) == len(data.store.chunks) else self.draws(trainer, posterior)
+            draws = self.draws(trainer, posterior, kept)
             rank = (trainer.global_rank, trainer.world_size)
             e_step(
                 posterior, data.measurements, data.store, self.state,
@@ -313,20 +313,26 @@ class EMLoop(StateCheckpoint):
                 )
         return trainer.strategy.broadcast(None if scores is None else scores.tolist())
 
-    def draws(self, trainer: Trainer, posterior: Posterior) -> int:
+    def draws(self, trainer: Trainer, posterior: Posterior, kept: Collection[int]) -> int:
         """Returns of how many draws the next round's reconstructions are the mean.
 
         All processes get the number of the first one.
+
+        Arguments:
+            trainer: The trainer.
+            posterior: The posterior that the next round is due to be drawn from.
+            kept: The chunks that are not drawn.
         """
         module, data = _parts(trainer)
-        draws = 1
-        if self.settings.relax is not None and self.state.round >= 0 and trainer.is_global_zero:
+        relax, wide = self.settings.relax, False
+        if relax is None or self.state.round < 0 or len(kept) == len(data.store.chunks):
+            return 1
+        if trainer.is_global_zero:
             wide = spreads_too_much(
                 posterior, self.heldout.under(data.measurements.channel),
                 seed=module.seed, chunk_size=data.store.chunk_size, device=module.device,
             )  # fmt: skip
-            draws = self.settings.relax if wide else 1
-        return trainer.strategy.broadcast(draws)
+        return relax if trainer.strategy.broadcast(wide) else 1
 
     def kept_chunks(
         self, data: ReconstructionDataModule, scores: Sequence[float] | None

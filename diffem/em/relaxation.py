@@ -18,10 +18,10 @@ import torch
 
 from diffem.corruption import LinearChannel
 from diffem.data.measurements import MeasurementSet
-from diffem.posterior import Posterior, reconstruct
+from diffem.em.guard import FEW
+from diffem.posterior import Posterior, sample_chunks
 
 HELD_OUT = 256  # measurements that are drawn to see whether the law is too wide, at most
-FEWEST = 16  # of fewer χ² is mostly chance
 CLOSE = 0.99  # χ² of a law that is wide by less is taken for right
 
 
@@ -45,15 +45,16 @@ def spreads_too_much(
         chunk_size: The largest number of measurements that are sampled together.
         device: Where to sample.
     """
-    channel, given = heldout.channel, heldout.select(slice(HELD_OUT))
+    channel = heldout.channel
     assert isinstance(channel, LinearChannel)
-    size, chi2 = min(chunk_size, len(given.y)), []
-    for start in range(0, len(given.y), size):
-        part, key = given.select(slice(start, start + size)), (seed, "relax", start)
-        x = reconstruct(posterior, part, size=size, key=key, device=device)
-        chi2.append(channel.residual_chi2(part, x).double())
-    known = torch.cat(chi2)
-    known = known[~known.isnan()]  # NaN where nothing was measured
-    if len(known) < FEWEST:
+    given = heldout.select(slice(HELD_OUT))
+    chunks = sample_chunks(
+        posterior, MeasurementSet(given, channel), 1,
+        chunk_size=chunk_size, key=(seed, "relax"), device=device,
+    )  # fmt: skip
+    (x,) = torch.cat(list(chunks), dim=1)
+    chi2 = channel.residual_chi2(given, x).double()
+    chi2 = chi2[~chi2.isnan()]  # NaN where nothing was measured
+    if len(chi2) < FEW:
         return False
-    return (known.mean() + 2 * known.std() / len(known) ** 0.5).item() < CLOSE
+    return (chi2.mean() + 2 * chi2.std() / len(chi2) ** 0.5).item() < CLOSE

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffem.corruption import Denoising, GaussianNoise, Measurement, make_channel
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import relaxation
+from diffem.em.guard import FEW
 from diffem.em.relaxation import spreads_too_much
 from diffem.posterior import Posterior, reconstruct
 
@@ -52,7 +53,7 @@ def test_a_law_that_is_too_wide_is_seen_without_the_truth(variance: float, wide:
 
 
 def test_of_few_measurements_nothing_is_said() -> None:
-    few = white(relaxation.FEWEST - 1)
+    few = white(FEW - 1)
     assert not spreads_too_much(White(1.0), few, seed=0, chunk_size=100, device="cpu")
 
 
