@@ -13,10 +13,10 @@ from torch import Tensor
 
 from diffem.corruption import Denoising, GaussianNoise, Measurement, make_channel
 from diffem.data.measurements import MeasurementSet, simulate_measurements
-from diffem.em import relaxation
 from diffem.em.guard import FEW
 from diffem.em.relaxation import spreads_too_much
 from diffem.posterior import Posterior, reconstruct
+from diffem.runtime.rng import seeded
 
 NOISE, VARIANCE = 0.5, 0.04  # of a white Gaussian truth
 
@@ -57,23 +57,29 @@ def test_of_few_measurements_nothing_is_said() -> None:
     assert not spreads_too_much(White(1.0), few, seed=0, chunk_size=100, device="cpu")
 
 
+def learn(relax: int) -> float:
+    """Returns the variance after eight rounds of EM from 0.5, of 1,000 images of one variance."""
+    train, heldout, v = white(1000).select(slice(None)), white(256), 0.5
+    for k in range(8):
+        posterior = White(v)
+        wide = spreads_too_much(posterior, heldout, seed=k, chunk_size=256, device="cpu")
+        with seeded("round", k):
+            x = posterior.sample(train, relax if wide else 1).mean(dim=0)
+        v = x.square().mean().item()
+    return v
+
+
 def test_over_relaxed_em_is_nearer_to_the_truth_after_as_many_rounds() -> None:
-    """EM of one variance by its formula, and over-relaxed while χ² is below 0.99."""
+    """EM alone follows v² (v_true + σ²) / (v + σ²)² + v σ² / (v + σ²), to its sampling error.
 
-    def round(v: float, relax: int) -> float:
-        gain, noise = v / (v + NOISE**2), NOISE**2
-        chi2 = (1 - gain) ** 2 * (VARIANCE + noise) / noise + gain
-        draws = relax if chi2 < relaxation.CLOSE else 1
-        return gain**2 * (VARIANCE + noise) + gain * noise / draws
-
-    found = {}
-    for relax in (1, 2):
-        v = 0.5
-        for _ in range(8):
-            v = round(v, relax)
-        found[relax] = v
-    assert found[1] > 2 * VARIANCE
-    assert abs(found[2] - VARIANCE) < 0.25 * (found[1] - VARIANCE)
+    Over 64,000 numbers that is 1 % of v. EM ends with 0.109 where the truth is 0.04.
+    """
+    v = 0.5
+    for _ in range(8):
+        gain = v / (v + NOISE**2)
+        v = gain**2 * (VARIANCE + NOISE**2) + gain * NOISE**2
+    assert learn(1) == pytest.approx(v, rel=0.05) and v > 2 * VARIANCE
+    assert abs(learn(2) - VARIANCE) < 0.25 * (v - VARIANCE)
 
 
 def relaxed(path: Path, monkeypatch: pytest.MonkeyPatch, wide: list[bool]) -> SmallRun:
