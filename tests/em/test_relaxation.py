@@ -11,9 +11,10 @@ from small_run import CHUNK, ROUNDS, SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
-from diffem.corruption import Denoising, GaussianNoise, Measurement, make_channel
+from diffem.corruption import Denoising, GaussianNoise, Mask, Measurement, make_channel
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em.guard import FEW
+from diffem.em.loop import EMLoop
 from diffem.em.relaxation import spreads_too_much
 from diffem.posterior import Posterior, reconstruct
 from diffem.runtime.rng import seeded
@@ -55,6 +56,16 @@ def test_a_law_that_is_too_wide_is_seen_without_the_truth(variance: float, wide:
 def test_of_few_measurements_nothing_is_said() -> None:
     few = white(FEW - 1)
     assert not spreads_too_much(White(1.0), few, seed=0, chunk_size=100, device="cpu")
+
+
+def test_measurements_of_nothing_do_not_count() -> None:
+    """Their χ² is NaN, and so would be the mean of all."""
+    some = white(256)
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(NOISE))
+    y, _, noise = some.select(slice(None))
+    measured = (torch.arange(256) % 4 > 0).float()[:, None, None, None].expand(-1, 1, 8, 8)
+    masked = MeasurementSet(Measurement(y * measured, measured, noise), channel)
+    assert spreads_too_much(White(4 * VARIANCE), masked, seed=0, chunk_size=100, device="cpu")
 
 
 def learn(relax: int) -> float:
@@ -110,6 +121,17 @@ def test_a_relaxed_round_is_the_mean_of_draws(
         )  # fmt: skip
     x = run.store.open(k).__getitems__(range(SIZE)[rows]).x
     assert torch.equal(x, (first + second) / 2) and not torch.equal(first, second)
+
+
+def test_of_a_round_that_is_kept_nothing_is_a_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = relaxed(tmp_path / "a", monkeypatch, [True, True])
+    every = frozenset(run.store.chunks)
+    monkeypatch.setattr(
+        EMLoop, "kept_chunks", lambda loop, *_: every if loop.state.round == 0 else frozenset()
+    )
+    assert [r.costs["draws"] for r in run.fit().rounds] == [1, 1, 2]
 
 
 def test_without_it_rounds_are_as_they_were(
