@@ -14,10 +14,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffem.cli.compose import merge_fault, sibling_keys
 from diffem.config.secrets import redact_text
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import FULL, UserError
 from diffem.runtime.rank import global_rank
 from diffem.runtime.signals import RANK_DIED, exit_now, report_error
-from diffem.storage.atomic import FREE_SOME, FULL
+from diffem.storage.atomic import FREE_SOME
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # by the system: rights, a read-only disk
 NO_MEMORY = "out of memory|can't allocate memory|unable to mmap"

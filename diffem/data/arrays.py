@@ -442,10 +442,9 @@ def _operator(
             "one number in its place, or `operator`"
         )
     name = f"{source}: operator"
-    phi = None
     if operator is not None and isinstance(own, Fourier):
         phi = _kspace_mask(n, numbers(operator, name), own, name)
-    if phi is None:
+    else:
         phi = _given_or_drawn(n, operator, drawn, name, channel, nan=own.holds_nan)
     if operator is not None:
         _refuse(own.fault(phi), name)

@@ -1,6 +1,5 @@
 """Samples in the form of the measurements: their file type, dtype, axes and units."""
 
-import errno
 import math
 import os
 import shutil
@@ -19,7 +18,7 @@ from diffem.data.cast import cast
 from diffem.data.layout import Layout, joined
 from diffem.data.reader import ARRAY, KNOWN, Note, Reader, reader_of
 from diffem.data.stack import FileStack, Part
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import FULL, UserError
 from diffem.runtime.progress import warn
 
 
@@ -465,7 +464,7 @@ def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
             raise
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         with writing(folder):
             raise

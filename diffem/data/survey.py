@@ -48,7 +48,7 @@ def take_survey(held: Held, count: int) -> Survey:
         count: How many of its measurements are used, the first ones.
 
     Raises:
-        UserError: If one cannot be read, or holds infinity, or a parameter is none.
+        UserError: If one cannot be read, or holds infinity, or a parameter is no real number.
     """
     sample, rng = [], np.random.default_rng(0)  # the same values each time
     missing, measured = None, 0

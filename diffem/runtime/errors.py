@@ -18,6 +18,7 @@ UNUSABLE = (  # why a folder cannot be made or written
     errno.EPERM,
     errno.EROFS,
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)  # that the disk, or the user's share of it, is full
 LONGEST = 1000  # characters of a path in a message
 
 

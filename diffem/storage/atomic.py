@@ -1,6 +1,5 @@
 """Atomic, durable writes of files; reading verifies checksums and executes no code."""
 
-import errno
 import hashlib
 import json
 import os
@@ -11,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import FULL, UserError
 from diffem.storage.strict_json import from_json
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FREE_SOME = "free some and start the same command again"
 # These override the argument weights_only of torch.load.
 TORCH_VARIABLES = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
