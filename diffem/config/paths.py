@@ -85,7 +85,7 @@ def _quote_argument(argument: str, sweep: bool) -> str:
 
 
 def _is_numbers(value: str) -> bool:
-    return bool(_NUMBERS.fullmatch(value)) and not _exists(value)
+    return bool(_NUMBERS.fullmatch(value)) and not (_exists(value) and Path(value).is_file())
 
 
 def _quote_value(value: str) -> str:

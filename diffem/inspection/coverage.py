@@ -82,6 +82,8 @@ class Coverage:
     """The number of all measurements."""
     one_operator: bool
     """Whether all have the same operator."""
+    pixelwise: bool
+    """Whether each value measures one pixel."""
 
     @property
     def never(self) -> np.ndarray:
@@ -134,6 +136,7 @@ def take_coverage(measurements: MeasurementSet) -> Coverage | None:
         len(measurements) if one else rows,
         len(measurements),
         one,
+        channel.forward_operator.pixelwise,
     )
 
 

@@ -299,7 +299,7 @@ def coverage_findings(coverage: Coverage | None) -> Findings:
     low, high = float(coverage.pixels.min()), float(coverage.pixels.max())
     if coverage.one_operator:
         found.lines.append("all measurements have the same operator")
-    elif coverage.frequencies is not None and high <= 1.0001:
+    elif coverage.pixelwise and coverage.frequencies is not None and high <= 1.0001:
         found.lines.append(
             f"a pixel is measured in {percent(low)} to {percent(high)} of the measurements"
         )

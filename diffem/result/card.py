@@ -33,8 +33,8 @@ WHAT = {
     "prior.safetensors": "the sampler of p(x), likewise",
     "prior.onnx": "its denoiser",
     "student.safetensors": "a sampler of p(x | y) of one evaluation, distilled from the first",
-    "reconstructions": "a sample of p(x | y) for each training measurement, in their order and "
-    "units, of the last round",
+    "reconstructions": "{drawn} for each training measurement, in their order and units, of the "
+    "last round",
     "figures": "held-out measurements and their reconstructions, samples of the prior, the scores "
     "over the rounds",
     "summary.json": "the scores of each round, and of the result",
@@ -83,7 +83,7 @@ def model_card(
         _scores(summary, files),
         _sampling(result, name),
         *([_onnx(result, graphs)] if graphs else []),
-        _table("## Files", {file: WHAT[file] for file in ("README.md", *files)}),
+        _files(summary, files),
         LIMITS,
     ]
     return "\n".join(parts)
@@ -125,6 +125,20 @@ def _scores(summary: Mapping[str, Any], files: Sequence[str]) -> str:
     figure = "\n![Held-out measurements](figures/heldout.png)\n" if "figures" in files else ""
     note = "\nStandard deviations and distances are on the scale of [−1, 1].\n" if rows else ""
     return _table("## Scores on held-out measurements", rows) + note + figure
+
+
+def _files(summary: Mapping[str, Any], files: Sequence[str]) -> str:
+    draws = set[int]()  # of the chunks of the last round, some of which earlier rounds drew
+    for row in reversed(summary.get("rounds", [])):
+        if row.get("redrawn", 1.0) > 0:
+            draws.add(row.get("draws", 1))
+        if row.get("redrawn", 1.0) == 1.0:
+            break
+    most, sample = max(draws, default=1), "a sample of p(x | y)"
+    drawn = sample if most == 1 else f"the mean of {most} samples of p(x | y) (`em.relax`)"
+    drawn = drawn if len(draws) < 2 else f"{sample}, or {drawn},"
+    rows = {file: WHAT[file].format(drawn=drawn) for file in ("README.md", *files)}
+    return _table("## Files", rows)
 
 
 def _sampling(result: Result, name: str) -> str:

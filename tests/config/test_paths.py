@@ -107,6 +107,8 @@ def test_a_file_whose_name_is_a_number_or_a_list(
         (tmp_path / name).touch()
         assert quote_paths([f"corruption.kernel={name}"]) == [f"corruption.kernel='{name}'"]
         assert given_path(f"corruption.kernel={name}") == name
+    (tmp_path / "8").mkdir()  # as a sweep numbers its jobs
+    assert quote_paths(["corruption.coils=8"]) == ["corruption.coils=8"]
     assert given_path("corruption.kernel=5") is None
     assert given_path(f"corruption.kernel={NASTY}") == NASTY
     assert given_path("corruption.rho=0.5") is None and given_path("dataset.groups=null") is None

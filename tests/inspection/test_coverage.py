@@ -10,6 +10,7 @@ from diffem.corruption import (
     Channel,
     Denoising,
     Downsample,
+    Fourier,
     GaussianNoise,
     LinearOperator,
     Mask,
@@ -18,7 +19,7 @@ from diffem.corruption import (
     make_channel,
 )
 from diffem.corruption.recorded import Recorded
-from diffem.data.measurements import MeasurementSet
+from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.inspection.coverage import Coverage, take_coverage
 from diffem.inspection.report import coverage_findings
 
@@ -120,3 +121,15 @@ def test_of_a_channel_that_is_not_linear_nothing_is_said() -> None:
     drawn = channel.draw(torch.zeros(8, 1, 4, 4), Generator())
     assert take_coverage(MeasurementSet(drawn, channel)) is None
     assert "not linear" in coverage_findings(None).lines[0]
+
+
+@pytest.mark.parametrize(("operator", "said"), [(Mask, True), (Fourier, False)])
+def test_how_often_a_pixel_is_measured_is_said_where_pixels_are(
+    operator: type[Mask | Fourier], said: bool
+) -> None:
+    """Of lines of k-space it was said of pixels, which none of them measures alone."""
+    given = {"rho": 0.5} if operator is Mask else {"acceleration": 2.0}
+    channel = make_channel(operator((1, 8, 8), **given), GaussianNoise(0.1))  # type: ignore[arg-type]
+    train = simulate_measurements(torch.zeros(64, 1, 8, 8), channel, seed=0, split="train")
+    lines = coverage_findings(take_coverage(train)).lines
+    assert any("a pixel is measured in" in line for line in lines) is said

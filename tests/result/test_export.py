@@ -27,6 +27,7 @@ from diffem.posterior import Conditional
 from diffem.posterior.ambient import MaskedDenoiser
 from diffem.posterior.posterior import DenoiserPosterior
 from diffem.result import onnx_graph
+from diffem.result.card import _files
 from diffem.result.export import export_run, write_array, write_dataset
 from diffem.runtime.errors import UserError
 
@@ -64,6 +65,23 @@ def fit(run_dir: Path, *overrides: str, corruption: str = "mask", n: int = 60) -
 def run(tmp_path_factory: pytest.TempPathFactory) -> diffem.Result:
     """A run of one round on masked digits."""
     return fit(tmp_path_factory.mktemp("runs") / "mine")
+
+
+@pytest.mark.parametrize(
+    ("rows", "drawn"),
+    [
+        ([(1, 1.0), (2, 1.0)], "the mean of 2 samples of p(x | y) (`em.relax`) for"),
+        ([(2, 1.0), (1, 1.0)], "a sample of p(x | y) for"),
+        ([(2, 1.0), (1, 0.0)], "the mean of 2 samples of p(x | y) (`em.relax`) for"),
+        ([(2, 1.0), (1, 0.5)], "a sample of p(x | y), or the mean of 2 samples of p(x | y) (`em"),
+    ],
+)
+def test_the_card_says_of_how_many_draws_reconstructions_are(
+    rows: list[tuple[int, float]], drawn: str
+) -> None:
+    rounds = [{"draws": draws, "redrawn": redrawn} for draws, redrawn in rows]
+    table = _files({"rounds": rounds}, ["reconstructions"])
+    assert f"| reconstructions | {drawn}" in table.replace(r"\|", "|")
 
 
 def last_round(result: diffem.Result) -> np.ndarray:
