@@ -28,7 +28,7 @@ WITHDRAWN = 50
 COMMON = (
     *("dataset.train=150", "corruption=mask", "em.rounds=2", "em.steps_per_round=600"),
     *("network.channels=[32]", "network.blocks=[2]", "metric.heldout=300"),
-    *("em.batch_size=64", "prior=null", "em.guard=null", "metric.samples=8"),
+    *("em.batch_size=64", "prior=null", "em.guard=null", "em.relax=null", "metric.samples=8"),
     "trainer.accelerator=cpu",
 )
 STEPS = round(SHARE * 1200)

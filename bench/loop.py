@@ -16,8 +16,8 @@ from diffem.em.rollback import fit
 from diffem.result import build_channel
 from diffem.storage.reconstructions import ReconstructionStore
 
-ALWAYS = ("prior=null", "em.guard=null")
-"""Overrides of all runs that are measured: a guard may leave E-steps out."""
+ALWAYS = ("prior=null", "em.guard=null", "em.relax=null")
+"""Overrides of all runs that are measured: else E-steps may be left out, or drawn twice."""
 OnRound = Callable[[DenoiserModule, Round], None]
 
 

@@ -42,14 +42,14 @@ class Arrivals:
 
 DIGITS = (
     *("network.blocks=[2,2]", "em.batch_size=64", "em.steps_per_round=250"),
-    "metric.samples=4",
+    *("em.relax=null", "metric.samples=4"),
 )
 LEVELS = (0.05, 0.075, 0.1, 0.15, 0.2)
 PAIRS = ("[0,1]", "[2,3]", "[4,5]", "[6,7]", "[8,9]")
 FASHION = (
     *("dataset=fashion_mnist", "dataset.train=5000", "corruption=mask"),
     *("network.channels=[16,32]", "network.blocks=[2,2]", "em.batch_size=64"),
-    *("em.steps_per_round=150", "sampler.steps=14", "metric.samples=4"),
+    *("em.steps_per_round=150", "sampler.steps=14", "em.relax=null", "metric.samples=4"),
 )
 STUDIES = {
     "digits": Arrivals(

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments, name="student", about=__doc__)
     run = chosen.out.absolute() / f"seed_{chosen.seed}"
     diffem(
-        "train", *METRICS, "network.blocks=[2,2]", "em.steps_per_round=250", "prior=null",
-        "student=diff_instruct", "trainer.accelerator=cpu", f"seed={chosen.seed}",
+        "train", *METRICS, "network.blocks=[2,2]", "em.steps_per_round=250", "em.relax=null",
+        "prior=null", "student=diff_instruct", "trainer.accelerator=cpu", f"seed={chosen.seed}",
         *chosen.overrides, f"run_dir={run}", "resume=auto",
     )  # fmt: skip
     for old in run.glob("evaluation_*.json"):

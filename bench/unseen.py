@@ -46,6 +46,7 @@ SETTINGS = (
     "dataset.range=[-1,1]",
     "corruption=mask",
     f"corruption.noise.std={NOISE}",
+    "em.relax=null",
     "prior.steps=1000",
     "metric.heldout=64",
 )

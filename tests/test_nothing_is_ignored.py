@@ -428,6 +428,7 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
 ) -> None:
     """They have no effect in some rows, which the run says instead of ending."""
     monkeypatch.setattr("diffem.cli.checks.is_given", lambda key: True)
+    monkeypatch.setattr("diffem.cli.checks.is_chosen", lambda key: False)
     diffem, rival = composed(), composed("method=em_mmps", "prior=null")
 
     def unused(cfg: DictConfig, *, learn: tuple[str, ...] = ()) -> set[str]:
@@ -435,8 +436,9 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
         channel = make_channel(Denoising((1, 8, 8)), GaussianNoise(0.1), learn=learn)
         return {key for key, _ in unused_settings(cfg, objective, channel)}
 
-    guard = "em.guard"
-    assert unused(diffem, learn=("noise",)) == {guard}
+    guard, relax = "em.guard", "em.relax"
+    unlearned = {"blind", guard, relax, "metric.prior"}
+    assert unused(diffem, learn=("noise",)) == {guard, relax}
     assert unused(diffem) == {"blind"}
     assert unused(rival) == {"blind", "metric.prior"}
     assert unused(composed("method=em_mmps")) == {"blind", "prior"}
@@ -444,12 +446,14 @@ def test_settings_that_a_comparison_gives_to_all_rows_are_reported(
     learned = make_channel(masked.forward_operator, GaussianNoise(0.1), learn=("noise",))
     for cfg, channel, expected in (
         (diffem, masked, {"blind"}),
-        (diffem, learned, {guard}),  # scores under two channels do not compare
-        (composed("method=supervised", "prior=null"), masked, {"blind", guard, "metric.prior"}),
-        (composed("method=ambient", "prior=null"), masked, {"blind", guard, "metric.prior"}),
+        (diffem, learned, {guard, relax}),  # scores under two channels do not compare
+        (composed("method=supervised", "prior=null"), masked, unlearned),
+        (composed("method=ambient", "prior=null"), masked, unlearned),
+        (diffem, make_channel(Hidden((1, 8, 8)), GaussianNoise(0.1)), {"blind", relax}),
     ):
         objective = build(cfg.method.objective, "method.objective")
-        assert {key for key, _ in unused_settings(cfg, objective, channel)} == expected
+        found = {key for key, _ in unused_settings(cfg, objective, channel)}
+        assert found - {"init.components", "init.shrinkage"} == expected
 
 
 @pytest.mark.parametrize("recorded", [False, True])

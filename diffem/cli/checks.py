@@ -9,7 +9,7 @@ from diffem.cli.compose import is_chosen, is_given
 from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
-from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay
+from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay, relaxation
 from diffem.em.guard import FEW
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
@@ -102,10 +102,10 @@ def checked_settings(
 
     Returns:
         The EM loop's settings, without the guard where there is nothing that it could hide, and
-        without over-relaxed E-steps where no M-step learns from them.
+        without over-relaxed E-steps where there are none.
 
     Raises:
-        UserError: If `em.stop` needs a figure that the run does not have, or `em.relax` residuals.
+        UserError: If `em.stop` needs a figure that the run does not have.
     """
     channel = train.channel
     for key, reason in unused_settings(cfg, objective, channel):
@@ -115,10 +115,10 @@ def checked_settings(
         settings = replace(settings, guard=None)
     if settings.stop is not None:
         check_stop(settings, heldout, unguarded or "em.guard=null")
-    if not_learned(cfg, objective):
+    if not_relaxed(cfg, objective, channel):
         settings = replace(settings, relax=None)
-    if settings.relax is not None:
-        check_relax(channel, heldout)
+    if settings.relax is not None and heldout < FEW and is_given("em.relax"):
+        warn(f"em.relax has no effect: it needs {FEW} held-out measurements, there are {heldout}")
     chunks = chunk_count(len(train), settings.chunk_size)
     if is_given("em.refresh") and settings.refreshed(chunks) == chunks:
         warn(
@@ -147,13 +147,13 @@ def unused_settings(
     mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
     one = mixture and not Mixture.fits(channel)
     gaussian = f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)"
-    unguarded, unlearned = no_guard(cfg, objective, channel), not_learned(cfg, objective)
+    unguarded, unrelaxed = (none(cfg, objective, channel) for none in (no_guard, not_relaxed))
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),
         ("blind", not channel.learn, "corruption.learn is empty"),
         ("em.guard", unguarded is not None, unguarded or ""),
-        ("em.relax", cfg.em.relax is not None and unlearned is not None, unlearned or ""),
+        ("em.relax", cfg.em.relax is not None and unrelaxed is not None, unrelaxed or ""),
         ("init.components", one, gaussian),
         ("init.shrinkage", one, gaussian),
         *(
@@ -190,26 +190,15 @@ def no_guard(cfg: DictConfig, objective: Objective, channel: Channel) -> str | N
     return None
 
 
-def check_relax(channel: Channel, heldout: int) -> None:
-    """Refuses `em.relax` where held-out residuals cannot tell how much samples spread.
-
-    Arguments:
-        channel: The channel.
-        heldout: The number of held-out measurements.
-
-    Raises:
-        UserError: If they cannot.
-    """
-    if not isinstance(channel, LinearChannel):
-        raise UserError(
-            f"em.relax needs the variance of residuals, and {channel} is not linear; set "
-            "em.relax=null"
-        )
-    if heldout < FEW:
-        raise UserError(
-            f"em.relax needs {FEW} held-out measurements, and there are {heldout}; give more, "
-            "or set em.relax=null"
-        )
+def not_relaxed(cfg: DictConfig, objective: Objective, channel: Channel) -> str | None:
+    """Returns why no E-step is over-relaxed, if there is a reason."""
+    if unlearned := not_learned(cfg, objective):
+        return unlearned
+    if channel.learn:
+        return "the channel is learned, from reconstructions that must spread as samples do"
+    if not relaxation.fits(channel):
+        return f"{channel} has no spectrum at hand, which says what y tells of each coefficient"
+    return None
 
 
 def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffem.cli.checks import no_guard, not_learned
+from diffem.cli.checks import no_guard, not_relaxed
 from diffem.cli.parts import build_module, check_posterior
 from diffem.config.build import build
 from diffem.data.measurements import MeasurementSet
@@ -112,7 +112,7 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     chunks = chunk_count(len(train), settings.chunk_size)
     drawn = settings.refreshed(chunks) * settings.chunk_size  # the last chunk is padded
     drawn *= settings.warm_start or 1.0  # the fraction of the sampler's steps
-    if settings.relax is not None and not_learned(cfg, objective) is None:
+    if settings.relax is not None and not_relaxed(cfg, objective, train.channel) is None:
         drawn *= settings.relax  # at most
         drawn += min(HELD_OUT, len(heldout))
     if settings.guard is not None and no_guard(cfg, objective, train.channel) is None:

@@ -38,7 +38,7 @@ from diffem.storage.run_dir import WITHDRAWN, open_run, resumed_arguments, save_
 
 REPLACED = (  # settings of the run that do not hold for the new one
     *("withdrawn", "em.rounds", "em.seconds", "em.nfe", "em.stop", "em/stop", "em.refresh"),
-    *("em.relax", "em.warm_start", "dataset.range", "trainer.accelerator", "trainer.devices"),
+    *("em.warm_start", "dataset.range", "trainer.accelerator", "trainer.devices"),
     *("trainer.num_nodes", "trainer.precision", "trainer.strategy", "strategy"),
 )
 

@@ -71,6 +71,24 @@ def measured_coefficients(
     return square * measured / var, information * measured / var
 
 
+def told_share(channel: LinearChannel, measurement: Measurement) -> tuple[Tensor, Spectrum]:
+    """Returns which share of each coefficient's variance measurements tell, if it is 1 before.
+
+    Arguments:
+        channel: The channel, whose operator has a spectrum.
+        measurement: The measurements.
+
+    Returns:
+        p / (1 + p) of the coefficients' precision p, in [0, 1), which broadcasts against
+        (B, *shape), and the spectrum whose coefficients these are.
+    """
+    spectrum = channel.spectrum(measurement.operator)
+    assert spectrum is not None
+    variance = channel.estimated_variance(measurement)
+    precision, _ = measured_coefficients(channel, measurement, spectrum, variance)
+    return precision / (1 + precision), spectrum
+
+
 class Conditioning:
     """How a denoiser is conditioned on a measurement.
 

@@ -46,8 +46,8 @@ class EMSettings:
     """The time t in (0, 1) that an E-step after round 0 brings the last reconstructions back to,
     to draw from there in the fraction t of the sampler's steps; None: from noise alone."""
     relax: int | None = None
-    """Of how many draws E-steps after round 0 store the mean, >= 2, while samples of held-out
-    measurements spread too much (`diffem.em.relaxation`); None: of one."""
+    """Of how many draws E-steps between the first and the last make x̂, >= 2, while samples of
+    held-out measurements spread too much (`diffem.em.relaxation`); None: of one."""
     seconds: float | None = None
     """The time of E- and M-steps to spend, to the nearest round; None for no limit."""
     nfe: float | None = None

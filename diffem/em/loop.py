@@ -12,7 +12,6 @@ was killed anywhere resumes from there, to the same weights.
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from diffem.em.datamodule import ReconstructionDataModule
 from diffem.em.guard import FEW, Guard
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
-from diffem.em.relaxation import spreads_too_much
+from diffem.em.relaxation import relaxed, spreads_too_much
 from diffem.em.round import Round
 from diffem.em.state import EMState
 from diffem.posterior import DenoiserPosterior, Posterior, Start, reconstruct
@@ -84,7 +83,7 @@ def e_step(
         kept: The chunks that stay as they are in the current round.
         warm_start: The time in (0, 1) that the current round's reconstructions are brought back
             to, to be drawn again from there; None: the next ones are drawn from noise alone.
-        draws: Of how many draws x̂_i is the mean: more than one in an over-relaxed E-step.
+        draws: How many draws x̂_i is made of: more than one in an over-relaxed E-step.
     """
     k = state.round + 1
     last = store.open(k - 1) if warm_start is not None and k > 0 else None
@@ -104,7 +103,8 @@ def e_step(
                     )
                     for own in (key, *((*key, s) for s in range(1, draws)))
                 ]  # fmt: skip
-                store.write(k, chunk, reduce(torch.add, drawn) / draws)
+                x = relaxed(drawn, measurements.channel, given) if draws > 1 else drawn[0]
+                store.write(k, chunk, x)
             advance(f"{len(kept)} kept" if kept else "")
     state.end_e_step()
 
@@ -314,9 +314,10 @@ class EMLoop(StateCheckpoint):
         return trainer.strategy.broadcast(None if scores is None else scores.tolist())
 
     def draws(self, trainer: Trainer, posterior: Posterior, kept: Collection[int]) -> int:
-        """Returns of how many draws the next round's reconstructions are the mean.
+        """Returns of how many draws the next round's reconstructions are made.
 
-        All processes get the number of the first one.
+        It is one in the last round, from which no M-step learns. All processes get the number of
+        the first one.
 
         Arguments:
             trainer: The trainer.
@@ -324,8 +325,8 @@ class EMLoop(StateCheckpoint):
             kept: The chunks that are not drawn.
         """
         module, data = _parts(trainer)
-        relax, wide = self.settings.relax, False
-        if relax is None or self.state.round < 0 or len(kept) == len(data.store.chunks):
+        relax, wide, k = self.settings.relax, False, self.state.round + 1
+        if relax is None or k in (0, self.settings.rounds) or len(kept) == len(data.store.chunks):
             return 1
         if trainer.is_global_zero:
             wide = spreads_too_much(

@@ -22,7 +22,7 @@ from diffem.corruption import (
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Condition, Conditioning, Denoiser, Perturbation, add_noise
-from diffem.denoiser.condition import embedding_only, measured_coefficients
+from diffem.denoiser.condition import embedding_only, told_share
 from diffem.denoiser.reflected import reflect
 from diffem.posterior.posterior import has_spectrum
 from diffem.runtime.errors import UserError
@@ -193,11 +193,7 @@ class Recorrupted(Objective):
         """Returns the weight of each coefficient's error, of mean 1, and their basis."""
         channel, own = measurements.channel, measurements.select(batch.rows).to(batch.x.device)
         assert isinstance(channel, LinearChannel)
-        spectrum = channel.spectrum(own.operator)
-        assert spectrum is not None
-        variance = channel.estimated_variance(own)
-        precision, _ = measured_coefficients(channel, own, spectrum, variance)
-        share = precision / (1 + precision)  # of a coefficient of variance 1, what y_i tells of it
+        share, spectrum = told_share(channel, own)
         weight = share + (self.imputed or 0.0) * (1 - share)
         weight = weight / weight.mean()
         if batch.remembered is not None:  # nothing is known of what was measured of them

@@ -10,19 +10,49 @@ so that from v « σ² on hundreds of rounds are little. An over-relaxed step go
 n draws, whose spread about E[x | y] is that of one over √n. It would make a right law too narrow,
 so it is taken only while the network's own samples tell that its law is too wide: they then follow
 y more closely than the noise allows, and Pearson's χ² of held-out measurements is below 1, its
-expectation under the right law (`LinearChannel.residual_chi2`). No truth is needed. What no
-measurement measures χ² does not see: there the mean of draws makes samples spread too little.
+expectation under the right law (`LinearChannel.residual_chi2`). No truth is needed.
+
+χ² sees what y measures, and no more. So of each coefficient in the operator's basis the share that
+y tells of it is the mean's, and the rest that of one draw, which spreads as the network has it.
 """
 
-import torch
+from collections.abc import Sequence
+from functools import reduce
 
-from diffem.corruption import LinearChannel
+import torch
+from torch import Tensor
+
+from diffem.corruption import Channel, LinearChannel, Measurement
 from diffem.data.measurements import MeasurementSet
+from diffem.denoiser.condition import told_share
 from diffem.em.guard import FEW
 from diffem.posterior import Posterior, sample_chunks
+from diffem.posterior.posterior import has_spectrum
 
 HELD_OUT = 256  # measurements that are drawn to see whether the law is too wide, at most
 CLOSE = 0.99  # χ² of a law that is wide by less is taken for right
+
+
+def fits(channel: Channel) -> bool:
+    """Returns whether E-steps under a channel can be over-relaxed."""
+    return isinstance(channel, LinearChannel) and has_spectrum(channel)
+
+
+def relaxed(draws: Sequence[Tensor], channel: Channel, measurement: Measurement) -> Tensor:
+    """Returns the mean of draws in what measurements tell, and the first draw in the rest.
+
+    Arguments:
+        draws: Draws x ~ p(x | y), each (B, *shape).
+        channel: The channel; it `fits`.
+        measurement: What they are drawn for.
+
+    Returns:
+        x̂, (B, *shape).
+    """
+    assert isinstance(channel, LinearChannel)
+    share, spectrum = told_share(channel, measurement)
+    mean = reduce(torch.add, draws) / len(draws)
+    return draws[0] + spectrum.synthesise(share * spectrum.analyse(mean - draws[0]))
 
 
 def spreads_too_much(

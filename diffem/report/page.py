@@ -28,7 +28,7 @@ from diffem.report.pictures import (
     strip,
 )
 from diffem.report.record import RunRecord, read_record, round_seconds
-from diffem.report.verdict import Judgement, Statement, next_steps, verdict
+from diffem.report.verdict import Judgement, Statement, next_steps, relaxed_line, verdict
 from diffem.storage.atomic import write_file
 from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import PAGE
@@ -150,7 +150,7 @@ def run_context(record: RunRecord) -> dict[str, Any]:
         "charts": charts,
         "axes": axes,
         "values": _values(record),
-        "relaxed": _relaxed(record.rounds),
+        "relaxed": relaxed_line(record.rounds),
         "rounds": rounds,
         "samples": samples,
         "calibration": calibration,
@@ -160,12 +160,6 @@ def run_context(record: RunRecord) -> dict[str, Any]:
         "versions": [["package", "version"], *map(list, _versions(record).items())],
         "config": yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True),
     }
-
-
-def _relaxed(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rounds whose reconstructions are means of draws, as one text."""
-    found = [str(row["round"]) for row in rounds if row.get("draws") not in (None, 1)]
-    return ", ".join(f"round {k}" for k in found)
 
 
 def run_title(record: RunRecord) -> str:

@@ -152,7 +152,7 @@ class RunReport:
             if more:
                 drawn = scorer.draw(round.posterior, part, more, key=(k,))
                 samples = torch.cat([samples, drawn])
-        else:  # some of the reconstructions are of other posteriors, or all are means of draws
+        else:  # some of the reconstructions are of other posteriors, or all are of several draws
             samples = scorer.draw(round.posterior, part, more + 1, key=(k,))
         scores, left_out = scorer.score_round(k, measurements, self.heldout.truth)
         scores |= scorer.score_means(samples, measurements)
@@ -207,7 +207,7 @@ class RunReport:
         Arguments:
             row: The round's number and its scores.
         """
-        if row.get("draws", 1) > 1:  # means of draws differ less than samples
+        if row.get("draws", 1) > 1:  # what is made of several draws differs less than samples
             return {}
         before = [held for held in self.journal.rounds if held["round"] < row["round"]]
         left = find_collapse(row, before[0]) if before else []

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffem.metric import Score
-from diffem.report.verdict import kept_line
+from diffem.report.verdict import kept_line, relaxed_line
 from diffem.runtime.progress import plain_console
 
 TIMES = (
@@ -181,8 +181,9 @@ def print_closing(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any])
         final: The held-out scores.
     """
     console = plain_console()
-    if (kept := kept_line(rounds)) is not None:
-        console.print(kept, soft_wrap=True)
+    for line in (kept_line(rounds), relaxed_line(rounds)):
+        if line is not None:
+            console.print(line, soft_wrap=True)
     if (floor := final.get("init_psnr_mean")) is not None:
         console.print(f"posterior mean of the init, held-out: {floor:.2f} dB")
     if (worst := final.get("worst_group_psnr_mean")) is not None:

@@ -161,6 +161,22 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns which rounds are over-relaxed, if any are, and what of them does not compare.
+
+    Arguments:
+        rounds: The rows of the rounds.
+    """
+    found = [str(row["round"]) for row in rounds if row.get("draws") not in (None, 1)]
+    if not found:
+        return None
+    return (
+        f"over-relaxed (em.relax): round {', '.join(found)}; reconstructions there spread less "
+        "than samples, and their scores, such as PSNR, χ² and diversity, do not compare with "
+        "those of other rounds"
+    )
+
+
 def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     """Returns the advice to go on where the score still fell in the last round."""
     (_, before), (k, last) = hidden[-2:] if len(hidden) > 1 else (hidden[0], hidden[0])

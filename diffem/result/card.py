@@ -135,7 +135,7 @@ def _files(summary: Mapping[str, Any], files: Sequence[str]) -> str:
         if row.get("redrawn", 1.0) == 1.0:
             break
     most, sample = max(draws, default=1), "a sample of p(x | y)"
-    drawn = sample if most == 1 else f"the mean of {most} samples of p(x | y) (`em.relax`)"
+    drawn = sample if most == 1 else f"made of {most} samples of p(x | y) (`em.relax`)"
     drawn = drawn if len(draws) < 2 else f"{sample}, or {drawn},"
     rows = {file: WHAT[file].format(drawn=drawn) for file in ("README.md", *files)}
     return _table("## Files", rows)

@@ -144,7 +144,6 @@ BAD = [
     (["metric.features=[1]"], "metric.features must be a list of feature spaces"),
     (["method=em_mmps", "method.posterior.solver=lu"], "solver must be gmres or cg, got 'lu'"),
     (["em.relax=1"], "em.relax must be"),
-    (["em.relax=2", "corruption=saturation"], "em.relax needs the variance of residuals"),
     (["em.warm_start=1.0"], "em.warm_start must be a number in (0, 1), got 1.0"),
     (["method=em_pnp", "em.warm_start=0.5"], "method.posterior=SplitGibbs draws from noise alone"),
     (["method=em_dps", "method.posterior.zeta=0"], "zeta must be a positive number, got 0"),

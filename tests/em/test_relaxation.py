@@ -1,6 +1,7 @@
 """E-steps that take the mean of draws while samples spread too much (`em.relax`)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,22 @@ from small_run import CHUNK, ROUNDS, SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
-from diffem.corruption import Denoising, GaussianNoise, Mask, Measurement, make_channel
+from diffem.corruption import (
+    Channel,
+    Denoising,
+    DistortedChannel,
+    Downsample,
+    Gamma,
+    GaussianNoise,
+    Mask,
+    Measurement,
+    MultiCoil,
+    make_channel,
+)
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em.guard import FEW
 from diffem.em.loop import EMLoop
-from diffem.em.relaxation import spreads_too_much
+from diffem.em.relaxation import fits, relaxed, spreads_too_much
 from diffem.posterior import Posterior, reconstruct
 from diffem.runtime.rng import seeded
 
@@ -68,6 +80,42 @@ def test_measurements_of_nothing_do_not_count() -> None:
     assert spreads_too_much(White(4 * VARIANCE), masked, seed=0, chunk_size=100, device="cpu")
 
 
+def test_what_is_not_measured_is_that_of_one_draw() -> None:
+    """Its spread is not known to be too wide: a mean there would be too narrow for nothing."""
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(NOISE))
+    x = torch.randn(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = simulate_measurements(x[0], channel, seed=0, split="train").select(slice(None))
+    mean, mask = x.mean(dim=0), given.operator == 1
+    found, share = relaxed(x, channel, given), 1 / (1 + NOISE**2)
+    expected = torch.where(mask, share * mean + (1 - share) * x[0], x[0])
+    torch.testing.assert_close(found, expected)
+    assert mask.any() and not mask.all()
+
+
+def test_the_share_is_that_of_coefficients() -> None:
+    """Downsampling measures the mean of each 2 × 2 pixels, and nothing of their differences."""
+    channel = make_channel(Downsample((1, 8, 8), factor=2), GaussianNoise(0.01))
+    x = torch.randn(3, 5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = simulate_measurements(x[0], channel, seed=0, split="train").select(slice(None))
+    found = relaxed(x, channel, given)
+    measured = channel.apply(found - x.mean(dim=0), given.operator)
+    torch.testing.assert_close(measured, torch.zeros_like(measured), atol=2e-3, rtol=0)
+    seen = channel.apply(found - x[0], given.operator)
+    torch.testing.assert_close(found - x[0], 4 * channel.adjoint(seen, given.operator))
+
+
+@pytest.mark.parametrize(
+    ("channel", "fit"),
+    [
+        (make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1)), True),
+        (make_channel(MultiCoil((1, 8, 8), coils=2, acceleration=2.0), GaussianNoise(0.1)), False),
+        (DistortedChannel(white(1).channel, [Gamma(gamma=2.2)]), False),
+    ],
+)
+def test_which_channels_it_fits(channel: Channel, fit: bool) -> None:
+    assert fits(channel) is fit
+
+
 def learn(relax: int) -> float:
     """Returns the variance after eight rounds of EM from 0.5, of 1,000 images of one variance."""
     train, heldout, v = white(1000).select(slice(None)), white(256), 0.5
@@ -93,9 +141,11 @@ def test_over_relaxed_em_is_nearer_to_the_truth_after_as_many_rounds() -> None:
     assert abs(learn(2) - VARIANCE) < 0.25 * (v - VARIANCE)
 
 
-def relaxed(path: Path, monkeypatch: pytest.MonkeyPatch, wide: list[bool]) -> SmallRun:
-    """Returns a run whose rounds 1, 2 … are relaxed as told."""
-    run = SmallRun(path)
+def relaxed_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, wide: Sequence[bool], *, rounds: int = ROUNDS + 1
+) -> SmallRun:
+    """Returns a run whose rounds 1, 2 …, but for the last, are relaxed as told."""
+    run = SmallRun(path, rounds=rounds)
     run.settings = replace(run.settings, relax=2)
     monkeypatch.setattr(
         "diffem.em.loop.spreads_too_much", lambda *_, **__: wide[len(run.rounds) - 1]
@@ -103,42 +153,59 @@ def relaxed(path: Path, monkeypatch: pytest.MonkeyPatch, wide: list[bool]) -> Sm
     return run
 
 
-def test_a_relaxed_round_is_the_mean_of_draws(
+def test_a_relaxed_round_is_made_of_several_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = relaxed(tmp_path / "a", monkeypatch, [False, True]).fit()
-    assert [r.costs["draws"] for r in run.rounds] == [1, 1, 2]
-    k, chunk = ROUNDS, 2
+    """Those of one seed, round and chunk: an E-step that is run again has the same."""
+    run = relaxed_run(tmp_path / "a", monkeypatch, [False, True])
+    made: list[list[Tensor]] = []
+
+    def recorded(draws: list[Tensor], channel: Channel, given: Measurement) -> Tensor:
+        made.append(draws)
+        return relaxed(draws, channel, given)
+
+    monkeypatch.setattr("diffem.em.loop.relaxed", recorded)
+    assert [r.costs["draws"] for r in run.fit().rounds] == [1, 1, 2, 1]
+    assert len(made) == len(run.store.chunks) and all(len(draws) == 2 for draws in made)
+    for chunk, draws in enumerate(made):
+        rows = run.store.rows(chunk)
+        x = run.store.open(ROUNDS).__getitems__(range(SIZE)[rows]).x
+        given = run.measurements.select(rows)
+        assert torch.equal(x, relaxed(draws, run.measurements.channel, given))
+        assert not torch.equal(draws[0], draws[1])
+
+
+def test_the_last_round_is_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No M-step learns from it, and it is what a run hands out."""
+    run = relaxed_run(tmp_path / "a", monkeypatch, [True] * 3, rounds=2).fit()
+    assert [r.costs["draws"] for r in run.rounds] == [1, 2, 1]
+    k, chunk = 2, 2
     rows = run.store.rows(chunk)
     posterior = run.posterior(run.module.average.eval(), run.measurements.channel)
     with torch.no_grad():
-        first, second = (
-            reconstruct(
-                posterior, run.measurements.select(rows), size=CHUNK,
-                key=(run.module.seed, "e-step", k, chunk, *more), device="cpu",
-            )
-            for more in ((), (1,))
+        sample = reconstruct(
+            posterior, run.measurements.select(rows), size=CHUNK,
+            key=(run.module.seed, "e-step", k, chunk), device="cpu",
         )  # fmt: skip
-    x = run.store.open(k).__getitems__(range(SIZE)[rows]).x
-    assert torch.equal(x, (first + second) / 2) and not torch.equal(first, second)
+    assert torch.equal(run.store.open(k).__getitems__(range(SIZE)[rows]).x, sample)
 
 
 def test_of_a_round_that_is_kept_nothing_is_a_mean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = relaxed(tmp_path / "a", monkeypatch, [True, True])
+    run = relaxed_run(tmp_path / "a", monkeypatch, [True, True])
     every = frozenset(run.store.chunks)
     monkeypatch.setattr(
         EMLoop, "kept_chunks", lambda loop, *_: every if loop.state.round == 0 else frozenset()
     )
-    assert [r.costs["draws"] for r in run.fit().rounds] == [1, 1, 2]
+    assert [r.costs["draws"] for r in run.fit().rounds] == [1, 1, 2, 1]
 
 
 def test_without_it_rounds_are_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = SmallRun(tmp_path / "a").fit()
-    run = relaxed(tmp_path / "b", monkeypatch, [False, False]).fit()
+    run = relaxed_run(tmp_path / "b", monkeypatch, [False, False], rounds=ROUNDS).fit()
     assert [run.store.digest(k) for k in range(ROUNDS + 1)] == [
         plain.store.digest(k) for k in range(ROUNDS + 1)
     ]
@@ -149,17 +216,13 @@ def test_without_it_rounds_are_as_they_were(
 def test_law_4_a_kill_in_a_relaxed_e_step_changes_nothing(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffem.em.loop.spreads_too_much", lambda *_, **__: True)
+    def run(name: str) -> SmallRun:
+        return relaxed_run(tmp_path / name, monkeypatch, [True] * ROUNDS)
 
-    def relaxed_run(name: str) -> SmallRun:
-        run = SmallRun(tmp_path / name)
-        run.settings = replace(run.settings, relax=2)
-        return run
-
-    whole, first = relaxed_run("a").fit(), relaxed_run("b")
+    whole, first = run("a").fit(), run("b")
     with pytest.raises(Killed):
         dying(first, first.store, "write", call).fit()
-    resumed = relaxed_run("b").fit()
+    resumed = run("b").fit()
     assert resumed.module.weights_hash() == whole.module.weights_hash()
     digests = [[r.store.digest(k) for k in range(ROUNDS + 1)] for r in (resumed, whole)]
     assert digests[0] == digests[1]

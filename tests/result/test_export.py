@@ -70,10 +70,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> diffem.Result:
 @pytest.mark.parametrize(
     ("rows", "drawn"),
     [
-        ([(1, 1.0), (2, 1.0)], "the mean of 2 samples of p(x | y) (`em.relax`) for"),
+        ([(1, 1.0), (2, 1.0)], "made of 2 samples of p(x | y) (`em.relax`) for"),
         ([(2, 1.0), (1, 1.0)], "a sample of p(x | y) for"),
-        ([(2, 1.0), (1, 0.0)], "the mean of 2 samples of p(x | y) (`em.relax`) for"),
-        ([(2, 1.0), (1, 0.5)], "a sample of p(x | y), or the mean of 2 samples of p(x | y) (`em"),
+        ([(2, 1.0), (1, 0.0)], "made of 2 samples of p(x | y) (`em.relax`) for"),
+        ([(2, 1.0), (1, 0.5)], "a sample of p(x | y), or made of 2 samples of p(x | y) (`em"),
     ],
 )
 def test_the_card_says_of_how_many_draws_reconstructions_are(
