@@ -131,8 +131,6 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
                     heldout.truth[: len(first.y)], samples, lifted, generator(*key, "truth")
                 )
         says = findings(own, test, truth)
-        figure = figures / f"{name}.png"
-        save_calibration(figure, own, truth)
         content = {
             "seed": result.posterior.sampling.chosen(seed),
             "simulated": own.to_plain(),
@@ -142,10 +140,13 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
             "blind_spots": list(BLIND_SPOTS),
         }
         text = to_json(content, indent=1) + "\n"
-        write_file(run_dir / f"{name}.json", lambda file: file.write(text.encode()))
-    print_calibration(own, truth, says)
-    for file in (run_dir / f"{name}.json", figure):
-        plain_console().print(f"wrote {file}", soft_wrap=True)
+        try:
+            write_file(run_dir / f"{name}.json", lambda file: file.write(text.encode()))
+        finally:
+            print_calibration(own, truth, says)
+    plain_console().print(f"wrote {run_dir / name}.json", soft_wrap=True)
+    save_calibration(figure := figures / f"{name}.png", own, truth)
+    plain_console().print(f"wrote {figure}", soft_wrap=True)
     show_in_loggers(run_dir)
 
 

@@ -58,7 +58,9 @@ class RunCost:
     m_step: float
     """Seconds of an M-step."""
     e_step: float
-    """Seconds of an E-step, with its guard."""
+    """Seconds of an E-step of one draw, with its guard."""
+    relax: int
+    """How many draws an over-relaxed E-step makes, if there may be one; else 1."""
     evaluation: float
     """Seconds of the evaluation of a round."""
     rounds: int
@@ -112,9 +114,10 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
     chunks = chunk_count(len(train), settings.chunk_size)
     drawn = settings.refreshed(chunks) * settings.chunk_size  # the last chunk is padded
     drawn *= settings.warm_start or 1.0  # the fraction of the sampler's steps
+    relax = 1
     if settings.relax is not None and not_relaxed(cfg, objective, train.channel) is None:
-        drawn *= settings.relax  # at most
         drawn += min(HELD_OUT, len(heldout))
+        relax = settings.relax
     if settings.guard is not None and no_guard(cfg, objective, train.channel) is None:
         drawn += DRAWS * min(settings.guard.measurements, len(heldout))
     subset, more = min(evaluation.subset, len(train)), evaluation.samples - 1
@@ -126,6 +129,7 @@ def measure_cost(cfg: DictConfig, train: MeasurementSet, heldout: MeasurementSet
         str(device),
         settings.steps(len(train)) * step,
         drawn * image,
+        relax,
         subset * more * image,
         settings.rounds,
         0.0 if cfg.prior is None or objective.learns_prior else cfg.prior.steps * step,

@@ -271,6 +271,10 @@ def cost_findings(cost: RunCost, run_dir: Path) -> Findings:
         f"about {_time(cost.round)} a round on {cost.device}: {_time(cost.m_step)} of M-step, "
         f"{_time(cost.e_step)} of E-step, {_time(cost.evaluation)} of evaluation"
     )
+    if cost.relax > 1 and cost.rounds > 1:
+        found.lines.append(
+            f"while samples spread too much, E-steps but the last take {cost.relax} times as long"
+        )
     found.lines.append(
         f"about {_time(cost.total)} in all: {cost.rounds} rounds, "
         + (f"{_time(cost.prior)} for the prior and " if cost.prior else "and ")

@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_finite(named, found)
             with writing(chosen.out):
                 write(folder, named, [c.name for c in candidates], found)
-                save_figure(folder / FIGURE, rows[0], found)
         report(named, [c.name for c in candidates], found)
+        save_figure(chosen.out / FIGURE, rows[0], found)  # the scores are kept, also if it fails
         console.print(f"wrote {chosen.out}: {TABLE}, {MAPS}, {FIGURE}", soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from diffem.report.table import Column, fitting_table, print_fitting
 from diffem.report.verdict import SMALL
 from diffem.runtime.progress import plain_console
 from diffem.runtime.ranges import RANGES
+from diffem.storage.figure import write_figure
 
 BLIND_SPOTS = (
     "ranks, coverage and spread judge the sampler, not the prior: a wrong prior with its own "
@@ -155,7 +156,7 @@ def save_calibration(path: Path, calibration: Calibration, truth: Calibration | 
     spread.set(title="each pixel", xlabel="posterior std", ylabel="error of the mean")
     ranks.legend(fontsize=6)
     _plot_map(coverage, calibration.maps["coverage"])
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _plot_histogram(axis: Axes, calibration: Calibration, name: str) -> None:

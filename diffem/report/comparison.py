@@ -20,6 +20,7 @@ from diffem.report.record import read_record, round_seconds
 from diffem.report.verdict import expected_gap
 from diffem.runtime.errors import UserError
 from diffem.storage.atomic import write_text
+from diffem.storage.figure import write_figure
 from diffem.storage.run_dir import PAGE
 
 Summary = dict[str, Any]
@@ -354,7 +355,7 @@ def _save_curves(
         plot.set_axis_off()
     if handles := figure.axes[0].get_legend_handles_labels()[0]:
         figure.legend(handles=handles, loc="outside right upper", fontsize=7)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _draw(plot: Axes, runs: Sequence[Rounds], name: str, axis: str, row: tuple[str, int]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from diffem.metric import Score
+from diffem.storage.figure import write_figure
 
 P = ParamSpec("P")
 
@@ -69,7 +70,7 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
             _show(axis, column, (-1.0, 1.0))
         axis.set_title(f"{name} ≤ {largest:.2f}" if name == "std" else name, fontsize=7)
     figure.suptitle(title, fontsize=8, y=0.995)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 @freed
@@ -102,7 +103,7 @@ def save_curves(
             axis.axhline(line, color="grey", linewidth=0.8, linestyle="--")
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 @freed
@@ -121,7 +122,7 @@ def save_samples(path: Path, title: str, x: Tensor) -> None:
     else:
         _show(axis, x, (-1.0, 1.0), columns=math.ceil(math.sqrt(len(x))))
     figure.suptitle(title, fontsize=8, y=0.995)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 @freed
@@ -150,7 +151,7 @@ def save_surprise(path: Path, y: Tensor, surprise: Tensor, scores: Sequence[floa
             column[1].plot(found.T.numpy(), linewidth=0.8)
         column[0].set_title(f"{score:.3f}", fontsize=7)
     figure.suptitle("the most surprising measurements: -log p(y) per entry, and where", fontsize=8)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _cells(
@@ -216,7 +217,7 @@ def _save_scatter(path: Path, title: str, columns: Sequence[Tensor]) -> None:
         _scatter(axis, torch.as_tensor(x))
         axis.set_title(name, fontsize=8)
     figure.suptitle(title, fontsize=8)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _scatter(axis: Axes, x: Tensor) -> None:

@@ -4,10 +4,10 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,22 @@ COMPARED = 64  # samples of the prior that are compared with the training recons
 PACKAGES = ("torch", "lightning", "azula", "hydra-core", "torchmetrics")
 BEST = "best.safetensors"  # in checkpoints/: the weights of the round with the best figure
 FILES = (PAGE, "summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found, and the figures that are yet to be written."""
+
+    final: dict[str, Any]
+    """The held-out scores."""
+    features: dict[str, dict[str, float]]
+    """Those in feature spaces: {set: {score: value}}."""
+    figures: list[Callable[[], None]]
+    """Each writes a figure."""
+
+    def draw(self) -> None:
+        """Writes the figures."""
+        for draw in self.figures:
+            draw()
 
 
 @dataclass
@@ -241,9 +257,10 @@ class RunReport:
             spent: The network function evaluations that it was distilled with.
             evaluations: Those of its teacher for one sample.
         """
-        scores, _ = self._evaluate(student, channel, None, device, "student_")
+        found = self._evaluate(student, channel, None, device, "student_")
+        found.draw()
         saved = evaluations - 1  # of each sample
-        self.student = {name: value for name, value in scores.items() if name != "prior"} | {
+        self.student = {name: value for name, value in found.final.items() if name != "prior"} | {
             "evaluations": 1,
             "distillation": spent,
             "break_even": math.ceil(spent / saved) if saved > 0 else None,
@@ -271,7 +288,9 @@ class RunReport:
                 "scored and cost is lost, and there is no summary; `diffem evaluate` scores the "
                 "result"
             )
-        final, features = self._evaluate(posterior, channel, prior, device)
+        found = self._evaluate(posterior, channel, prior, device)
+        found.draw()
+        final = found.final
         if (hidden := rounds[-1].get(HIDDEN_ENTRIES.name)) is not None:
             final[HIDDEN_ENTRIES.name] = hidden  # of the same posterior
         if (floor := rounds[0].get("heldout_init_psnr_mean")) is not None:
@@ -308,7 +327,7 @@ class RunReport:
                 f"{self.run_dir / 'checkpoints' / BEST}"
             )
         print_left_out(self.evaluation.scores, [*rows, (HELDOUT, final)])
-        print_features(features)
+        print_features(found.features)
         for name in FILES:
             plain_console().print(f"wrote {self.run_dir / name}", soft_wrap=True)
 
@@ -324,7 +343,8 @@ class RunReport:
         """Evaluates a finished run under other settings, beside what it has already.
 
         Writes evaluation_001.json, or the next number that is free, and figures of that name;
-        prints the held-out scores below those of the run's summary.
+        prints the held-out scores below those of the run's summary. The scores come first: a disk
+        that is full afterwards costs figures alone.
 
         Arguments:
             posterior: The posterior.
@@ -333,14 +353,17 @@ class RunReport:
             device: Where to sample.
             about: What differs from the run's own evaluation, for the file.
         """
-        with free_number(self.run_dir, "evaluation") as name:
-            final, features = self._evaluate(posterior, channel, prior, device, f"{name}_")
-            self._write(name, {**about, "final": final})
         before = read_record(self.run_dir).final
-        rows = [("the run", before), (name, final)]
-        print_table(self.about, self.evaluation.scores, rows, first="evaluation")
-        print_features(features)
+        with free_number(self.run_dir, "evaluation") as name:
+            found = self._evaluate(posterior, channel, prior, device, f"{name}_")
+            try:
+                self._write(name, {**about, "final": found.final})
+            finally:
+                rows = [("the run", before), (name, found.final)]
+                print_table(self.about, self.evaluation.scores, rows, first="evaluation")
+                print_features(found.features)
         plain_console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True)
+        found.draw()
         for figure in sorted(self.figures.glob(f"{name}_*")):
             plain_console().print(f"wrote {figure}", soft_wrap=True)
 
@@ -351,23 +374,25 @@ class RunReport:
         prior: Callable[[int], Tensor] | None,
         device: torch.device,
         prefix: str = "",
-    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-        """Returns the held-out scores and those in feature spaces; draws heldout and prior.png."""
+    ) -> Evaluated:
+        """Returns the scores, and what draws heldout.png and prior.png."""
         heldout, scorer = self.heldout.under(channel), self._scorer(device)
         n, count = min(self.evaluation.heldout, len(heldout)), self.evaluation.samples
         part = MeasurementSet(heldout.select(slice(n)), channel)
         samples = scorer.draw(posterior, part, count, key=("heldout",))
         figure = self.figures / f"{prefix}heldout.png"
-        _save_panel(figure, "held-out measurements", samples, heldout)
+        figures = [partial(_save_panel, figure, "held-out measurements", samples, heldout)]
         if not prefix:
-            _save_pictures(figure, samples, heldout)
-        final = scorer.score_heldout(samples, heldout)
-        path = self.figures / f"{prefix}prior.png"
-        return final, self._score_sets(final, samples[0], prior, device, path)
+            figures.append(partial(_save_pictures, figure, samples, heldout))
+        found = Evaluated(scorer.score_heldout(samples, heldout), {}, figures)
+        features = self._score_sets(
+            found, samples[0], prior, device, self.figures / f"{prefix}prior.png"
+        )
+        return found._replace(features=features)
 
     def _score_sets(
         self,
-        final: dict[str, Any],
+        found: Evaluated,
         x: Tensor,
         prior: Callable[[int], Tensor] | None,
         device: torch.device,
@@ -375,18 +400,27 @@ class RunReport:
     ) -> dict[str, dict[str, float]]:
         """Adds the scores of held-out reconstructions and of the prior's samples as sets.
 
+        Arguments:
+            found: The scores and figures, which those of the sets are added to.
+            x: Held-out reconstructions, (M, *shape).
+            prior: Draws samples from the prior; None if there is none.
+            device: Where features are computed.
+            figure: The figure of the prior's samples.
+
         Returns:
             The scores in the feature spaces: {set: {score: value}}.
         """
         sets, train, heldout = {"held-out": x}, self.train.truth, self.heldout.truth
+        final = found.final
         final["prior"] = None
         if prior is not None:
             sets["prior"] = prior(self.evaluation.prior)
-            save_samples(figure, "samples of the prior", sets["prior"][:64])
+            shown = sets["prior"][:64]
+            found.figures.append(partial(save_samples, figure, "samples of the prior", shown))
             final["prior"] = prior_scores(sets["prior"], train, heldout)
             rounds = self.journal.rounds
             if rounds and self.store.is_intact(rounds[-1]["round"]):
-                final["prior"] |= self._compare_prior(sets["prior"], x, figure)
+                final["prior"] |= self._compare_prior(sets["prior"], x, found, figure)
         if train is None or heldout is None:
             return {}
         features = feature_scores(self.evaluation.features, sets, train, heldout, device=device)
@@ -395,12 +429,15 @@ class RunReport:
             final["prior"] |= features["prior"]
         return features
 
-    def _compare_prior(self, prior: Tensor, x: Tensor, figure: Path) -> dict[str, float]:
+    def _compare_prior(
+        self, prior: Tensor, x: Tensor, evaluated: Evaluated, figure: Path
+    ) -> dict[str, float]:
         """Compares samples of the prior with the training reconstructions nearest to them.
 
         Arguments:
             prior: Samples of the prior, (N, *shape).
             x: Held-out reconstructions, (M, *shape), which nothing was trained on.
+            evaluated: The figures, which the pairs are added to.
             figure: The figure of the prior's samples, beside which the pairs are saved.
 
         Returns:
@@ -415,7 +452,8 @@ class RunReport:
         own, other = distance.split([len(prior), len(x)])
         closest = own.argsort()[:PAIRS]
         pairs = (prior[closest], found[closest], own[closest])
-        save_prior_pictures(figure.with_suffix(".npz"), prior, pairs)
+        pictures = figure.with_suffix(".npz")
+        evaluated.figures.append(partial(save_prior_pictures, pictures, prior, pairs))
         return {"nearest": float(own.median()), "nearest_heldout": float(other.median())}
 
     def _write(self, name: str, results: Mapping[str, Any]) -> None:

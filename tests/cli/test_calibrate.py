@@ -1,8 +1,10 @@
 """`diffem calibrate` and `diffem.calibrate`: what they draw, write and say."""
 
+import errno
 import io
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +73,29 @@ def test_it_writes_numbered_files_and_nothing_else(trained: Path) -> None:
         assert words in done.out
     # The run is still one that others can be started from and resumed.
     assert diffem.load(trained).summary is not None
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(calibrate.main, SIZE), (evaluate.main, ())])
+def test_a_disk_that_is_full_at_a_figure_costs_no_scores(
+    command: Callable[..., None],
+    arguments: tuple[str, ...],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own = tmp_path / "run"
+    shutil.copytree(trained, own)
+    before = set(own.rglob("*"))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    done = run(command, own, *arguments)
+    (file,) = set(own.rglob("*")) - before
+    assert done.code == 1 and json.loads(file.read_text())
+    assert f"wrote {file}" in done.out and "│" in done.out  # the table
+    assert "Traceback" not in done.err
+    assert f"no space left on the disk while writing {own / 'figures'}" in done.err
 
 
 def test_from_python_it_is_the_command_s(trained: Path) -> None:

@@ -181,6 +181,23 @@ def train_with(text: str, run_dir: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["em.rounds=2"], True),
+        (["em.rounds=2", "em.relax=null"], False),
+        (["em.rounds=1"], False),  # the last round is not relaxed
+    ],
+)
+def test_what_an_over_relaxed_e_step_costs_is_said(
+    more: list[str], said: bool, tmp_path: Path
+) -> None:
+    path = save(tmp_path, y=noisy(digits(8, 60)))
+    code, out, err = run(path, *SMALL, *more, "--out", tmp_path / "look")
+    assert code == 0, err
+    assert ("E-steps but the last take 2 times as long" in " ".join(out.split())) is said
+
+
 def test_the_printed_command_trains(tmp_path: Path) -> None:
     folder = tmp_path / "my crops (é)"
     folder.mkdir()

@@ -1,6 +1,7 @@
 """`diffem score`: how probable measurements are under what a run learned."""
 
 import csv
+import errno
 import shutil
 from contextlib import redirect_stderr
 from io import StringIO
@@ -71,6 +72,23 @@ def test_candidates_are_compared(blurred: Path, digits: Path, tmp_path: Path) ->
     assert "corruption.sigma=0.5: the most probable one for" in said
     assert f"wrote {out}: scores.csv, surprise.npy, score.png" in said
     assert np.load(out / "surprise.npy").shape == (30, 1, 8, 8)
+
+
+def test_a_disk_that_is_full_at_the_figure_costs_no_scores(
+    denoised: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    said = score(denoised, "--input", digits, "--n", 2, "--out", out)
+    assert "-log p(y) per measured entry" in said
+    assert f"no space left on the disk while writing {out / 'score.png'}" in said
+    assert len(rows(out)) == 30 and {f.name for f in out.iterdir()} == {
+        "scores.csv",
+        "surprise.npy",
+    }
 
 
 def test_the_same_command_gives_the_same_numbers(

@@ -211,6 +211,26 @@ def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
     check_arguments(["-m", choice, lr])
 
 
+@pytest.mark.parametrize("count", ["0", "-3"])
+@pytest.mark.parametrize(
+    ("choice", "key", "allowed"),
+    [
+        ("launcher=joblib", "launcher.n_jobs", "of at least 1, or -1 for all cores"),
+        ("sweeper=optuna", "sweeper.n_trials", "of at least 1, got"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Deprecated API features")
+def test_counts_of_launchers_and_sweepers(choice: str, key: str, allowed: str, count: str) -> None:
+    """joblib ended with a traceback, after the sweep had begun."""
+    kind, name = choice.split("=")
+    pytest.importorskip(f"hydra_plugins.hydra_{name}_{kind}")
+    with pytest.raises(UserError, match=rf"hydra\.{key} must be a whole number {allowed}"):
+        check_arguments(["-m", f"hydra/{choice}", f"hydra.{key}={count}", "seed=0,1"])
+    if kind == "launcher":
+        for right in ("-1", "2"):
+            check_arguments(["-m", f"hydra/{choice}", f"hydra.{key}={right}", "seed=0,1"])
+
+
 @pytest.mark.parametrize(
     "flag", ["--experimental-rerun=x.pickle", "--config-dir=/tmp", "-cd", "--config-name=evil"]
 )

@@ -73,10 +73,10 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
-def save_white(figure: Any, file: Any, *, dpi: float) -> None:
+def save_white(figure: Any, file: Any, *, dpi: float, format: str) -> None:
     """Saves a white picture of a figure's size, in the place of `Figure.savefig`."""
     width, height = (round(float(inches) * dpi) for inches in figure.get_size_inches())
-    import_module("PIL.Image").new("RGB", (width, height), "white").save(file, "png")
+    import_module("PIL.Image").new("RGB", (width, height), "white").save(file, format)
 
 
 def serve() -> dict[str, Any] | None:
