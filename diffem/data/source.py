@@ -105,4 +105,6 @@ def unreadable(name: str, error: Exception) -> UserError:
         advice = "allow this user to read it"
     # The text of an OSError repeats the file's name.
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return UserError(f"{name} cannot be read ({reason or type(error).__name__}); {advice}")
+    if " " not in reason:  # a key or a number, which says nothing by itself
+        reason = f"it seems damaged: {type(error).__name__} {reason}".rstrip()
+    return UserError(f"{name} cannot be read ({reason}); {advice}")

@@ -242,6 +242,23 @@ def test_files_that_would_lose_values_are_refused(tmp_path: Path) -> None:
         open_image(tmp_path / "text.png")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"II*\0garbage", "it seems damaged: "),  # it was "(0)"
+        (b"", "not a TIFF file"),
+    ],
+)
+def test_a_damaged_image_is_named_with_its_fault(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tifffile")
+    images = folder(tmp_path / "images", IMAGES["8-bit"], ".tif")
+    (images / "000.tif").write_bytes(content)
+    with pytest.raises(UserError, match=rf"000\.tif cannot be read \({said}"):
+        MeasurementFiles(str(images))
+
+
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
