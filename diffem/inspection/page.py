@@ -11,7 +11,6 @@ from diffem.inspection.coverage import HARDLY, Coverage
 from diffem.inspection.curve import fit_curve
 from diffem.inspection.noise import NoiseEstimate, NoiseLaw
 from diffem.inspection.survey import DataSurvey
-from diffem.storage.figure import write_figure
 
 SHOWN = 4  # measurements
 BINS = 100
@@ -41,7 +40,7 @@ def save_page(
     _pixels(pixels, coverage)
     _frequencies(frequencies, coverage)
     figure.suptitle(title, fontsize=9)
-    write_figure(path, figure, dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 def _show(axis: Axes, y: np.ndarray, survey: DataSurvey) -> None:

@@ -73,7 +73,7 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
-def save_white(figure: Any, file: Any, *, dpi: float, format: str) -> None:
+def save_white(figure: Any, file: Any, *, dpi: float, format: str = "png") -> None:
     """Saves a white picture of a figure's size, in the place of `Figure.savefig`."""
     width, height = (round(float(inches) * dpi) for inches in figure.get_size_inches())
     import_module("PIL.Image").new("RGB", (width, height), "white").save(file, format)
