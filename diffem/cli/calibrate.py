@@ -36,6 +36,7 @@ from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
 from diffem.storage.atomic import write_file
 from diffem.storage.entries import COPY, check_entries, check_writable
+from diffem.storage.figure import beside
 from diffem.storage.identity import check_data
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
@@ -145,7 +146,8 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
         finally:
             print_calibration(own, truth, says)
     plain_console().print(f"wrote {run_dir / name}.json", soft_wrap=True)
-    save_calibration(figure := figures / f"{name}.png", own, truth)
+    with beside(run_dir / f"{name}.json"):
+        save_calibration(figure := figures / f"{name}.png", own, truth)
     plain_console().print(f"wrote {figure}", soft_wrap=True)
     show_in_loggers(run_dir)
 

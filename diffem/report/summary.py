@@ -53,6 +53,7 @@ from diffem.report.table import (
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, say, warn
 from diffem.storage.atomic import write_file
+from diffem.storage.figure import beside
 from diffem.storage.numbered import free_number
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import PAGE
@@ -363,7 +364,8 @@ class RunReport:
                 print_table(self.about, self.evaluation.scores, rows, first="evaluation")
                 print_features(found.features)
         plain_console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True)
-        found.draw()
+        with beside(self.run_dir / f"{name}.json"):
+            found.draw()
         for figure in sorted(self.figures.glob(f"{name}_*")):
             plain_console().print(f"wrote {figure}", soft_wrap=True)
 

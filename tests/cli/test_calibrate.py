@@ -96,6 +96,7 @@ def test_a_disk_that_is_full_at_a_figure_costs_no_scores(
     assert f"wrote {file}" in done.out and "│" in done.out  # the table
     assert "Traceback" not in done.err
     assert f"no space left on the disk while writing {own / 'figures'}" in done.err
+    assert f"; {file} is whole, its figures are not" in done.err
 
 
 def test_from_python_it_is_the_command_s(trained: Path) -> None:

@@ -84,7 +84,8 @@ def test_a_disk_that_is_full_at_the_figure_costs_no_scores(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     said = score(denoised, "--input", digits, "--n", 2, "--out", out)
     assert "-log p(y) per measured entry" in said
-    assert f"no space left on the disk while writing {out / 'score.png'}" in said
+    fault = f"no space left on the disk while writing {out / 'score.png'}"
+    assert f"{fault}; {out} is whole, its figures are not" in said
     assert len(rows(out)) == 30 and {f.name for f in out.iterdir()} == {
         "scores.csv",
         "surprise.npy",
