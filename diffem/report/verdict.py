@@ -198,6 +198,13 @@ def _fit(row: Row, *, held_out: bool) -> Statement:
             "should."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
+    if row.get("draws") not in (None, 1):
+        text = (
+            "Samples of held-out measurements spread too much (their χ² was below 1) when round "
+            f"{row['round']} was drawn, so that it is over-relaxed: χ² of its reconstructions "
+            "says nothing of samples. Look again after the last round."
+        )
+        return Statement(topic, Judgement.UNKNOWN, text)
     value = row["residual_chi2"]
     found = f"The residual χ² of {where} measurements is {value:.3f}, where 1 is expected"
     if value < FIT[0]:

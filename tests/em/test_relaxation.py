@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from in_process import run_here
@@ -29,6 +30,7 @@ from diffem.em.guard import FEW
 from diffem.em.loop import EMLoop
 from diffem.em.relaxation import fits, relaxed, spreads_too_much
 from diffem.posterior import Posterior, reconstruct
+from diffem.report.table import print_closing
 from diffem.runtime.rng import seeded
 
 NOISE, VARIANCE = 0.5, 0.04  # of a white Gaussian truth
@@ -228,12 +230,48 @@ def test_law_4_a_kill_in_a_relaxed_e_step_changes_nothing(
     assert digests[0] == digests[1]
 
 
-def test_where_no_m_step_learns_from_e_steps_none_is_relaxed(
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        # Its samples were means of draws, at twice the cost, and nothing was learned from them.
+        (["method=supervised"], "the M-step of this method does not learn"),
+        (["corruption=denoising", "corruption.learn=[noise]"], "the channel is learned"),
+        (["corruption=multicoil"], "has no spectrum at hand"),
+        (["corruption=gamma"], "has no spectrum at hand"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_where_it_does_not_fit_none_is_relaxed(
+    settings: list[str],
+    reason: str,
+    given: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("diffem.em.loop.spreads_too_much", lambda *_, **__: True)
+    own = ["em.relax=2"] if given else []
+    run_dir = run_here(tmp_path / "run", *settings, *own, "prior=null", "em.rounds=2")
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("em.relax has no effect: " in said and reason in said) is given
+    rounds = json.loads((run_dir / "rounds.json").read_text())["rounds"]
+    assert len(rounds) == 3 and not any("draws" in row for row in rounds)
+
+
+def test_of_few_held_out_measurements_it_says_that_none_is_relaxed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its samples were means of draws, at twice the cost, and nothing was learned from them."""
-    run_dir = run_here(tmp_path / "run", "method=supervised", "em.relax=2", "prior=null")
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).normal(size=(30, 8, 8)))
+    run_here(
+        tmp_path / "run",
+        *("dataset=measurements", f"dataset.path={tmp_path / 'y.npy'}", "corruption=denoising"),
+        *("corruption.noise.std=1", "prior=null", "em.relax=2"),
+    )
     said = " ".join(capsys.readouterr().err.split())
-    assert "em.relax has no effect: the M-step of this method does not learn" in said
-    rounds = json.loads((run_dir / "rounds.json").read_text())
-    assert len(rounds) > 1 and not any("draws" in row for row in rounds)
+    assert f"em.relax has no effect: it needs {FEW} held-out measurements, there are 3" in said
+
+
+def test_the_table_says_which_rounds_are_relaxed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_closing([{"round": 0, "draws": 1}, {"round": 1, "draws": 2}], {"prior": None})
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert said.startswith("over-relaxed (em.relax): round 1; reconstructions there spread less")

@@ -135,6 +135,16 @@ def test_fit(chi2: float | None, judgement: Judgement, text: str) -> None:
     assert bool(statement.advice) == (judgement is ATTENTION)
 
 
+def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
+    """A run that had come so far was told that its noise was wrong."""
+    rows = [{"round": k, "draws": k + 1, "residual_chi2": 0.5} for k in range(2)]
+    statement = said({"rounds": rows}, "Fit")
+    assert statement.judgement is UNKNOWN and not statement.advice
+    assert "round 1 was drawn" in statement.text
+    assert said({"rounds": rows[:1]}, "Fit").judgement is ATTENTION
+    assert said({"rounds": rows, "final": {"residual_chi2": 1.0}}, "Fit").judgement is GOOD
+
+
 @pytest.mark.parametrize(
     ("gap", "judgement", "text"),
     [
