@@ -213,22 +213,19 @@ def test_launchers_and_sweepers_that_are_extras(choice: str) -> None:
 
 @pytest.mark.parametrize("count", ["0", "-3"])
 @pytest.mark.parametrize(
-    ("choice", "key", "allowed"),
-    [
-        ("launcher=joblib", "launcher.n_jobs", "of at least 1, or -1 for all cores"),
-        ("sweeper=optuna", "sweeper.n_trials", "of at least 1, got"),
-    ],
+    ("choice", "key", "default"),
+    [("launcher=joblib", "launcher.n_jobs", -1), ("sweeper=optuna", "sweeper.n_trials", 20)],
 )
 @pytest.mark.filterwarnings("ignore:Deprecated API features")
-def test_counts_of_launchers_and_sweepers(choice: str, key: str, allowed: str, count: str) -> None:
+def test_counts_of_launchers_and_sweepers(choice: str, key: str, default: int, count: str) -> None:
     """joblib ended with a traceback, after the sweep had begun."""
     kind, name = choice.split("=")
     pytest.importorskip(f"hydra_plugins.hydra_{name}_{kind}")
-    with pytest.raises(UserError, match=rf"hydra\.{key} must be a whole number {allowed}"):
+    sentence = rf"hydra\.{key} must be a whole number of at least 1, or its default {default}, got"
+    with pytest.raises(UserError, match=sentence):
         check_arguments(["-m", f"hydra/{choice}", f"hydra.{key}={count}", "seed=0,1"])
-    if kind == "launcher":
-        for right in ("-1", "2"):
-            check_arguments(["-m", f"hydra/{choice}", f"hydra.{key}={right}", "seed=0,1"])
+    for right in (default, 2):
+        check_arguments(["-m", f"hydra/{choice}", f"hydra.{key}={right}", "seed=0,1"])
 
 
 @pytest.mark.parametrize(
