@@ -147,7 +147,8 @@ def unused_settings(
     mixture = cfg.init["_target_"] == "diffem.em.init.Mixture"
     one = mixture and not Mixture.fits(channel)
     gaussian = f"{channel} has no spectrum at hand, so that one Gaussian is fitted (init=gaussian)"
-    unguarded, unrelaxed = (none(cfg, objective, channel) for none in (no_guard, not_relaxed))
+    unguarded = no_guard(cfg, objective, channel)
+    unrelaxed = not_relaxed(cfg, objective, channel)
     for key, unused, reason in (
         ("prior", learned, "the network of this method is the prior too"),
         ("metric.prior", cfg.prior is None, "prior=null"),

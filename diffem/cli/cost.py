@@ -58,7 +58,7 @@ class RunCost:
     m_step: float
     """Seconds of an M-step."""
     e_step: float
-    """Seconds of an E-step of one draw, with its guard."""
+    """Seconds of an E-step of one draw, with what is drawn for its guard and over-relaxation."""
     relax: int
     """How many draws an over-relaxed E-step makes, if there may be one; else 1."""
     evaluation: float
@@ -82,7 +82,7 @@ class RunCost:
 
     @property
     def total(self) -> float:
-        """Seconds of the run, but for round 0."""
+        """Seconds of the run, but for round 0, with one draw in each E-step."""
         return self.rounds * self.round + self.prior + self.last
 
 

@@ -273,7 +273,8 @@ def cost_findings(cost: RunCost, run_dir: Path) -> Findings:
     )
     if cost.relax > 1 and cost.rounds > 1:
         found.lines.append(
-            f"while samples spread too much, E-steps but the last take {cost.relax} times as long"
+            f"while samples spread too much, E-steps but the last take up to {cost.relax} "
+            "times as long, which is not counted here"
         )
     found.lines.append(
         f"about {_time(cost.total)} in all: {cost.rounds} rounds, "

@@ -233,7 +233,7 @@ class EMLoop(StateCheckpoint):
             path: The estimates of the channel's parameters, if they are learned.
             scores: The guard's scores of the posterior, if there are any.
             kept: The chunks that are those of the round before.
-            draws: Of how many draws each reconstruction is the mean.
+            draws: How many draws each reconstruction is made of.
         """
         module, data = _parts(trainer)
         score, error = _mean_and_error(scores)
@@ -325,9 +325,10 @@ class EMLoop(StateCheckpoint):
             kept: The chunks that are not drawn.
         """
         module, data = _parts(trainer)
-        relax, wide, k = self.settings.relax, False, self.state.round + 1
+        relax, k = self.settings.relax, self.state.round + 1
         if relax is None or k in (0, self.settings.rounds) or len(kept) == len(data.store.chunks):
             return 1
+        wide = False
         if trainer.is_global_zero:
             wide = spreads_too_much(
                 posterior, self.heldout.under(data.measurements.channel),

@@ -1,4 +1,4 @@
-"""E-steps that take the mean of draws while samples spread too much (`em.relax`)."""
+"""E-steps of several draws, while samples spread too much (`em.relax`)."""
 
 import json
 from collections.abc import Sequence
@@ -192,7 +192,7 @@ def test_the_last_round_is_of_samples(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(run.store.open(k).__getitems__(range(SIZE)[rows]).x, sample)
 
 
-def test_of_a_round_that_is_kept_nothing_is_a_mean(
+def test_of_a_round_that_is_kept_one_draw_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = relaxed_run(tmp_path / "a", monkeypatch, [True, True])
@@ -233,7 +233,7 @@ def test_law_4_a_kill_in_a_relaxed_e_step_changes_nothing(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        # Its samples were means of draws, at twice the cost, and nothing was learned from them.
+        # Its reconstructions were of two draws, at twice the cost, and nothing learned from them.
         (["method=supervised"], "the M-step of this method does not learn"),
         (["corruption=denoising", "corruption.learn=[noise]"], "the channel is learned"),
         (["corruption=multicoil"], "has no spectrum at hand"),

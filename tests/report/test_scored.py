@@ -89,7 +89,7 @@ def test_samples_of_a_round_are_of_one_posterior(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Reconstructions that the guard kept are of another one, and means of draws no samples."""
+    """Reconstructions that the guard kept are of another one, and what is made of several draws no sample."""
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
     draw = torch.Generator().manual_seed(0)
     measurements = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
@@ -135,7 +135,7 @@ def test_a_collapse_warns_once_and_is_kept_in_each_row(
         *(None, None),
         *({"diversity": 0.8}, {"diversity": 0.7}),
     ]
-    assert not report._collapse({"round": 4, "diversity": 0.7, "draws": 2})  # of means of draws
+    assert not report._collapse({"round": 4, "diversity": 0.7, "draws": 2})  # of several draws
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("EM may be collapsing: the diversity of round 2 is 0.80 of round 0's") == 1
 
