@@ -34,9 +34,9 @@ from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import plain_console, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 from diffem.storage.entries import COPY, check_entries, check_writable
-from diffem.storage.figure import beside
+from diffem.storage.figure import figures_of
 from diffem.storage.identity import check_data
 from diffem.storage.numbered import free_number
 from diffem.storage.strict_json import to_json
@@ -107,7 +107,7 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
         seed: The seed; None for the run's.
 
     Raises:
-        UserError: If there is no prior, or the figure cannot be written.
+        UserError: If there is no prior, or a file cannot be written.
     """
     run_dir = result.path
     figures = run_dir / "figures"
@@ -142,12 +142,13 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
         }
         text = to_json(content, indent=1) + "\n"
         try:
-            write_file(run_dir / f"{name}.json", lambda file: file.write(text.encode()))
+            write_text(run_dir / f"{name}.json", text)
         finally:
             print_calibration(own, truth, says)
     plain_console().print(f"wrote {run_dir / name}.json", soft_wrap=True)
-    with beside(run_dir / f"{name}.json"):
-        save_calibration(figure := figures / f"{name}.png", own, truth)
+    figure = figures / f"{name}.png"
+    with figures_of(run_dir / f"{name}.json"):
+        save_calibration(figure, own, truth)
     plain_console().print(f"wrote {figure}", soft_wrap=True)
     show_in_loggers(run_dir)
 

@@ -32,7 +32,7 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator
-from diffem.storage.figure import beside
+from diffem.storage.figure import figures_of
 
 TABLE, MAPS, FIGURE = "scores.csv", "surprise.npy", "score.png"
 SURPRISES = ["surprise per entry", "mean surprise of pixels"]
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with writing(chosen.out):
                 write(folder, named, [c.name for c in candidates], found)
         report(named, [c.name for c in candidates], found)
-        with beside(chosen.out):
+        with figures_of(chosen.out):
             save_figure(chosen.out / FIGURE, rows[0], found)
         console.print(f"wrote {chosen.out}: {TABLE}, {MAPS}, {FIGURE}", soft_wrap=True)
 

@@ -6,9 +6,9 @@ not vary, measured with noise of variance σ², a round turns the learned varian
     v (1 - v² / (v + σ²)²)
 
 so that from v « σ² on hundreds of rounds are little. An over-relaxed step goes further than EM's
-(Salakhutdinov & Roweis 2003, "Adaptive overrelaxed bound optimization methods"): it learns from the
-mean of n draws, whose spread about E[x | y] is that of one over √n. It would make a right law too
-narrow, so it is taken only while the network's own samples tell that its law is too wide: they
+(Salakhutdinov & Roweis 2003, "Adaptive overrelaxed bound optimization methods"): it learns from
+the mean of n draws, whose spread about E[x | y] is that of one over √n. It would make a right law
+too narrow, so it is taken only while the network's own samples tell that its law is too wide: they
 then follow y more closely than the noise allows, and Pearson's χ² of held-out measurements is
 below 1, its expectation under the right law (`LinearChannel.residual_chi2`). No truth is needed.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ from diffem.report.table import (
 )
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, say, warn
-from diffem.storage.atomic import write_file
-from diffem.storage.figure import beside
+from diffem.storage.atomic import write_text
+from diffem.storage.figure import figures_of
 from diffem.storage.numbered import free_number
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import PAGE
@@ -68,15 +68,16 @@ BEST = "best.safetensors"  # in checkpoints/: the weights of the round with the 
 FILES = (PAGE, "summary.json", "metrics.jsonl", "figures", "reconstructions", "checkpoints")
 
 
-class Evaluated(NamedTuple):
+@dataclass
+class Evaluated:
     """What an evaluation found, and the figures that are yet to be written."""
 
     final: dict[str, Any]
     """The held-out scores."""
-    features: dict[str, dict[str, float]]
-    """Those in feature spaces: {set: {score: value}}."""
     figures: list[Callable[[], None]]
     """Each writes a figure."""
+    features: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The scores in feature spaces: {set: {score: value}}."""
 
     def draw(self) -> None:
         """Writes the figures."""
@@ -364,7 +365,7 @@ class RunReport:
                 print_table(self.about, self.evaluation.scores, rows, first="evaluation")
                 print_features(found.features)
         plain_console().print(f"wrote {self.run_dir / name}.json", soft_wrap=True)
-        with beside(self.run_dir / f"{name}.json"):
+        with figures_of(self.run_dir / f"{name}.json"):
             found.draw()
         for figure in sorted(self.figures.glob(f"{name}_*")):
             plain_console().print(f"wrote {figure}", soft_wrap=True)
@@ -386,11 +387,9 @@ class RunReport:
         figures = [partial(_save_panel, figure, "held-out measurements", samples, heldout)]
         if not prefix:
             figures.append(partial(_save_pictures, figure, samples, heldout))
-        found = Evaluated(scorer.score_heldout(samples, heldout), {}, figures)
-        features = self._score_sets(
-            found, samples[0], prior, device, self.figures / f"{prefix}prior.png"
-        )
-        return found._replace(features=features)
+        found = Evaluated(scorer.score_heldout(samples, heldout), figures)
+        self._score_sets(found, samples[0], prior, device, self.figures / f"{prefix}prior.png")
+        return found
 
     def _score_sets(
         self,
@@ -399,7 +398,7 @@ class RunReport:
         prior: Callable[[int], Tensor] | None,
         device: torch.device,
         figure: Path,
-    ) -> dict[str, dict[str, float]]:
+    ) -> None:
         """Adds the scores of held-out reconstructions and of the prior's samples as sets.
 
         Arguments:
@@ -408,9 +407,6 @@ class RunReport:
             prior: Draws samples from the prior; None if there is none.
             device: Where features are computed.
             figure: The figure of the prior's samples.
-
-        Returns:
-            The scores in the feature spaces: {set: {score: value}}.
         """
         sets, train, heldout = {"held-out": x}, self.train.truth, self.heldout.truth
         final = found.final
@@ -424,22 +420,23 @@ class RunReport:
             if rounds and self.store.is_intact(rounds[-1]["round"]):
                 final["prior"] |= self._compare_prior(sets["prior"], x, found, figure)
         if train is None or heldout is None:
-            return {}
-        features = feature_scores(self.evaluation.features, sets, train, heldout, device=device)
-        final |= features["held-out"]
+            return
+        found.features = feature_scores(
+            self.evaluation.features, sets, train, heldout, device=device
+        )
+        final |= found.features["held-out"]
         if prior is not None:
-            final["prior"] |= features["prior"]
-        return features
+            final["prior"] |= found.features["prior"]
 
     def _compare_prior(
-        self, prior: Tensor, x: Tensor, evaluated: Evaluated, figure: Path
+        self, prior: Tensor, x: Tensor, found: Evaluated, figure: Path
     ) -> dict[str, float]:
         """Compares samples of the prior with the training reconstructions nearest to them.
 
         Arguments:
             prior: Samples of the prior, (N, *shape).
             x: Held-out reconstructions, (M, *shape), which nothing was trained on.
-            evaluated: The figures, which the pairs are added to.
+            found: The figures, which the pairs are added to.
             figure: The figure of the prior's samples, beside which the pairs are saved.
 
         Returns:
@@ -450,17 +447,17 @@ class RunReport:
         data = self.store.open(self.journal.rounds[-1]["round"])
         parts = (range(*self.store.rows(chunk).indices(len(data))) for chunk in self.store.chunks)
         both = torch.cat([prior, x])
-        distance, found = nearest(both, (data.__getitems__(part).x for part in parts))
+        distance, closest_to = nearest(both, (data.__getitems__(part).x for part in parts))
         own, other = distance.split([len(prior), len(x)])
         closest = own.argsort()[:PAIRS]
-        pairs = (prior[closest], found[closest], own[closest])
+        pairs = (prior[closest], closest_to[closest], own[closest])
         pictures = figure.with_suffix(".npz")
-        evaluated.figures.append(partial(save_prior_pictures, pictures, prior, pairs))
+        found.figures.append(partial(save_prior_pictures, pictures, prior, pairs))
         return {"nearest": float(own.median()), "nearest_heldout": float(other.median())}
 
     def _write(self, name: str, results: Mapping[str, Any]) -> None:
         text = to_json({**self.head, **results}, indent=1) + "\n"
-        write_file(self.run_dir / f"{name}.json", lambda file: file.write(text.encode()))
+        write_text(self.run_dir / f"{name}.json", text)
 
 
 def _score_earlier(run: EarlierRun, posterior: Posterior, scorer: Scorer) -> dict[str, Any]:

@@ -136,6 +136,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class DiskFull(UserError):
+    """No space was left on the disk while a file was written.
+
+    Arguments:
+        path: The file.
+        advice: What to do, or what is lost.
+    """
+
+    def __init__(self, path: Path, advice: str = FREE_SOME) -> None:
+        super().__init__(f"no space left on the disk while writing {path}; {advice}")
+        self.path = path
+
+
 @contextmanager
 def report_full_disk(path: Path) -> Iterator[None]:
     """Opens a scope in which a full disk raises a UserError that names the path."""
@@ -145,9 +158,7 @@ def report_full_disk(path: Path) -> Iterator[None]:
         # torch.save raises a RuntimeError without errno for a failed write.
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or (number is None and free_bytes(path.parent) == 0):
-            raise UserError(
-                f"no space left on the disk while writing {path}; {FREE_SOME}"
-            ) from error
+            raise DiskFull(path) from error
         raise
 
 

@@ -89,7 +89,7 @@ def test_samples_of_a_round_are_of_one_posterior(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Reconstructions that the guard kept are of another one, and what is made of several draws no sample."""
+    """Reconstructions that the guard kept are of another one, or of several draws."""
     channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
     draw = torch.Generator().manual_seed(0)
     measurements = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
