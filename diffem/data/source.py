@@ -98,13 +98,13 @@ def unreadable(name: str, error: Exception) -> UserError:
         name: What the sentence calls the file.
         error: What reading it raised.
     """
-    advice = "repair it, or get it again"
+    advice = damaged = "repair it, or get it again"
     if isinstance(error, FileNotFoundError):
         advice = "put it back"
     elif isinstance(error, PermissionError):
         advice = "allow this user to read it"
     # The text of an OSError repeats the file's name.
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if " " not in reason:  # a key or a number, which says nothing by itself
+    if advice == damaged and " " not in reason:  # one word, as a key, says nothing by itself
         reason = f"it seems damaged: {type(error).__name__} {reason}".rstrip()
-    return UserError(f"{name} cannot be read ({reason}); {advice}")
+    return UserError(f"{name} cannot be read ({reason or type(error).__name__}); {advice}")
