@@ -161,13 +161,18 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+def is_relaxed(row: Mapping[str, Any]) -> bool:
+    """Returns whether a round's reconstructions are made of several draws, by its row."""
+    return row.get("draws") not in (None, 1)
+
+
 def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     """Returns which rounds are over-relaxed, if any are, and what of them does not compare.
 
     Arguments:
         rounds: The rows of the rounds.
     """
-    found = [str(row["round"]) for row in rounds if row.get("draws") not in (None, 1)]
+    found = [str(row["round"]) for row in rounds if is_relaxed(row)]
     if not found:
         return None
     return (
@@ -198,7 +203,7 @@ def _fit(row: Row, *, held_out: bool) -> Statement:
             "should."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
-    if row.get("draws") not in (None, 1):
+    if is_relaxed(row):
         text = (
             "Samples of held-out measurements spread too much (their χ² was below 1) when round "
             f"{row['round']} was drawn, so that it is over-relaxed: χ² of its reconstructions "
