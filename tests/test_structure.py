@@ -170,6 +170,18 @@ def test_studies_begin_with_their_command(study: str) -> None:
     assert "# Cost: " in comment and "Expect: " in comment
 
 
+@pytest.mark.parametrize("study", known_studies())
+def test_studies_name_the_command_that_they_need_first(study: str) -> None:
+    """Otherwise all their runs fail, one after the other."""
+    read = read_study(study)
+    text = (CONF / "study" / f"{study}.yaml").read_text()
+    for overrides in read.rows.values():
+        given = dict(o.split("=", 1) for o in (*read.common, *overrides))
+        if given.get("metric") == "classifier":
+            name = given.get("dataset", "digits")
+            assert f"\n# After `diffem classify --dataset {name} --out features/{name}." in text
+
+
 @pytest.mark.parametrize(
     "name",
     ["em.rounds", "em.steps_per_round", "sampler.steps", "corruption.rho", "corruption.noise.std",

@@ -18,7 +18,6 @@ from diffem.cli.comparison import compare
 from diffem.cli.errors import report_user_errors
 from diffem.cli.study import known_studies, methods_study, read_study
 from diffem.config.secrets import move_secrets_to_env
-from diffem.runtime.progress import say
 
 EPILOG = """\
 studies (conf/study):
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command's arguments; None for this process's.
 
     Raises:
-        SystemExit: Always: with code 1 if a run failed or the user made an error, 130 on Ctrl-C.
+        SystemExit: Always: with code 1 if a run failed or the user made an error.
     """
     chosen = build_parser().parse_args(arguments)
     with report_user_errors():
@@ -54,11 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             common=tuple(move_secrets_to_env((*study.common, *chosen.overrides))),
             seeds=tuple(chosen.seeds or study.seeds),
         )
-        try:
-            failed = compare(study, chosen.out.resolve(), jobs=chosen.jobs)
-        except KeyboardInterrupt:
-            say("interrupted; the same command resumes the comparison")
-            sys.exit(130)
+        failed = compare(study, chosen.out.resolve(), jobs=chosen.jobs)
     sys.exit(1 if failed else 0)
 
 

@@ -85,8 +85,8 @@ def _run(name: str) -> None:
 
         if name in PARSE:  # ends the process after --help or a wrong argument, before imports
             PARSE[name](None)
-    # Those that train resume, and end their processes themselves; Ctrl-C is how `watch` ends.
-    own = {"train": exit_on_interrupt, "compare": nullcontext, "watch": nullcontext}
+    # A run ends its processes itself; Ctrl-C is how `watch` ends.
+    own = {"train": exit_on_interrupt, "watch": nullcontext}
     scope = own.get(name, stoppable)
     try:
         with scope():

@@ -158,8 +158,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object])
 
     Raises:
         UserError: If `parallel` is not a whole number of at least 1.
-        KeyboardInterrupt: On Ctrl-C, when no job runs any more. SIGTERM and SIGHUP end this
-            process, also when no job runs any more.
+        KeyboardInterrupt: On Ctrl-C, or whatever else the signal's handler raises, when no job
+            runs any more.
     """
     environments = slot_environments(check("--jobs", parallel))
     waiting, running = deque(jobs), dict[int, Job]()
@@ -170,8 +170,10 @@ def run_jobs(jobs: Sequence[Job], parallel: int, clear: Callable[[Job], object])
                     if slot in running and not running[slot].is_running():
                         job = running.pop(slot)
                         end_jobs([job])
-                        how = "failed" if job.summary() is None else "finished"
-                        say(f"{job.name}: {how} in {job.seconds:.0f} s")
+                        if job.summary() is None:
+                            say(f"{job.name}: failed in {job.seconds:.0f} s: {job.failure()}")
+                        else:
+                            say(f"{job.name}: finished in {job.seconds:.0f} s")
                         advance(job.name)
                     if slot not in running and waiting:
                         clear(waiting[0])
