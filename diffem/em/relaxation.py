@@ -77,6 +77,8 @@ def spreads_too_much(
     """
     channel = heldout.channel
     assert isinstance(channel, LinearChannel)
+    if len(heldout) < FEW:
+        return False
     given = heldout.select(slice(HELD_OUT))
     chunks = sample_chunks(
         posterior, MeasurementSet(given, channel), 1,

@@ -67,9 +67,16 @@ def test_a_law_that_is_too_wide_is_seen_without_the_truth(variance: float, wide:
     assert spreads_too_much(White(variance), white(256), **given) is wide  # type: ignore[arg-type]
 
 
-def test_of_few_measurements_nothing_is_said() -> None:
+class Unasked(Posterior):
+    """A posterior of which nothing is to be drawn."""
+
+    def draw(self, measurement: Measurement) -> Tensor:
+        raise AssertionError("samples are drawn for nothing")
+
+
+def test_of_few_measurements_nothing_is_said_and_nothing_drawn() -> None:
     few = white(FEW - 1)
-    assert not spreads_too_much(White(1.0), few, seed=0, chunk_size=100, device="cpu")
+    assert not spreads_too_much(Unasked(), few, seed=0, chunk_size=100, device="cpu")
 
 
 def test_measurements_of_nothing_do_not_count() -> None:
