@@ -259,7 +259,8 @@ class DenoiserModule(LightningModule):
 
     def take_nfe(self) -> int:
         """Returns this process's network evaluations (NFE) since the last call."""
-        return self.denoiser.take_nfe() + self.average.take_nfe()
+        own = self.denoiser.take_nfe() + self.average.take_nfe()
+        return own + self.m_step.memory.take_nfe()
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""
