@@ -6,8 +6,9 @@
 Reads the runs of a comparison's folder, and prints tables in Markdown: a row for each figure, a
 column for each channel.
 
-    rank correlations   Spearman's, of a figure with the PSNR of the mean of samples and with the
-                        Fréchet distance of the reconstructions; 1 if the figure orders as the
+    rank correlations   Spearman's, of a figure with the PSNR of the mean of a few samples, with
+                        that of the posterior's mean, which their spread does not lower, and with
+                        the Fréchet distance of the reconstructions; 1 if the figure orders as the
                         truth does, whichever values of it are better
       over rounds       within a run: the mean over runs, and the lowest in brackets
       over methods      of the last rounds of the runs of one seed
@@ -23,6 +24,7 @@ the same rounds.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.cli.launch import quiet
 from diffem.config.build import build
 from diffem.metric import Evaluation, Score, distribution_scores, frechet_pixels
+from diffem.metric.diversity import POSTERIOR_STD
 from diffem.metric.energy import MEASUREMENT_P
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_PIXEL
 from diffem.report.comparison import markdown
@@ -49,7 +52,7 @@ from diffem.runtime.progress import progress_bar
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import RECONSTRUCTIONS
 
-PSNR, FD = "psnr_mean", "fd"
+PSNR, POSTERIOR_MEAN, FD = "psnr_mean", "psnr_posterior_mean", "fd"
 DIRECTIONS = {RESIDUAL_PIXEL.name: -1, RESIDUAL_FREQUENCY.name: -1, MEASUREMENT_P.name: 1}
 """1 if larger values of a figure are better, -1 if smaller ones: where its `Score` has none."""
 FEWEST = 3  # points of a rank correlation
@@ -63,7 +66,8 @@ class Point:
     Attributes:
         number: The round.
         figures: Its figures without ground truth, larger is better.
-        truth: What the truth says of it, larger is better: `psnr_mean`, and `fd` if it is known.
+        truth: What the truth says of it, larger is better: `psnr_mean`, and `psnr_posterior_mean`
+            and `fd` if they are known.
     """
 
     number: int
@@ -167,9 +171,29 @@ def read_run(run_dir: Path, row: str, seed: int) -> Run:
     for round in rounds:
         values = {score.name: _oriented(score, round.get(score.name)) for score in figures}
         truth = {PSNR: float(round[PSNR]), **distances.get(round["round"], {})}
+        if POSTERIOR_STD.name in round:
+            spread, n = round[POSTERIOR_STD.name], record.summary["samples"]
+            truth |= posterior_mean(truth[PSNR], spread, n)
         known = {name: value for name, value in values.items() if value is not None}
         points.append(Point(round["round"], known, truth))
     return Run(row, seed, record.overrides, points)
+
+
+def posterior_mean(psnr_mean: float, std: float, samples: int) -> dict[str, float]:
+    """Returns `psnr_posterior_mean`, which the mean of infinitely many samples would have, in dB.
+
+    The mean of n samples errs by the posterior mean's squared error and 1/n of their variance.
+
+    Arguments:
+        psnr_mean: The PSNR of the mean of some samples, in dB, of images in [-1, 1].
+        std: The samples' standard deviation.
+        samples: Their number n.
+
+    Returns:
+        It; nothing where the variance alone is above the error.
+    """
+    error = 4 * 10 ** (-psnr_mean / 10) - std**2 / samples
+    return {POSTERIOR_MEAN: 10 * math.log10(4 / error)} if error > 0 else {}
 
 
 def _oriented(score: Score, value: object) -> float | None:
@@ -305,7 +329,8 @@ def report(runs: Sequence[Run]) -> str:
     compared = [run for run in runs if not run.stopped]
     stopped = [run for run in runs if run.stopped]
     parts = []
-    for truth, label in ((PSNR, "PSNR of mean"), (FD, "Fréchet distance")):
+    truths = {PSNR: "PSNR of mean", POSTERIOR_MEAN: "PSNR of the posterior's mean"}
+    for truth, label in {**truths, FD: "Fréchet distance"}.items():
         for scope, where in SCOPES.items():
             body = table(compared, lambda some, name, s=scope, t=truth: s(some, name, t))
             parts.append(f"Rank correlation with the {label}, {where}\n\n{body}")

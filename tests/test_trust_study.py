@@ -1,6 +1,7 @@
 """bench/trust.py: rank correlations by known numbers, and the tables of runs of seconds."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bench.trust import (
     over_both,
     over_methods,
     over_rounds,
+    posterior_mean,
     read_runs,
 )
 from diffem.cli.comparison import compare
@@ -48,6 +50,13 @@ def test_rank_correlations_are_spearman_s() -> None:
     assert over_methods([same, worse, better], "figure", "psnr_mean") == pytest.approx([1.0])
     assert over_both([run("f", (1, 2, 3, 4), psnrs=(4, 3, 2, 1))], "figure", "psnr_mean") == [-1.0]
     assert over_rounds([same], "another", "psnr_mean") == []
+
+
+def test_the_mean_of_infinitely_many_samples() -> None:
+    """Of 4 samples: an error of 0.04, 20 dB, is 0.01 of the mean's own and 0.12 / 4 of spread."""
+    found = posterior_mean(20.0, 0.12**0.5, 4)["psnr_posterior_mean"]
+    assert found == pytest.approx(10 * math.log10(4 / 0.01))
+    assert posterior_mean(20.0, 0.5, 4) == {}
 
 
 def test_the_loss_of_a_picked_round() -> None:
@@ -83,6 +92,7 @@ def test_finished_runs_are_read(compared: Path) -> None:
     for point in first.points:
         row = rounds[point.number]
         assert point.truth["psnr_mean"] == row["psnr_mean"] and point.truth["fd"] < 0
+        assert point.truth["psnr_posterior_mean"] > row["psnr_mean"]
         assert point.figures["residual_chi2"] == -abs(row["residual_chi2"] - 1)
         assert point.figures["residual_ks"] == -row["residual_ks"]
         assert not {"psnr", "psnr_mean", "frechet_pixels"} & point.figures.keys()
@@ -92,7 +102,8 @@ def test_the_tables(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(compared)])
     said = capsys.readouterr().out
     assert said.startswith("2 runs: a, b\n")
-    assert said.count("| figure | dataset.train=200 corruption=mask |") == 7
+    assert said.count("| figure | dataset.train=200 corruption=mask |") == 10
+    assert "Rank correlation with the PSNR of the posterior's mean, over rounds" in said
     assert "Rank correlation with the Fréchet distance, over rounds" in said
     assert "| `residual_ks` | " in said and "`psnr" not in said
 
