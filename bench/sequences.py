@@ -73,9 +73,8 @@ STUDIES = {
         rounds=(4, 2),
     ),
 }
-KEPT = {"replay": 10, "replay_images": 10, "replay_all": 1, "generative": 1}
+KEPT = {"replay": 10, "replay_all": 1, "generative": 1}
 """Which part of a run's number of measurements is kept: a tenth of it, or as many."""
-IMAGES = "replay_images"  # as replay, and the images are learned
 ROWS = ("none", *KEPT, JOINT)
 
 
@@ -108,8 +107,6 @@ def runs(study: Arrivals, row: str, seed: int, out: Path) -> Iterator[tuple[Path
             given += ["init=checkpoint", f"init.path={before}"]
             if row in KEPT:
                 given += [f"memory.size={study.size // KEPT[row]}"]
-            if row == IMAGES:
-                given += ["memory.distil=false"]
         before = out / f"run_{i + 1}"
         yield before, given
     if row == JOINT:  # as many rounds as all runs together

@@ -342,7 +342,6 @@ def test_images_of_a_memory_and_weights_of_groups() -> None:
     balance.number = torch.zeros(N, dtype=torch.int64)
     balance.share, balance.multipliers = torch.full((2,), 0.5), torch.zeros(2)
     memory.recall(torch.zeros(8, *IMAGE))
-    memory.teacher = conditional_of(MASK, objective.condition)
     remembered = memory(batch_of(MASK))
     assert remembered.remembered is not None and remembered.remembered.is_cuda
     assert_on_cuda(loss_of(objective, denoiser, MASK, remembered))

@@ -37,7 +37,7 @@ def fit_prior(
     if module.m_step.clean is not None:
         module.m_step.clean.load(data.given)
     if isinstance(em.m_step.memory, Replay):
-        module.m_step = replace(module.m_step, memory=em.m_step.memory.of_images())
+        module.m_step = replace(module.m_step, memory=em.m_step.memory)
     fit_to_last_round(cfg, module, data, em.trainer.loggers, steps=cfg.prior.steps)
     return module
 

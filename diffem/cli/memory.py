@@ -125,7 +125,7 @@ def recall(
     The first process writes the copy; the others wait until it is there.
 
     Arguments:
-        module: The module that is trained, which has the weights that the run starts from.
+        module: The module that is trained.
         earlier: The earlier run; None if the copy is there.
         train: The training measurements.
         kept: The run's copy.
@@ -140,7 +140,7 @@ def recall(
         record_digest(kept, hashlib.sha256(content).hexdigest())
         write_file(kept, lambda file: file.write(content))
     wait_until(lambda: read_kept(kept) is not None)
-    memory.recall((read_kept(kept) or {})["images"], module.denoiser)
+    memory.recall((read_kept(kept) or {})["images"])
 
 
 def gathered(module: DenoiserModule, earlier: Result, train: MeasurementSet) -> dict[str, Tensor]:

@@ -150,9 +150,9 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
     },
     "m_step.times": {"diffem.denoiser.BetaMixture": ("components",)},
     "memory": {
-        "diffem.em.Generative": ("distil", "fraction", "path", "size"),
+        "diffem.em.Generative": ("fraction", "path", "size"),
         "diffem.em.Memory": ("path",),
-        "diffem.em.Replay": ("distil", "fraction", "path", "size"),
+        "diffem.em.Replay": ("fraction", "path", "size"),
     },
     "method.condition": _CONDITIONING,
     "method.objective": {

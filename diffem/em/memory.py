@@ -7,19 +7,14 @@ reconstructions or samples M of the old images as well prevents it, without an o
     x̂ ~ (1 - f) D_k + f M,   ỹ ~ q(· | x̂)
 
 Images are remembered, not measurements: ỹ is drawn from the present channel, not the earlier one.
-A few images are soon learned by heart. What a denoiser is to predict of them is therefore not x̂
-but what the network that the run starts from makes of x_t and ỹ, which cannot be (dark experience
-replay: Buzzega et al. 2020, arXiv 2004.07211).
 """
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from diffem.denoiser import Denoiser
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, generator
@@ -46,17 +41,8 @@ class Memory:
         """Returns the batch that an optimiser step learns from."""
         return batch
 
-    def recall(self, images: Tensor, denoiser: Denoiser | None = None) -> None:
-        """Takes what there is to remember.
-
-        Arguments:
-            images: The images that the run has kept of the earlier one, (n, *shape).
-            denoiser: The denoiser that the run starts from; None to learn from the images alone.
-        """
-
-    def take_nfe(self) -> int:
-        """Returns the network evaluations since the last call."""
-        return 0
+    def recall(self, images: Tensor) -> None:
+        """Takes the images that the run has kept of the earlier one, (n, *shape)."""
 
 
 class Replay(Memory):
@@ -67,18 +53,15 @@ class Replay(Memory):
         fraction: The probability f of each row of a batch to be one of them, in (0, 1).
         size: How many images are kept. The earlier run's own memory has a share of them: that of
             the measurements that it stands for among all.
-        distil: Whether what is learned of them is what the run's first weights make of them.
     """
 
     remembers = True
 
-    def __init__(self, path: str, fraction: float, size: int, distil: bool = True) -> None:
+    def __init__(self, path: str, fraction: float, size: int) -> None:
         super().__init__(path)
         self.fraction = float(check("memory.fraction", fraction))
         self.size = check("memory.size", size)
-        self.distil = distil
         self.images = torch.empty(0)
-        self.teacher: Denoiser | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns a batch with images of the memory in some places, by the global generators."""
@@ -87,26 +70,12 @@ class Replay(Memory):
         index = torch.randint(len(self.images), (len(x),), device=x.device)
         if self.images.device != x.device:
             self.images = self.images.to(x.device)
-        if self.teacher is not None and next(self.teacher.parameters()).device != x.device:
-            self.teacher.to(x.device)
         x = torch.where(old.view(-1, *(1,) * (x.ndim - 1)), self.images[index], x)
-        return batch._replace(x=x, remembered=old, teacher=self.teacher)
+        return batch._replace(x=x, remembered=old)
 
-    def recall(self, images: Tensor, denoiser: Denoiser | None = None) -> None:
-        """Takes the images, and keeps a copy of the denoiser as it is now."""
-        self.images, self.teacher = images, None
-        if denoiser is not None and self.distil:
-            self.teacher = copy.deepcopy(denoiser).requires_grad_(False)
-
-    def take_nfe(self) -> int:
-        """Returns the network evaluations since the last call: those of the first weights."""
-        return 0 if self.teacher is None else self.teacher.take_nfe()
-
-    def of_images(self) -> "Replay":
-        """Returns a memory of the same images alone, for what learns another law than EM."""
-        alone = copy.copy(self)
-        alone.teacher = None
-        return alone
+    def recall(self, images: Tensor) -> None:
+        """Takes the images."""
+        self.images = images
 
 
 class Generative(Replay):

@@ -259,8 +259,7 @@ class DenoiserModule(LightningModule):
 
     def take_nfe(self) -> int:
         """Returns this process's network evaluations (NFE) since the last call."""
-        own = self.denoiser.take_nfe() + self.average.take_nfe()
-        return own + self.m_step.memory.take_nfe()
+        return self.denoiser.take_nfe() + self.average.take_nfe()
 
     def weights_hash(self) -> str:
         """Returns the sha256 of the EMA weights."""

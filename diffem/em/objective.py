@@ -89,30 +89,6 @@ class Objective(ABC):
         return None
 
 
-def taught(
-    perturb: Perturbation, batch: Batch, rows: Tensor | None, condition: Condition | None = None
-) -> Perturbation:
-    """Returns a perturbation of which a batch's teacher says what is to be predicted.
-
-    Arguments:
-        perturb: The perturbation; it is returned as it is where the batch has no teacher.
-        batch: The batch.
-        rows: Which rows are the teacher's, (B,) bool; None for none.
-        condition: What the denoiser is given of y; None for nothing.
-    """
-    teacher = batch.teacher
-    if teacher is None or rows is None:
-        return perturb
-
-    def noisy(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        x_t, target = perturb(schedule, x, t)
-        with torch.no_grad():
-            known = teacher(x_t, t, condition).mean
-        return x_t, torch.where(rows.view(-1, *(1,) * (x.ndim - 1)), known, target)
-
-    return noisy
-
-
 class Unconditional(Objective):
     """x ~ D_k and no measurement: the prior, and the M-step of DiffEM's rivals."""
 
@@ -126,8 +102,7 @@ class Unconditional(Objective):
         key: tuple[Key, ...],
     ) -> Tensor:
         """Returns the denoising loss of the batch."""
-        perturb = taught(self.perturb, batch, batch.remembered)
-        return denoiser.loss(batch.x, t, perturb=perturb, weight=batch.factor())
+        return denoiser.loss(batch.x, t, perturb=self.perturb, weight=batch.factor())
 
 
 class Recorrupted(Objective):
@@ -194,17 +169,19 @@ class Recorrupted(Objective):
     ) -> Tensor:
         """Returns the loss of the batch under fresh measurements of it."""
         channel = measurements.channel
-        condition, rows = self.draw_condition(channel, batch, key), batch.remembered
+        condition = self.draw_condition(channel, batch, key)
         if self.p_uncond > 0:
             keep = torch.rand(len(batch.x), device=batch.x.device) >= self.p_uncond
             condition = condition.masked(keep.float())
-            rows = None if rows is None else rows & keep  # the first weights may know no prior
-        perturb = taught(self.perturb, batch, rows, condition)
         if not self.weighs_rows(channel):
-            return denoiser.loss(batch.x, t, condition, perturb=perturb, weight=batch.factor())
+            return denoiser.loss(
+                batch.x, t, condition, perturb=self.perturb, weight=batch.factor()
+            )
         weight, basis = self._weight(batch, measurements)
         weight = batch.factor() * weight
-        return denoiser.loss(batch.x, t, condition, perturb=perturb, weight=weight, basis=basis)
+        return denoiser.loss(
+            batch.x, t, condition, perturb=self.perturb, weight=weight, basis=basis
+        )
 
     def weighs_rows(self, channel: Channel) -> bool:
         """Returns whether what a row's own measurement measures counts for more than the rest."""

@@ -64,8 +64,6 @@ class Batch(NamedTuple):
     remembered: Tensor | None = None
     """Which of them took the place of a row of D_k and have no measurement, (B,) bool, on the
     device of x; None for none."""
-    teacher: Callable[..., Any] | None = None
-    """A denoiser whose output is learned in the place of the remembered images; None for none."""
     weight: Tensor | None = None
     """The weight of each one's loss, (B,), on the device of x; None for 1."""
 

@@ -10,12 +10,12 @@ from small_run import SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
-from diffem.corruption import Channel, GaussianNoise, Mask, make_channel
+from diffem.corruption import GaussianNoise, Mask, make_channel
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
 from diffem.em import Memory, Replay
 from diffem.em.memory import pooled
-from diffem.em.objective import Objective, Recorrupted, Unconditional
+from diffem.em.objective import Recorrupted
 from diffem.network import UNet
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator, seeded
@@ -79,67 +79,6 @@ def test_of_remembered_images_all_coefficients_count() -> None:
     assert loss(some, False) != pytest.approx(loss(all_of, False), rel=1e-2)
 
 
-def small(objective: Objective, channel: Channel, name: str) -> Denoiser:
-    with seeded(name):
-        network = UNet(SHAPE, objective.cond_channels(channel), channels=[16], blocks=[1])
-        for weights in network.parameters():  # the last layers begin with zeros
-            weights.data.add_(0.05 * torch.randn_like(weights))
-    return Denoiser(network, VESchedule(0.02, 20.0))
-
-
-@pytest.mark.parametrize(
-    ("objective", "taught"),
-    [
-        (Unconditional(), 1.0),
-        (Recorrupted(condition=Conditioning(), p_uncond=0.0, fresh=True), 1.0),
-        (Recorrupted(condition=Conditioning(), p_uncond=0.5, fresh=True, imputed=0.0), 0.5),
-    ],
-)
-def test_of_remembered_images_the_first_weights_are_learned(
-    objective: Objective, taught: float
-) -> None:
-    """A denoiser that is as it was has no error there, but where it is not given y.
-
-    One that may know no law of x alone, as where its p_uncond was 0, does not teach it.
-    """
-    channel = make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.05))
-    x = torch.randn(N, *SHAPE, generator=generator("x"))[:64]
-    measurements = MeasurementSet(channel.draw(x, generator("y")), channel)
-    memory, first = Replay("runs/a", 0.5, 64), small(objective, channel, "first")
-    memory.recall(x, first)
-
-    def errors(denoiser: Denoiser, memory: Replay) -> Tensor:
-        """The squared error of each row: the derivative of the loss by its weight, halved off."""
-        with seeded("loss"):
-            batch = memory(Batch(x, 0, torch.arange(64)))
-            batch = batch._replace(weight=torch.ones(64, requires_grad=True))
-            loss = objective.loss(
-                denoiser, batch, torch.full((64,), 0.5), measurements=measurements, key=(0, "a", 0)
-            )
-        assert batch.remembered is not None and batch.weight is not None
-        (by_row,) = torch.autograd.grad(loss, batch.weight)
-        return by_row[batch.remembered]
-
-    none = (errors(first, memory) == 0).float().mean()
-    assert abs(float(none) - taught) <= (0.0 if taught == 1.0 else 0.25)
-    assert memory.take_nfe() == 64 and memory.take_nfe() == 0
-    assert (errors(small(objective, channel, "other"), memory) > 0).all()
-    assert (errors(first, memory.of_images()) > 0).all()
-    images_alone = Replay("runs/a", 0.5, 64, distil=False)
-    images_alone.recall(x, first)
-    assert torch.equal(errors(first, images_alone), errors(first, memory.of_images()))
-
-
-def test_the_first_weights_stay_what_they_were() -> None:
-    objective = Unconditional()
-    denoiser = small(objective, make_channel(Mask(SHAPE, rho=0.5), GaussianNoise(0.05)), "a")
-    memory = Replay("runs/a", 0.5, 8)
-    memory.recall(torch.zeros(8, *SHAPE), denoiser)
-    assert memory.teacher is not None
-    for mine, first in zip(denoiser.parameters(), memory.teacher.parameters(), strict=True):
-        assert mine.data_ptr() != first.data_ptr() and not first.requires_grad
-
-
 def test_a_chain_of_runs_keeps_images_of_all() -> None:
     """30 measurements of each of three runs: a third of 12 images is of each."""
     held: dict[str, Tensor] = {}
@@ -172,7 +111,7 @@ class Remembering(SmallRun):
         super().__init__(path)
         memory = Replay("runs/a", 0.5, 8)
         self.module.m_step = replace(self.module.m_step, memory=memory)
-        memory.recall(self.measurements.known_truth("a test")[:8], self.module.denoiser)
+        memory.recall(self.measurements.known_truth("a test")[:8])
 
 
 POINTS = [("module", "training_step", 2), ("store", "write", 6), ("module", "training_step", 6)]
