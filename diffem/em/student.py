@@ -105,7 +105,8 @@ class StudentModule(DenoiserModule):
         x_t = alpha * fixed + sigma * torch.randn_like(x)
         guess = self.follower(x_t, t, condition).mean
         with torch.no_grad():
-            wanted = self.teacher(x_t, t, condition).mean
+            wanted = self.teacher.eval()(x_t, t, condition).mean  # as it samples: no dropout
+        self.teacher.train()  # Lightning warns of modules that start a fit in eval mode
         w, analyse = self.follower.loss_weight(t, condition, x), condition.spectrum.analyse
         # 0, with the gradient w (d_ψ - d_p) by x.
         pull = w * analyse(guess.detach() - wanted) * analyse(x - fixed)

@@ -18,6 +18,7 @@ SMALL = 0.01  # of p-values: below it something is wrong
 SETTLED = 0.01  # the relative change of a score from which on it still falls
 DIVERSE = (0.7, 1.4)  # the diversity over that of true images
 COLLAPSED = 0.5  # of the diversity of round 0
+FEW_RELAXED = 0.05  # of a round's reconstructions
 COPIED = 0.5  # of the distance of held-out reconstructions to the nearest training one
 
 Row = Mapping[str, Any]
@@ -61,7 +62,7 @@ def verdict(
     scores = {score.name: score for score in read_scores([summary])}
     return [
         _improvement(rounds, final, scores),
-        _fit(final or rounds[-1], held_out=bool(final)),
+        _fit(final or rounds[-1], held_out=bool(final), relaxed=not final and is_relaxed(rounds)),
         *_best_round(summary.get("best") or {}, rounds[-1], scores),
         _calibrated(calibration or {}) or _calibration(final, summary.get("samples")),
         *_diversity(rounds, final),
@@ -161,9 +162,20 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def is_relaxed(row: Mapping[str, Any]) -> bool:
-    """Returns whether a round's reconstructions are made of several draws, by its row."""
-    return row.get("draws") not in (None, 1)
+def is_relaxed(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether the last of some rounds has reconstructions that are made of several draws.
+
+    Those that a round does not draw anew (`em.refresh`) are as the round before has them: each as
+    likely as any other. A share below 1/20 of them is passed over.
+
+    Arguments:
+        rounds: The rows of the rounds, of which none before the last is left out.
+    """
+    share = 0.0
+    for row in rounds:
+        redrawn = row.get("redrawn", 1.0)
+        share = redrawn * (row.get("draws") not in (None, 1)) + (1 - redrawn) * share
+    return share >= FEW_RELAXED
 
 
 def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
@@ -172,7 +184,7 @@ def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     Arguments:
         rounds: The rows of the rounds.
     """
-    found = [str(row["round"]) for row in rounds if is_relaxed(row)]
+    found = [str(row["round"]) for i, row in enumerate(rounds, start=1) if is_relaxed(rounds[:i])]
     if not found:
         return None
     return (
@@ -193,7 +205,7 @@ def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     )
 
 
-def _fit(row: Row, *, held_out: bool) -> Statement:
+def _fit(row: Row, *, held_out: bool, relaxed: bool) -> Statement:
     """Returns whether the reconstructions fit the data."""
     topic, where = "Fit", "held-out" if held_out else "training"
     if not _has(row, "residual_chi2"):
@@ -203,11 +215,11 @@ def _fit(row: Row, *, held_out: bool) -> Statement:
             "should."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
-    if is_relaxed(row):
+    if relaxed:
         text = (
-            "Samples of held-out measurements spread too much (their χ² was below 1) when round "
-            f"{row['round']} was drawn, so that it is over-relaxed: χ² of its reconstructions "
-            "says nothing of samples. Look again after the last round."
+            "Samples of held-out measurements spread too much (their χ² was below 1) when "
+            f"reconstructions of round {row['round']} were drawn, which are over-relaxed: their "
+            "χ² says nothing of samples. Look again after the last round."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
     value = row["residual_chi2"]
@@ -346,7 +358,7 @@ def _diversity(rounds: Sequence[Row], final: Row) -> Iterator[Statement]:
         yield Statement(topic, Judgement.ATTENTION, f"{text} EM may be collapsing.", EARLIER)
         return
     known = [row["diversity"] for row in rounds if _has(row, "diversity")]
-    if len(known) > 1 and known[-1] < COLLAPSED * known[0]:
+    if len(known) > 1 and known[-1] < COLLAPSED * known[0] and not is_relaxed(rounds):
         text = (
             f"The reconstructions become alike: their diversity fell from {known[0]:.3f} in round "
             f"0 to {known[-1]:.3f}. EM may be collapsing."

@@ -123,6 +123,22 @@ def test_it_counts_every_evaluation() -> None:
     assert student.take_nfe() == 5 * 8
 
 
+def test_the_teacher_is_without_dropout() -> None:
+    """As the posterior samples: its own draws of dropout were learned as if y had said them."""
+    student = module()
+    student.teacher.backbone = torch.nn.Sequential()  # of no weight
+    modes = list[bool]()
+
+    def answer(z: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+        modes.append(student.teacher.backbone.training)
+        return torch.zeros_like(z)
+
+    student.teacher.backbone.forward = answer  # type: ignore[method-assign]
+    loss(student, torch.randn(8, *SHAPE), 0)
+    assert modes == [False] and student.denoiser.training and student.follower.training
+    assert student.teacher.training  # Lightning warns of modules that start a fit in eval mode
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_here(tmp_path_factory.mktemp("student") / "run", *STUDENT)

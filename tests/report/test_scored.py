@@ -136,6 +136,8 @@ def test_a_collapse_warns_once_and_is_kept_in_each_row(
         *({"diversity": 0.8}, {"diversity": 0.7}),
     ]
     assert not report._collapse({"round": 4, "diversity": 0.7, "draws": 2})  # of several draws
+    report.journal.rounds.append({"round": 4, "diversity": 0.7, "draws": 2, "redrawn": 0.5})
+    assert not report._collapse({"round": 5, "diversity": 0.7, "draws": 1, "redrawn": 0.5})
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("EM may be collapsing: the diversity of round 2 is 0.80 of round 0's") == 1
 

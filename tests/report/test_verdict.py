@@ -10,7 +10,9 @@ from diffem.report.verdict import (
     Judgement,
     Statement,
     expected_gap,
+    is_relaxed,
     next_steps,
+    relaxed_line,
     spread_over_error,
     verdict,
 )
@@ -140,9 +142,27 @@ def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
     rows = [{"round": k, "draws": k + 1, "residual_chi2": 0.5} for k in range(2)]
     statement = said({"rounds": rows}, "Fit")
     assert statement.judgement is UNKNOWN and not statement.advice
-    assert "round 1 was drawn" in statement.text
+    assert "of round 1 were drawn" in statement.text
     assert said({"rounds": rows[:1]}, "Fit").judgement is ATTENTION
     assert said({"rounds": rows, "final": {"residual_chi2": 1.0}}, "Fit").judgement is GOOD
+
+
+@pytest.mark.parametrize(("redrawn", "mixed"), [(0.5, 4), (0.96, 0), (1.0, 0)])
+def test_a_round_that_keeps_over_relaxed_reconstructions_is_over_relaxed(
+    redrawn: float, mixed: int
+) -> None:
+    """With em.refresh=0.5 a half of the last round is, then a quarter, an eighth, a sixteenth.
+
+    Of 0.96 it is 1/25, which is passed over.
+    """
+    of_two, of_one = {"draws": 2, "redrawn": 1.0}, {"draws": 1, "redrawn": redrawn}
+    rows = [{"round": k, **row} for k, row in enumerate([of_two, *[of_one] * 8])]
+    found = [is_relaxed(rows[: k + 1]) for k in range(9)]
+    assert found == [True] * (1 + mixed) + [False] * (8 - mixed)
+    numbers = ", ".join(str(k) for k in range(1 + mixed))
+    assert (relaxed_line(rows) or "").startswith(f"over-relaxed (em.relax): round {numbers};")
+    rows = [{**row, "diversity": 1.0 if k == 0 else 0.4} for k, row in enumerate(rows[:2])]
+    assert any(s.topic == "Diversity" for s in verdict({"rounds": rows})) is (mixed == 0)
 
 
 @pytest.mark.parametrize(
