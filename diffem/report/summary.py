@@ -166,7 +166,7 @@ class RunReport:
         scorer = self._scorer(module.device)
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
         part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
-        if round.costs.get("redrawn", 1.0) == 1.0 and not is_relaxed(round.costs):
+        if round.costs.get("redrawn", 1.0) == 1.0 and not is_relaxed([round.costs]):
             samples = self.store.open(k).__getitems__(range(n)).x[None]
             if more:
                 drawn = scorer.draw(round.posterior, part, more, key=(k,))
@@ -226,9 +226,9 @@ class RunReport:
         Arguments:
             row: The round's number and its scores.
         """
-        if is_relaxed(row):  # what is made of several draws differs less than samples
-            return {}
         before = [held for held in self.journal.rounds if held["round"] < row["round"]]
+        if is_relaxed([*before, row]):  # what is made of several draws differs less than samples
+            return {}
         left = find_collapse(row, before[0]) if before else []
         if not left:
             return {}

@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Any, TypeGuard
 
 from diffem.metric import Score, read_scores
+from diffem.storage.rows import draws_of_last
 
-FIT = (0.85, 1.15)  # χ² in this range fits (docs/results.md: right channels 0.97 and 1.01)
+FIT = (0.85, 1.15)  # χ² in this range fits (docs/results.md: right channels 0.94 and 0.98)
 SPREAD = (0.8, 1.25)  # the std over the error; it is known from mean dB, which is not exact
 SMALL = 0.01  # of p-values: below it something is wrong
 SETTLED = 0.01  # the relative change of a score from which on it still falls
@@ -61,7 +62,7 @@ def verdict(
     scores = {score.name: score for score in read_scores([summary])}
     return [
         _improvement(rounds, final, scores),
-        _fit(final or rounds[-1], held_out=bool(final)),
+        _fit(rounds, final),
         *_best_round(summary.get("best") or {}, rounds[-1], scores),
         _calibrated(calibration or {}) or _calibration(final, summary.get("samples")),
         *_diversity(rounds, final),
@@ -161,9 +162,13 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def is_relaxed(row: Mapping[str, Any]) -> bool:
-    """Returns whether a round's reconstructions are made of several draws, by its row."""
-    return row.get("draws") not in (None, 1)
+def is_relaxed(rounds: Sequence[Row]) -> bool:
+    """Returns whether reconstructions of the last of some rounds are made of several draws.
+
+    Arguments:
+        rounds: The rows of round 0 to that one, which may keep chunks of earlier ones.
+    """
+    return max(draws_of_last(rounds), default=1) > 1
 
 
 def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
@@ -172,7 +177,11 @@ def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     Arguments:
         rounds: The rows of the rounds.
     """
-    found = [str(row["round"]) for row in rounds if is_relaxed(row)]
+    found = [
+        f"{row['round']}" + ("" if (row.get("draws") or 1) > 1 else " (in chunks that it kept)")
+        for i, row in enumerate(rounds, start=1)
+        if is_relaxed(rounds[:i])
+    ]
     if not found:
         return None
     return (
@@ -193,9 +202,10 @@ def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     )
 
 
-def _fit(row: Row, *, held_out: bool) -> Statement:
+def _fit(rounds: Sequence[Row], final: Row) -> Statement:
     """Returns whether the reconstructions fit the data."""
-    topic, where = "Fit", "held-out" if held_out else "training"
+    topic, row = "Fit", final or rounds[-1]
+    where = "held-out" if final else "training"
     if not _has(row, "residual_chi2"):
         text = (
             "There is no χ² of this run (its channel is not linear, or nothing was measured), so "
@@ -203,11 +213,11 @@ def _fit(row: Row, *, held_out: bool) -> Statement:
             "should."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
-    if is_relaxed(row):
+    if not final and is_relaxed(rounds):
         text = (
-            "Samples of held-out measurements spread too much (their χ² was below 1) when round "
-            f"{row['round']} was drawn, so that it is over-relaxed: χ² of its reconstructions "
-            "says nothing of samples. Look again after the last round."
+            "Samples of held-out measurements spread too much (their χ² was below 1) when "
+            f"reconstructions of round {row['round']} were drawn, so that they are over-relaxed: "
+            "their χ² says nothing of samples. Look again after the last round."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
     value = row["residual_chi2"]

@@ -10,6 +10,7 @@ from diffem import __version__
 from diffem.corruption.array_file import array_files
 from diffem.result.result import Result
 from diffem.result.weights import Description
+from diffem.storage.rows import draws_of_last
 
 HEAD = """---
 library_name: diffem
@@ -128,12 +129,7 @@ def _scores(summary: Mapping[str, Any], files: Sequence[str]) -> str:
 
 
 def _files(summary: Mapping[str, Any], files: Sequence[str]) -> str:
-    draws = set[int]()  # of the chunks of the last round, some of which earlier rounds drew
-    for row in reversed(summary.get("rounds", [])):
-        if row.get("redrawn", 1.0) > 0:
-            draws.add(row.get("draws", 1))
-        if row.get("redrawn", 1.0) == 1.0:
-            break
+    draws = draws_of_last(summary.get("rounds", []))
     most, sample = max(draws, default=1), "a sample of p(x | y)"
     drawn = sample if most == 1 else f"made of {most} samples of p(x | y) (`em.relax`)"
     drawn = drawn if len(draws) < 2 else f"{sample}, or {drawn},"

@@ -135,7 +135,10 @@ def test_a_collapse_warns_once_and_is_kept_in_each_row(
         *(None, None),
         *({"diversity": 0.8}, {"diversity": 0.7}),
     ]
-    assert not report._collapse({"round": 4, "diversity": 0.7, "draws": 2})  # of several draws
+    for k, draws, redrawn in ((4, 2, 1.0), (5, 1, 0.5)):  # of several draws, and in part
+        row = {"round": k, "diversity": 0.7, "draws": draws, "redrawn": redrawn}
+        assert not report._collapse(row)
+        report.journal.rounds.append(row)
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("EM may be collapsing: the diversity of round 2 is 0.80 of round 0's") == 1
 

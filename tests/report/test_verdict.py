@@ -11,6 +11,7 @@ from diffem.report.verdict import (
     Statement,
     expected_gap,
     next_steps,
+    relaxed_line,
     spread_over_error,
     verdict,
 )
@@ -140,9 +141,13 @@ def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
     rows = [{"round": k, "draws": k + 1, "residual_chi2": 0.5} for k in range(2)]
     statement = said({"rounds": rows}, "Fit")
     assert statement.judgement is UNKNOWN and not statement.advice
-    assert "round 1 was drawn" in statement.text
+    assert "of round 1 were drawn" in statement.text
     assert said({"rounds": rows[:1]}, "Fit").judgement is ATTENTION
     assert said({"rounds": rows, "final": {"residual_chi2": 1.0}}, "Fit").judgement is GOOD
+    kept = [*rows, {"round": 2, "draws": 1, "redrawn": 0.5, "residual_chi2": 0.5}]
+    assert said({"rounds": kept}, "Fit").judgement is UNKNOWN
+    line = relaxed_line([*kept, {"round": 3, "draws": 1, "redrawn": 1.0}])
+    assert line is not None and "round 1, 2 (in chunks that it kept);" in line
 
 
 @pytest.mark.parametrize(
