@@ -202,6 +202,9 @@ def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     )
 
 
+BY_HEART = "shorter, if hidden_entries rose: the network then knows its reconstructions by heart"
+
+
 def _fit(rounds: Sequence[Row], final: Row) -> Statement:
     """Returns whether the reconstructions fit the data."""
     topic, row = "Fit", final or rounds[-1]
@@ -232,8 +235,9 @@ def _fit(rounds: Sequence[Row], final: Row) -> Statement:
     if value > FIT[1]:
         text = f"{found}: samples miss what was measured."
         advice = (
-            "χ² is above 1: train longer, with a larger network or more sampler.steps; or the "
-            "stated noise is smaller than the true one, or the operator is another."
+            "χ² is above 1: train longer, with a larger network or more sampler.steps; or "
+            f"{BY_HEART}; or the stated noise is smaller than the true one, or the operator is "
+            "another."
         )
         return Statement(topic, Judgement.ATTENTION, text, advice)
     return Statement(topic, Judgement.GOOD, f"{found}: they fit the measurements as they should.")
@@ -294,14 +298,15 @@ def _calibration(final: Row, samples: object) -> Statement:
         f"The mean of {samples} samples is {gap:.2f} dB better than one sample (held-out; "
         f"{expected_gap(samples):.2f} dB if samples have the posterior's law)"
     )
-    advice = (
-        "Lower schedule.sigma_min and take another sampler, as in `diffem evaluate RUN "
-        "sampler=heun sampler.steps=25`; and train longer."
-    )
     if ratio < SPREAD[0]:
+        advice = (
+            "Take sampler=sde or more sampler.steps, as in `diffem evaluate RUN sampler=sde "
+            f"sampler.steps=64`; or train {BY_HEART}."
+        )
         text = f"{found}: they spread too little, about {ratio:.2f} times their error."
         return Statement(topic, Judgement.ATTENTION, text, advice)
     if ratio > SPREAD[1]:
+        advice = "Train longer: EM narrows samples slowly; em.relax=2, the default, speeds it up."
         text = f"{found}: they spread too much, about {ratio:.2f} times their error."
         return Statement(topic, Judgement.ATTENTION, text, advice)
     text = f"{found}: on average they spread about as much as they err, {ratio:.2f} times."

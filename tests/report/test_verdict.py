@@ -134,6 +134,7 @@ def test_fit(chi2: float | None, judgement: Judgement, text: str) -> None:
     statement = said(final(residual_chi2=chi2), "Fit")
     assert statement.judgement is judgement and text in statement.text
     assert bool(statement.advice) == (judgement is ATTENTION)
+    assert ("by heart" in statement.advice) is (chi2 == 1.5)
 
 
 def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
@@ -163,6 +164,9 @@ def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
 def test_calibration(gap: float, judgement: Judgement, text: str) -> None:
     statement = said(final(psnr=18.0, psnr_mean=18.0 + gap), "Calibration")
     assert statement.judgement is judgement and text in statement.text
+    # Both were told to train longer, and to take a sampler that leaves noise in the samples.
+    assert ("sampler=sde" in statement.advice) is ("too little" in text)
+    assert ("Train longer" in statement.advice) is (text == "too much")
 
 
 def test_without_clean_images_calibration_is_not_known() -> None:
