@@ -182,13 +182,13 @@ def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
         for i, row in enumerate(rounds, start=1)
         if is_relaxed(rounds[:i])
     ]
-    if not found:
-        return None
-    return (
-        f"over-relaxed (em.relax): round {', '.join(found)}; reconstructions there spread less "
-        "than samples, and their scores, such as PSNR, χ² and diversity, do not compare with "
-        "those of other rounds"
-    )
+    return f"over-relaxed (em.relax): round {', '.join(found)}; {RELAXED}" if found else None
+
+
+RELAXED = (
+    "reconstructions there spread less than samples, and their scores, such as PSNR, χ² and "
+    "diversity, do not compare with those of other rounds"
+)
 
 
 def _falling(hidden: Sequence[tuple[int, float]]) -> str:
