@@ -18,9 +18,9 @@ column for each channel.
 
 Round 0, which no network drew, is left out. The Fréchet distance is in the run's first feature
 space, or of pixels, between all reconstructions of a round and the clean training images; a round
-of which the guard refused chunks has none. Of a run that `em.stop` ended, the best round is looked
-for in the run without `em.stop` too, where the comparison has it: with `em.restart=true` both have
-the same rounds.
+that keeps chunks, or is over-relaxed, has none. Of a run that `em.stop` ended, the best round is
+looked for in the run without `em.stop` too, where the comparison has it: with `em.restart=true`
+both have the same rounds.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from diffem.metric.energy import MEASUREMENT_P
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_PIXEL
 from diffem.report.comparison import markdown
 from diffem.report.record import read_record
+from diffem.report.verdict import is_relaxed
 from diffem.result import read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.runtime.errors import UserError
@@ -164,7 +165,11 @@ def read_run(run_dir: Path, row: str, seed: int) -> Run:
     store = ReconstructionStore(
         run_dir / RECONSTRUCTIONS, size=len(train), chunk_size=cfg.em.chunk_size
     )
-    drawn = [round["round"] for round in rounds if round.get("redrawn", 1.0) == 1.0]
+    drawn = [
+        round["round"]
+        for round in rounds
+        if round.get("redrawn", 1.0) == 1.0 and not is_relaxed([round])
+    ]
     distances = frechet_distances(store, drawn, train.known_truth("bench.trust"), evaluation)
     figures = evaluation.truth_free
     points = []

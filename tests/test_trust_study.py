@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bench.trust import (
     over_methods,
     over_rounds,
     posterior_mean,
+    read_run,
     read_runs,
 )
 from diffem.cli.comparison import compare
@@ -75,7 +77,14 @@ def test_the_loss_of_a_picked_round() -> None:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison's folder of two rows and one seed."""
     out = tmp_path_factory.mktemp("runs") / "trust"
-    common = (*SHORT, "corruption=mask", "em.rounds=3", "em.guard=null", "prior=null")
+    common = (
+        *SHORT,
+        "corruption=mask",
+        "em.rounds=3",
+        "em.guard=null",
+        "em.relax=null",
+        "prior=null",
+    )
     rows = {"a": ("method=diffem",), "b": ("method=em_pigdm",)}
 
     with quiet(), pytest.MonkeyPatch.context() as patch:
@@ -96,6 +105,19 @@ def test_finished_runs_are_read(compared: Path) -> None:
         assert point.figures["residual_chi2"] == -abs(row["residual_chi2"] - 1)
         assert point.figures["residual_ks"] == -row["residual_ks"]
         assert not {"psnr", "psnr_mean", "frechet_pixels"} & point.figures.keys()
+
+
+def test_over_relaxed_reconstructions_have_no_distance(compared: Path, tmp_path: Path) -> None:
+    """They spread less than samples, whose distances they were ranked among."""
+    copy = tmp_path / "copy"
+    shutil.copytree(compared, copy)
+    path = copy / "a/seed_0/summary.json"
+    summary = json.loads(path.read_text())
+    for row, draws in zip(summary["rounds"], (1, 1, 2, 1), strict=True):
+        row["draws"] = draws
+    path.write_text(json.dumps(summary))
+    points = read_run(path.parent, "a", 0).points
+    assert ["fd" in point.truth for point in points] == [True, False, True]
 
 
 def test_the_tables(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

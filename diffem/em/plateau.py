@@ -1,4 +1,4 @@
-"""The stopping rule: EM ends once a figure without ground truth has stopped to improve."""
+"""The stopping rule: EM ends once a figure without ground truth no longer improves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -35,7 +35,8 @@ class Evaluation:
     samples: int
     """The number of samples of each posterior; their mean is scored too. At least 2."""
     subset: int
-    """The number of training measurements that the samples are drawn for in each round."""
+    """The number of training measurements that the samples are drawn for in each round, and of
+    held-out ones that its figures without ground truth are of."""
     heldout: int
     """The largest number of held-out measurements to evaluate at the end."""
     prior: int

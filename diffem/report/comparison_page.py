@@ -17,7 +17,7 @@ from diffem.report.pictures import (
     strip,
 )
 from diffem.report.record import RunRecord
-from diffem.report.verdict import Judgement, verdict
+from diffem.report.verdict import RELAXED, Judgement, is_relaxed, verdict
 from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import flatten
 
@@ -77,6 +77,7 @@ def write_comparison_page(
         "legend": _legend(shown),
         "axes": axes,
         "charts": charts,
+        "relaxed": _relaxed(shown),
         "differing": differing,
         "pictures": pictures,
     }
@@ -115,6 +116,20 @@ def _attention(record: RunRecord) -> list[dict[str, str]]:
         if s.judgement is Judgement.ATTENTION
     ]
     return shown_statements(found)
+
+
+def _relaxed(shown: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Returns which rows have over-relaxed rounds, and what of them does not compare."""
+    found = [
+        row
+        for row, records in shown.items()
+        if any(is_relaxed(r.rounds[:i]) for r in records for i in range(1, len(r.rounds) + 1))
+    ]
+    return (
+        f"Some rounds are over-relaxed (em.relax) of {', '.join(found)}; {RELAXED}."
+        if found
+        else ""
+    )
 
 
 def _legend(shown: Mapping[str, Sequence[RunRecord]]) -> list[dict[str, Any]]:

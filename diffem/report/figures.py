@@ -55,7 +55,8 @@ def save_panel(path: Path, title: str, columns: Sequence[Tensor]) -> None:
         title: The figure's title.
         columns: The columns, each (n, *shape); without the truth, the first four. Images,
             signals, and the middle slices of volumes are shown one in a row, vectors as a scatter
-            plot of two entries. Three channels are colours; of others the first is shown.
+            plot of two entries. Three channels are colours; of two the modulus is shown, of other
+            numbers of them the mean.
     """
     if columns[0].ndim == 2:
         _save_scatter(path, title, columns)

@@ -307,8 +307,8 @@ def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
     ]
     what = f"{len(samples)} samples{last}"
     text = (
-        f"{whose}: in a row the measurement, {what}. All samples fit what was measured; where "
-        "they differ, the measurement does not say."
+        f"{whose}: in a row the measurement, {what}. Where samples differ, the measurement does "
+        "not say."
     )
     return {"text": text, "what": what, "images": images}
 

@@ -190,7 +190,10 @@ TYPES: dict[str, type | UnionType] = {
     "final": dict,
 }
 """The types of what pages and tables read in a summary."""
-NUMBERS = ("loss", "nfe", "optimizer_steps", "hidden_entries", "init_psnr_mean", "posterior_std")
+NUMBERS = (
+    *("loss", "nfe", "optimizer_steps", "redrawn", "draws"),
+    *("hidden_entries", "init_psnr_mean", "posterior_std"),
+)
 """What rows hold besides scores, each a number or null."""
 
 

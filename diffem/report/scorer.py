@@ -19,6 +19,7 @@ from diffem.metric import (
 )
 from diffem.metric.bootstrap import standard_error
 from diffem.metric.diversity import CHANGE, IMAGES, POSTERIOR_STD
+from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
 from diffem.metric.sinkhorn import SINKHORN
 from diffem.posterior import Posterior, sample_chunks
 from diffem.posterior.posterior import chunk_count
@@ -156,6 +157,8 @@ class Scorer:
             final |= {f"{name}_truth": value for name, value in diversity_metrics(truth).items()}
         final[POSTERIOR_STD.name] = posterior_std(samples)
         final |= round_figures(first, heldout, self.seed, "figures", "heldout").scores
+        # The distance below is a mean over all samples: the error of one's is not its own.
+        final.pop(f"{MEASUREMENT_ENERGY_DISTANCE.name}_error", None)
         return final | measurement_distance_scores(
             samples, truth, heldout.channel, heldout.select(rows), seed=self.seed
         )

@@ -84,6 +84,15 @@ def test_an_m_step(running: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{last['psnr']:.2f}" in shown and "held-out" not in shown
 
 
+def test_over_relaxed_rounds_are_named(running: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their χ² stood in the table beside that of samples, as if the two compared."""
+    for draws, said in ((1, False), (2, True)):
+        journal = json.loads((running / "rounds.json").read_text())
+        journal["rounds"][1]["draws"] = draws
+        (running / "rounds.json").write_text(json.dumps(journal))
+        assert ("over-relaxed (em.relax): round 1; recon" in printed(running, capsys)) is said
+
+
 def test_a_round_that_has_logged_no_step_yet(running: Path) -> None:
     cut_log(running, STEPS)
     found = position(running)

@@ -212,6 +212,20 @@ def test_the_page_s_curves_are_means_over_seeds(tmp_path: Path) -> None:
     assert not any("over NFE" in label for label in labels if label)  # b has not counted them
 
 
+def test_rows_with_over_relaxed_rounds_are_named(tmp_path: Path) -> None:
+    """Their χ² stood in one chart with that of samples, as if the two compared."""
+    relaxed = summary(1, 21.0)
+    relaxed["rounds"][1]["draws"] = 2
+    plain = {0: written(tmp_path / "a/seed_0", summary(0, 20.0))}
+    for runs, said in (
+        ({"a": plain}, False),
+        ({"a": plain, "b": {1: written(tmp_path / "b/seed_1", relaxed)}}, True),
+    ):
+        write_comparison(tmp_path, runs, "")
+        text = " ".join(check_page(tmp_path / "report.html").text.split())
+        assert ("Some rounds are over-relaxed (em.relax) of b; recon" in text) is said
+
+
 def test_curves_over_network_evaluations_need_all_runs_to_count_them(tmp_path: Path) -> None:
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: counted(0, 21.0)}}, "")
     assert (tmp_path / "nfe.png").stat().st_size > 0

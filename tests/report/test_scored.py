@@ -119,6 +119,18 @@ def test_samples_of_a_round_are_of_one_posterior(
     assert samples.shape == (3, 4, 1, 8, 8) and set(samples.unique().tolist()) == values
 
 
+def test_no_figure_of_the_result_has_the_error_of_another(tmp_path: Path) -> None:
+    """The energy distance is a mean over samples, and had the standard error of one of them."""
+    channel = make_channel(Mask((1, 8, 8), rho=0.5), GaussianNoise(0.1))
+    draw = torch.Generator().manual_seed(0)
+    heldout = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
+    store = ReconstructionStore(tmp_path / "reconstructions", size=N, chunk_size=N)
+    scorer = Scorer(Evaluation(2, 2, 2, 2), store, 0, torch.device("cpu"))
+    final = scorer.score_heldout(torch.randn(2, N, 1, 8, 8, generator=draw), heldout)
+    assert "measurement_energy_distance" in final and "residual_ks_error" in final
+    assert "measurement_energy_distance_error" not in final
+
+
 def test_a_collapse_warns_once_and_is_kept_in_each_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,9 +147,10 @@ def test_a_collapse_warns_once_and_is_kept_in_each_row(
         *(None, None),
         *({"diversity": 0.8}, {"diversity": 0.7}),
     ]
-    assert not report._collapse({"round": 4, "diversity": 0.7, "draws": 2})  # of several draws
-    report.journal.rounds.append({"round": 4, "diversity": 0.7, "draws": 2, "redrawn": 0.5})
-    assert not report._collapse({"round": 5, "diversity": 0.7, "draws": 1, "redrawn": 0.5})
+    for k, draws, redrawn in ((4, 2, 1.0), (5, 1, 0.5)):  # of several draws, and in part
+        row = {"round": k, "diversity": 0.7, "draws": draws, "redrawn": redrawn}
+        assert not report._collapse(row)
+        report.journal.rounds.append(row)
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("EM may be collapsing: the diversity of round 2 is 0.80 of round 0's") == 1
 

@@ -135,6 +135,7 @@ def test_fit(chi2: float | None, judgement: Judgement, text: str) -> None:
     statement = said(final(residual_chi2=chi2), "Fit")
     assert statement.judgement is judgement and text in statement.text
     assert bool(statement.advice) == (judgement is ATTENTION)
+    assert ("by heart" in statement.advice) is (chi2 == 1.5)
 
 
 def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
@@ -145,6 +146,10 @@ def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
     assert "of round 1 were drawn" in statement.text
     assert said({"rounds": rows[:1]}, "Fit").judgement is ATTENTION
     assert said({"rounds": rows, "final": {"residual_chi2": 1.0}}, "Fit").judgement is GOOD
+    kept = [*rows, {"round": 2, "draws": 1, "redrawn": 0.5, "residual_chi2": 0.5}]
+    assert said({"rounds": kept}, "Fit").judgement is UNKNOWN
+    line = relaxed_line([*kept, {"round": 3, "draws": 1, "redrawn": 1.0}])
+    assert line is not None and "round 1, 2 (in chunks that it kept);" in line
 
 
 @pytest.mark.parametrize(("redrawn", "mixed"), [(0.5, 4), (0.96, 0), (1.0, 0)])
@@ -159,7 +164,8 @@ def test_a_round_that_keeps_over_relaxed_reconstructions_is_over_relaxed(
     rows = [{"round": k, **row} for k, row in enumerate([of_two, *[of_one] * 8])]
     found = [is_relaxed(rows[: k + 1]) for k in range(9)]
     assert found == [True] * (1 + mixed) + [False] * (8 - mixed)
-    numbers = ", ".join(str(k) for k in range(1 + mixed))
+    kept = [f"{k} (in chunks that it kept)" for k in range(1, 1 + mixed)]
+    numbers = ", ".join(["0", *kept])
     assert (relaxed_line(rows) or "").startswith(f"over-relaxed (em.relax): round {numbers};")
     rows = [{**row, "diversity": 1.0 if k == 0 else 0.4} for k, row in enumerate(rows[:2])]
     assert any(s.topic == "Diversity" for s in verdict({"rounds": rows})) is (mixed == 0)
@@ -178,6 +184,9 @@ def test_a_round_that_keeps_over_relaxed_reconstructions_is_over_relaxed(
 def test_calibration(gap: float, judgement: Judgement, text: str) -> None:
     statement = said(final(psnr=18.0, psnr_mean=18.0 + gap), "Calibration")
     assert statement.judgement is judgement and text in statement.text
+    # Both were told to train longer, and to take a sampler that leaves noise in the samples.
+    assert ("sampler=sde" in statement.advice) is ("too little" in text)
+    assert ("Train longer" in statement.advice) is (text == "too much")
 
 
 def test_without_clean_images_calibration_is_not_known() -> None:
