@@ -7,19 +7,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-from command import NASTY, SHORT, run_jobs, wait_until
+from command import NASTY, ROOT, SHORT, run_jobs, wait_until
 from html_page import check_page
 
 from diffem.cli import study
 from diffem.cli.compare import main
 from diffem.cli.comparison import compare
-from diffem.cli.main import run
 from diffem.cli.study import Study, methods_study, read_study
 from diffem.runtime import process
 from diffem.runtime.errors import UserError
@@ -259,34 +257,26 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_no_process_behind(
-    number: signal.Signals,
-    fake: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
-
+def test_an_interrupt_leaves_no_process_behind(number: signal.Signals, fake: Path) -> None:
     def pids() -> list[int]:
         return [int(p) for f in fake.glob("*/seed_0/pids") for p in f.read_text().split()]
 
-    def interrupt() -> None:
-        end = time.monotonic() + 20
-        while len(pids()) < 4 and time.monotonic() < end:
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
     methods = ["--methods", "diffem", "em_mmps", "--jobs", "2", "--out", str(fake)]
-    monkeypatch.setattr(sys, "argv", ["diffem", *methods, "--", "+hang=1"])
+    code = (
+        "import sys; from diffem.cli.main import run; from diffem.runtime import process; "
+        f"process.TRAIN, process.GRACE_SECONDS = ({process.TRAIN[0]!r},), 0.5; run('compare')"
+    )
+    command = [sys.executable, "-c", code, *methods, "--", "+hang=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    comparison = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        with pytest.raises(SystemExit) as stop:
-            run("compare")
+        wait_until(lambda: len(pids()) == 4, seconds=60)
+        comparison.send_signal(number)
+        _, said = comparison.communicate(timeout=60)
     finally:
-        thread.join()
-    assert stop.value.code == 128 + number
-    assert capfd.readouterr().err == f"stopped by {number.name}; start the same command again\n"
+        comparison.kill()
+    assert comparison.returncode == 128 + number
+    assert said == f"stopped by {number.name}; start the same command again\n"
     assert len(pids()) == 4
     wait_until(lambda: not any(map(alive, pids())), seconds=10)  # the killed die soon, not at once
     assert (fake / "order").read_text().count("0") == 2  # no further job was started
