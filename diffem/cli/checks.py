@@ -255,7 +255,7 @@ def weak_noise(cfg: DictConfig, channel: Channel) -> str | None:
     return (
         f"corruption.noise.std is {std:.3g} on the scale of [-1, 1], and samples keep noise of "
         f"schedule.sigma_min={left}: their residual χ² is about {1 + (left / std) ** 2:.2g} in "
-        f"place of 1; set schedule.sigma_min={std:.3g}"
+        f"place of 1; set schedule.sigma_min={std / 3:.3g}"  # with which it is about 1.1
     )
 
 

@@ -112,12 +112,12 @@ def test_noise_far_below_what_sampling_leaves_is_said_once(
     assert fused["rounds"][1]["residual_chi2"] < 10
     after = ("corruption=multicoil", "corruption.acceleration=2")  # y is fused after the network
     run_here(tmp_path / "coils", noise, "sampler=sde", "sampler.steps=4", *after)
-    assert "set schedule.sigma_min=1e-06" in capsys.readouterr().err
+    assert "set schedule.sigma_min=3.33e-07" in capsys.readouterr().err
     left = ("sampler=ddpm", noise)
     run_here(tmp_path / "weak", *left)
     told = capsys.readouterr().err
     advice = told.partition("; set ")[2].split()[0]
-    assert told.count("schedule.sigma_min") == 2 and advice == "schedule.sigma_min=1e-06"
+    assert told.count("schedule.sigma_min") == 2 and advice == "schedule.sigma_min=3.33e-07"
     (weak,) = strict(tmp_path / "weak" / "summary.json")
     assert weak["rounds"][1]["residual_chi2"] > 1e6
     run_here(tmp_path / "good", *left, advice)
