@@ -45,7 +45,7 @@ from diffem.metric.energy import MEASUREMENT_P
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_PIXEL
 from diffem.report.comparison import markdown
 from diffem.report.record import read_record
-from diffem.report.verdict import is_relaxed
+from diffem.report.verdict import are_samples
 from diffem.result import read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.runtime.errors import UserError
@@ -165,11 +165,7 @@ def read_run(run_dir: Path, row: str, seed: int) -> Run:
     store = ReconstructionStore(
         run_dir / RECONSTRUCTIONS, size=len(train), chunk_size=cfg.em.chunk_size
     )
-    drawn = [
-        round["round"]
-        for round in rounds
-        if round.get("redrawn", 1.0) == 1.0 and not is_relaxed([round])
-    ]
+    drawn = [round["round"] for round in rounds if are_samples(round)]
     distances = frechet_distances(store, drawn, train.known_truth("bench.trust"), evaluation)
     figures = evaluation.truth_free
     points = []

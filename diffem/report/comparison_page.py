@@ -17,7 +17,7 @@ from diffem.report.pictures import (
     strip,
 )
 from diffem.report.record import RunRecord
-from diffem.report.verdict import RELAXED, Judgement, is_relaxed, verdict
+from diffem.report.verdict import RELAXED, Judgement, relaxed_line, verdict
 from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import flatten
 
@@ -123,7 +123,7 @@ def _relaxed(shown: Mapping[str, Sequence[RunRecord]]) -> str:
     found = [
         row
         for row, records in shown.items()
-        if any(is_relaxed(r.rounds[:i]) for r in records for i in range(1, len(r.rounds) + 1))
+        if any(relaxed_line(record.rounds) for record in records)
     ]
     return (
         f"Some rounds are over-relaxed (em.relax) of {', '.join(found)}; {RELAXED}."

@@ -50,7 +50,7 @@ from diffem.report.table import (
     print_student,
     print_table,
 )
-from diffem.report.verdict import is_relaxed
+from diffem.report.verdict import are_samples, is_relaxed
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, say, warn
 from diffem.storage.atomic import write_text
@@ -166,7 +166,7 @@ class RunReport:
         scorer = self._scorer(module.device)
         n, more = min(self.evaluation.subset, len(self.train)), self.evaluation.samples - 1
         part = MeasurementSet(measurements.select(slice(n)), measurements.channel)
-        if round.costs.get("redrawn", 1.0) == 1.0 and not is_relaxed([round.costs]):
+        if are_samples(round.costs):
             samples = self.store.open(k).__getitems__(range(n)).x[None]
             if more:
                 drawn = scorer.draw(round.posterior, part, more, key=(k,))

@@ -162,20 +162,39 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def is_relaxed(rounds: Sequence[Mapping[str, Any]]) -> bool:
-    """Returns whether the last of some rounds has reconstructions that are made of several draws.
+def are_samples(row: Mapping[str, Any]) -> bool:
+    """Returns whether a round's reconstructions are each one sample of one posterior.
+
+    Arguments:
+        row: The round's row.
+    """
+    return row.get("redrawn") in (None, 1.0) and row.get("draws") in (None, 1)
+
+
+def relaxed_rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
+    """Yields of each round whether it has reconstructions that are made of several draws.
 
     Those that a round does not draw anew (`em.refresh`) are as the round before has them: each as
     likely as any other. A share below 1/20 of them is passed over.
 
     Arguments:
-        rounds: The rows of the rounds, of which none before the last is left out.
+        rounds: The rows of the rounds, of which none is left out.
     """
     share = 0.0
     for row in rounds:
         redrawn = 1.0 if row.get("redrawn") is None else row["redrawn"]
         share = redrawn * (row.get("draws") not in (None, 1)) + (1 - redrawn) * share
-    return share >= FEW_RELAXED
+        yield share >= FEW_RELAXED
+
+
+def is_relaxed(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether the last of some rounds is one of `relaxed_rounds`.
+
+    Arguments:
+        rounds: The rows of the rounds, of which none before the last is left out.
+    """
+    *_, last = relaxed_rounds(rounds)
+    return last
 
 
 def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
@@ -186,8 +205,8 @@ def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     """
     found = [
         f"{row['round']}" + ("" if (row.get("draws") or 1) > 1 else " (in chunks that it kept)")
-        for i, row in enumerate(rounds, start=1)
-        if is_relaxed(rounds[:i])
+        for row, relaxed in zip(rounds, relaxed_rounds(rounds), strict=True)
+        if relaxed
     ]
     return f"over-relaxed (em.relax): round {', '.join(found)}; {RELAXED}" if found else None
 
