@@ -164,7 +164,11 @@ def logged_rounds(log: Path) -> list[dict[str, Any]]:
             continue
         k = held.pop("round", None) if isinstance(held, dict) else None
         if isinstance(k, int | float) and math.isfinite(k):
-            scores = {name.removeprefix("round/"): value for name, value in held.items()}
+            scores = {
+                name.removeprefix("round/"): value
+                for name, value in held.items()
+                if isinstance(value, int | float | None)
+            }
             rows[int(k)] = {"round": int(k), **scores}
     found = [rows[k] for k in sorted(rows)]
     return found if are_rows(found) else []

@@ -7,8 +7,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from diffem.cli.watch import shown
 from diffem.report import RunReport
 from diffem.report.journal import Journal
+from diffem.report.record import read_record
 from diffem.runtime.errors import UserError
 
 RUN = {"config_sha256": "a", "data_sha256": "b"}
@@ -59,6 +61,22 @@ def test_damaged_it_is_taken_from_the_log(
     assert (tmp_path / "rounds.damaged.json").read_bytes() == damage
     assert opened(tmp_path).rounds == ROWS  # after a kill before the next round is scored
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["draws", "redrawn", "psnr", "posterior_std", "hidden_entries"])
+@pytest.mark.parametrize("value", ["x", [2], {}])
+def test_what_is_no_number_in_the_log_is_left_out(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    """Pages and `diffem watch` calculate with what they read in a row."""
+    damaged = LOG + json.dumps(
+        {"round": 2, "round/draws": 2}
+        | {f"round/{key}": v for key, v in (ROWS[1] | {name: value}).items() if key != "round"}
+    )
+    written(tmp_path, b"{", damaged)
+    record = read_record(tmp_path)
+    assert len(record.rounds) == 3 and name not in record.rounds[2]
+    shown(record)
 
 
 def test_where_the_log_is_damaged_too_it_is_said(tmp_path: Path) -> None:
