@@ -16,6 +16,7 @@ from typing import Any
 from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rank import PARENT, RANK_VARIABLES
+from diffem.runtime.signals import signal_name
 
 CHECKOUT = Path(__file__).parents[2]
 if (CHECKOUT / "pyproject.toml").is_file():  # which need not be installed
@@ -124,7 +125,7 @@ class Job:
         code = 0 if self._process is None else self._process.returncode or 0
         if code < 0:
             memory = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{memory}"
+            return f"killed by {signal_name(-code)}{memory}"
         if code == 1:  # its last line is the error, or the end of a traceback
             return self.last_line()
         if code != 0 or self.summary() is None:

@@ -29,6 +29,14 @@ at_exit: list[Callable[[str], object]] = []
 """What `exit_now` calls with its last line, since it skips Python's own `atexit`."""
 
 
+def signal_name(number: int) -> str:
+    """Returns a signal's name; its number if it has none, as most realtime signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def install_signal_handlers() -> None:
     """Makes SIGTERM and SIGUSR1 end this process at once, with exit code 75.
 
@@ -231,6 +239,6 @@ def watch_ranks(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
             if code in (RESUMABLE, INTERRUPTED):  # this process gets the same signal
                 time.sleep(WATCH_SECONDS)
             if code:
-                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                how = f"by {signal_name(-code)}" if code < 0 else f"with exit code {code}"
                 exit_now(f"error: process {rank} of the run was ended {how}; {RESUME_HINT}", 1)
         time.sleep(WATCH_SECONDS)

@@ -37,6 +37,8 @@ if "hang" in given:  # with a rank of its own
     rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (run_dir / "pids").write_text(f"{os.getpid()} {rank.pid}")
     time.sleep(60)
+if "killed" in given:
+    os.kill(os.getpid(), int(given["killed"]))
 if "fail" in given:
     sys.exit("error: as it was told")
 end = time.monotonic() + 20
@@ -118,6 +120,17 @@ def test_a_failed_job_is_marked_and_the_others_run(
     table = (fake / "table.md").read_text()
     assert "0 (2 failed)" in table and "| 3 |" in table
     assert (fake / "order").read_text() == "a0 b0 a1 b1 b2 "
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (36, "signal 36")])
+def test_a_killed_job_is_marked_and_the_others_run(
+    number: int, name: str, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A realtime signal has no name."""
+    compare(Study({"a": (f"+killed={int(number)}",), "b": ()}, seeds=(0,)), fake)
+    error = capsys.readouterr().err
+    assert re.search(rf"^a, seed 0: failed in \d+ s: killed by {name}", error, re.M)
+    assert "b, seed 0: finished in" in error
 
 
 @pytest.mark.parametrize("change", [{"rounds": 3}, {"rounds": []}, {"final": {"psnr_mean": "9"}}])
