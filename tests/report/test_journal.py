@@ -10,7 +10,7 @@ import torch
 from diffem.cli.watch import shown
 from diffem.report import RunReport
 from diffem.report.journal import Journal
-from diffem.report.record import read_record
+from diffem.report.record import is_sound, read_record
 from diffem.runtime.errors import UserError
 
 RUN = {"config_sha256": "a", "data_sha256": "b"}
@@ -84,3 +84,10 @@ def test_where_the_log_is_damaged_too_it_is_said(tmp_path: Path) -> None:
     report = RunReport(tmp_path, {"run": RUN}, Mock(), Mock(), Mock(), store=Mock())
     with pytest.raises(UserError, match="are damaged: what the rounds scored and cost is lost"):
         report.finish(Mock(), Mock(), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["draws", "redrawn", "hidden_entries"])
+def test_a_summary_whose_rows_hold_no_numbers_is_damaged(name: str) -> None:
+    assert is_sound({"rounds": [{"round": 0, name: 1}]})
+    assert is_sound({"rounds": [{"round": 0, name: None}]})
+    assert not is_sound({"rounds": [{"round": 0, name: "2"}]})
