@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ else:  # a wheel; the current directory's modules, which -m prefers, are not imp
     TRAIN, VARIABLES = ("-m", "diffem", "train"), {"PYTHONSAFEPATH": "1"}
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # between asking a job to end and killing it
+ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(\a|\x1b\\)?)")  # ECMA-48
 
 
 @dataclass
@@ -115,10 +117,11 @@ class Job:
         return summary if finished else None
 
     def last_line(self) -> str:
-        """Returns the last line that the run printed."""
+        """Returns the last line that the run printed, without what would steer a terminal."""
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
         lines = text.strip().splitlines()
-        return lines[-1].strip() if lines else "the run printed nothing"
+        line = ESCAPE_SEQUENCE.sub("", lines[-1]) if lines else "the run printed nothing"
+        return "".join(character for character in line if character.isprintable()).strip()
 
     def failure(self) -> str | None:
         """Returns why the run did not finish; None if it did."""
