@@ -37,7 +37,7 @@ from diffem.corruption import GaussianNoise, LinearChannel, Mask, Measurement, m
 from diffem.data import Digits
 from diffem.posterior.gaussian import fit_gaussian
 from diffem.runtime.rng import generator, seeded
-from diffem.storage.atomic import read_json, write_file
+from diffem.storage.atomic import read_json, write_text
 
 CLASSES = 10
 SHAPE, TRAIN, RHO, NOISE = (1, 8, 8), 1500, 0.5, 0.05
@@ -141,7 +141,7 @@ def measure(digit: int, seed: int, out: Path, settings: Sequence[str], n: int) -
         for name, values in zip(SCORES, every, strict=True)
     }
     found = {**asked, "measurements": len(evidence), "unseen": int(unseen.sum()), **auroc}
-    write_file(file, lambda stream: stream.write((json.dumps(found) + "\n").encode()))
+    write_text(file, json.dumps(found) + "\n")
     return found
 
 

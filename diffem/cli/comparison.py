@@ -9,7 +9,7 @@ from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, run_jobs
 from diffem.runtime.progress import console, say, warn
 from diffem.runtime.ranges import check
-from diffem.storage.atomic import read_json, write_file
+from diffem.storage.atomic import read_json, write_text
 from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.run_dir import check_clearable, clear_run
 
@@ -100,8 +100,7 @@ def _record(study: Study, out: Path) -> dict[str, Any]:
         held = record["rows"].setdefault(row, {"overrides": list(overrides), "seeds": []})
         _check_same(f"the row {row}", held["overrides"], overrides, out)
         held["seeds"] = list(dict.fromkeys([*held["seeds"], *study.seeds]))
-    content = (json.dumps(record, indent=1) + "\n").encode()
-    write_file(file, lambda stream: stream.write(content))
+    write_text(file, json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -21,7 +21,7 @@ from diffem.metric.distribution import FRECHET_PIXELS
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.extras import check_installed
 from diffem.runtime.progress import plain_console
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -86,9 +86,9 @@ def write_specification(workspace: "Workspace", path: Path) -> None:
     """
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists; choose another --out")
-    content = workspace._to_model().model_dump_json(by_alias=True, indent=1).encode()
+    content = workspace._to_model().model_dump_json(by_alias=True, indent=1)
     with usable("--out", path):
-        write_file(path, lambda file: file.write(content))
+        write_text(path, content)
 
 
 def save(workspace: "Workspace") -> str:

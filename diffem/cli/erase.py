@@ -39,7 +39,7 @@ from diffem.result.result import newest_round
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console
 from diffem.runtime.ranges import check
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 from diffem.storage.lock import unlock_folder
 from diffem.storage.run_dir import ERASED
 from diffem.storage.status import RunStatus, State
@@ -203,8 +203,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
         "not_a_certificate": NO_CERTIFICATE,
         "delete": str(source.path.absolute()),
     }  # fmt: skip
-    text = to_json(record, indent=1) + "\n"
-    write_file(folder / ERASED, lambda file: file.write(text.encode()))
+    write_text(folder / ERASED, to_json(record, indent=1) + "\n")
     return record
 
 

@@ -23,7 +23,7 @@ from diffem.denoiser import Denoiser
 from diffem.em.init import KEPT_WEIGHTS, FromCheckpoint
 from diffem.em.state import EMState
 from diffem.runtime.device import precision_of
-from diffem.storage.atomic import read_json, sha256, write_file
+from diffem.storage.atomic import read_json, sha256, write_text
 from diffem.storage.checkpoint import (
     before_e_step,
     digests,
@@ -73,8 +73,7 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     check_config(cfg)
     before = source.cfg.withdrawn and read_names(Path(source.cfg.withdrawn), "withdrawn")
     names = dict.fromkeys([*(before or ()), *source.names])
-    lines = "".join(f"{written(name)}\n" for name in names)
-    write_file(folder / WITHDRAWN, lambda file: file.write(lines.encode()))
+    write_text(folder / WITHDRAWN, "".join(f"{written(name)}\n" for name in names))
     # Before the run is opened: as in every run, the shape that files have is a part of it.
     train, heldout = build_data(cfg, build(cfg.dataset, "dataset"))
     open_run(cfg, HydraConfig.get(), precision=cfg.trainer.precision)

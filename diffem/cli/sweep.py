@@ -31,7 +31,7 @@ from diffem.runtime.process import Job, end_jobs
 from diffem.runtime.progress import console, plain_console, say
 from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 from diffem.storage.entries import check_entries
 from diffem.storage.lock import lock_folder
 from diffem.storage.strict_json import to_json
@@ -74,8 +74,8 @@ def _open_records(folder: Path, config: DictConfig) -> None:
         records.mkdir(exist_ok=True)
         for file in _record_files(folder):
             file.unlink()  # of the command before
-        shared = json.dumps(OmegaConf.to_container(config.hydra.overrides.task)).encode()
-        write_file(records / "shared.json", lambda file: file.write(shared))
+        shared = json.dumps(OmegaConf.to_container(config.hydra.overrides.task))
+        write_text(records / "shared.json", shared)
 
 
 def _record_files(folder: Path) -> list[Path]:
@@ -104,8 +104,7 @@ class Record(NamedTuple):
 
     def write(self, folder: Path) -> None:
         """Writes the record to the folder of records."""
-        content = json.dumps(self._asdict()).encode()
-        write_file(folder / f"{self.number:05d}.json", lambda file: file.write(content))
+        write_text(folder / f"{self.number:05d}.json", json.dumps(self._asdict()))
 
 
 class SubprocessJobs:
@@ -221,8 +220,7 @@ def print_records(folder: Path) -> list[Record]:
         *(Column(s.heading, [s.text(f.get(s.name)) for f in finals]) for s in scores),
         Column("ended", [r.ended if r.ended == FINISHED else "FAILED" for r in records]),
     ]
-    content = to_json(rows, indent=1).encode()
-    write_file(folder / "sweep.json", lambda file: file.write(content))
+    write_text(folder / "sweep.json", to_json(rows, indent=1))
     title = f"{len(records)} jobs in {folder}"
     print_fitting(fitting_table(title, columns, width=plain_console().width))
     failed = [record for record in records if record.ended != FINISHED]

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 from diffem.storage.strict_json import to_json
 
 
@@ -72,7 +72,7 @@ def _remove_repeated(path: Path, first: Mapping[str, Any]) -> None:
         if line and (_line_stage(line) != _line_stage(first) or line[counter] < first[counter]):
             kept.append(old)
     if (content := "".join(kept)) != text:
-        write_file(path, lambda file: file.write(content.encode()))
+        write_text(path, content)
 
 
 def _read_line(text: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from diffem.report.record import are_rows, logged_rounds
 from diffem.runtime.progress import warn
 from diffem.runtime.rank import global_rank
-from diffem.storage.atomic import read_json, write_file
+from diffem.storage.atomic import read_json, write_text
 from diffem.storage.strict_json import to_json
 
 
@@ -66,5 +66,4 @@ class Journal:
             head: What the file says besides the rounds.
         """
         self.rounds = [*(r for r in self.rounds if r["round"] < row["round"]), row]
-        content = to_json({**head, "rounds": self.rounds}, indent=1)
-        write_file(self.file, lambda file: file.write(content.encode()))
+        write_text(self.file, to_json({**head, "rounds": self.rounds}, indent=1))

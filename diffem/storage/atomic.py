@@ -94,7 +94,7 @@ def is_temporary(path: Path) -> bool:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes a JSON object with its own checksum, atomically."""
     text = json.dumps({**record, "sha256": _checksum(record)}, indent=1)
-    write_file(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
-from diffem.storage.atomic import load_plain, sha256, sync_folder, write_file
+from diffem.storage.atomic import load_plain, sha256, sync_folder, write_file, write_text
 from diffem.storage.identity import RunIdentity
 
 SUMS = ("SHA256SUMS", "SHA256SUMS.copy")
@@ -211,7 +211,7 @@ def record_digest(path: Path, digest: str) -> None:
     kept = [line for line in lines if line not in old]
     text = "".join(f"{line}\n" for line in [*kept, f"{digest}  {path.name}"])
     for sums in SUMS:
-        write_file(path.parent / sums, lambda file: file.write(text.encode()))
+        write_text(path.parent / sums, text)
 
 
 def _lines(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.signals import at_exit
-from diffem.storage.atomic import write_file
+from diffem.storage.atomic import write_text
 
 LOCK = ".lock"
 OWNER = ".lock.owner"
@@ -158,8 +158,7 @@ def _own(folder: Path, key: str) -> None:
     try:
         if _owner(path) != owner:
             raise _taken(folder, key, "another process")
-        content = json.dumps(_this_process()).encode()
-        write_file(path, lambda file: file.write(content))
+        write_text(path, json.dumps(_this_process()))
     finally:
         takeover.unlink(missing_ok=True)
     _remove_at_exit(path)

@@ -33,7 +33,7 @@ from diffem.config.yaml_file import check_yaml
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import say, warn
 from diffem.runtime.rank import global_rank
-from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_file, write_folder
+from diffem.storage.atomic import free_bytes, is_temporary, read_json, write_folder, write_text
 from diffem.storage.checkpoint import remove_checkpoint
 from diffem.storage.entries import check_entries
 from diffem.storage.identity import is_of_run
@@ -301,8 +301,7 @@ def save_config(cfg: Any, path: Path) -> None:  # noqa: ANN401 - a DictConfig or
     """
     plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
     text = OmegaConf.to_yaml(OmegaConf.create(redact_config(plain)))
-    content = f"# diffem {__version__}\n{text}".encode()
-    write_file(path, lambda file: file.write(content))
+    write_text(path, f"# diffem {__version__}\n{text}")
 
 
 def check_version(run_dir: Path) -> None:

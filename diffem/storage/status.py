@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffem.config.secrets import redact_text
 from diffem.runtime.errors import UserError
-from diffem.storage.atomic import read_json, write_file
+from diffem.storage.atomic import read_json, write_text
 from diffem.storage.lock import is_locked
 from diffem.storage.strict_json import to_json
 
@@ -50,8 +50,7 @@ def write_ended(run_dir: Path, status: RunStatus) -> None:
         status: How it ended.
     """
     record = {"state": status.state.value, "reason": status.reason, "time": time.time()}
-    content = to_json(record, indent=1).encode()
-    write_file(run_dir / ENDED, lambda file: file.write(content))
+    write_text(run_dir / ENDED, to_json(record, indent=1))
 
 
 def of_error(error: BaseException) -> RunStatus:
