@@ -5,6 +5,7 @@ something else, or nothing, unless the value is quoted. Here the values of keys 
 quoted before Hydra reads them, so that a user need not.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,7 @@ def _quote_argument(argument: str, sweep: bool) -> str:
     match = _OVERRIDE.fullmatch(argument)
     if match is None or match[2].rpartition(".")[2] not in NAMES:
         return argument
-    value, one = match[3], not sweep or NEVER_SWEPT.fullmatch(match[2]) or _exists(match[3])
+    value, one = match[3], not sweep or NEVER_SWEPT.fullmatch(match[2]) or os.path.exists(match[3])
     numbers = match[2].rpartition(".")[2] in OR_NUMBERS
     if (not one and _SWEEP.fullmatch(value)) or (numbers and _is_numbers(value)):
         return argument
@@ -85,7 +86,8 @@ def _quote_argument(argument: str, sweep: bool) -> str:
 
 
 def _is_numbers(value: str) -> bool:
-    return bool(_NUMBERS.fullmatch(value)) and not (_exists(value) and Path(value).is_file())
+    # Of a name that is too long, or has a null character, os.path says no; a Path raises.
+    return bool(_NUMBERS.fullmatch(value)) and not os.path.isfile(value)
 
 
 def _quote_value(value: str) -> str:
@@ -94,10 +96,3 @@ def _quote_value(value: str) -> str:
     if re.match(r"~(/|$)", value):
         value = str(Path(value).expanduser())
     return quoted(value)
-
-
-def _exists(value: str) -> bool:
-    try:
-        return Path(value).exists()
-    except (OSError, ValueError):  # a name that is too long, or has a null character
-        return False

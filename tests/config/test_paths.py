@@ -73,6 +73,7 @@ def test_a_key_that_holds_a_path(key: str) -> None:
         "corruption.rho=[0.1,0.2]",
         "corruption.coils=4",
         "corruption.kernel=[[1,2],[3,4.5e-3]]",
+        f"corruption.kernel=[{','.join('1' * 4096)}]",  # no name of a file is as long
         "dataset.groups=null",
         "network.channels=[16]",
         "~init.path",
