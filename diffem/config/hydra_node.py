@@ -37,7 +37,7 @@ FROM_FILES = (  # from files and on the command line
     "sweeper.n_trials",
     "sweeper.sampler.seed",
 )
-COUNTS = ("launcher.n_jobs", "sweeper.n_jobs", "sweeper.n_trials")
+COUNTS = ("n_jobs", "n_trials")  # the last words of keys whose values are at least 1
 FROM_COMMAND_LINE = (  # run or write what they say; with the keys under them
     "job.env_set",
     "job.name",  # set by Lightning, as output_subdir and run.dir, where it starts other ranks
@@ -113,7 +113,7 @@ def check_hydra(given: Node, *, default: Node, command: Node, overrides: Sequenc
             raise UserError(f"hydra.{key} may not be set; Hydra's keys that may: {_known(key)}")
         elif not isinstance(value, int | float | None) and not _is_word(value):
             raise UserError(f"hydra.{key} must be a number or one word, got {value!r}")
-        elif key in COUNTS and not (type(value) is int and value > 0):
+        elif key.rpartition(".")[2] in COUNTS and not (type(value) is int and value > 0):
             raise UserError(
                 f"hydra.{key} must be a whole number of at least 1, or its default "
                 f"{defaults.get(key)}, got {value!r}"
