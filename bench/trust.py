@@ -45,12 +45,12 @@ from diffem.metric.energy import MEASUREMENT_P
 from diffem.metric.residual_law import RESIDUAL_FREQUENCY, RESIDUAL_PIXEL
 from diffem.report.comparison import markdown
 from diffem.report.record import read_record
-from diffem.report.verdict import are_samples
 from diffem.result import read_weights
 from diffem.result.result import POSTERIOR, weights_folder
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import progress_bar
 from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.rows import are_samples
 from diffem.storage.run_dir import RECONSTRUCTIONS
 
 PSNR, POSTERIOR_MEAN, FD = "psnr_mean", "psnr_posterior_mean", "fd"

@@ -50,13 +50,13 @@ from diffem.report.table import (
     print_student,
     print_table,
 )
-from diffem.report.verdict import are_samples, is_relaxed
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import plain_console, say, warn
 from diffem.storage.atomic import write_text
 from diffem.storage.figure import figures_of
 from diffem.storage.numbered import free_number
 from diffem.storage.reconstructions import ReconstructionStore
+from diffem.storage.rows import are_samples, is_relaxed
 from diffem.storage.run_dir import PAGE
 from diffem.storage.status import RunStatus, State
 from diffem.storage.strict_json import to_json

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, TypeGuard
 
 from diffem.metric import Score, read_scores
+from diffem.storage.rows import Row, draws, is_relaxed, redrawn, relaxed_rounds
 
 FIT = (0.85, 1.15)  # χ² in this range fits (docs/results.md: right channels 0.94 and 0.98)
 SPREAD = (0.8, 1.25)  # the std over the error; it is known from mean dB, which is not exact
@@ -18,10 +19,7 @@ SMALL = 0.01  # of p-values: below it something is wrong
 SETTLED = 0.01  # the relative change of a score from which on it still falls
 DIVERSE = (0.7, 1.4)  # the diversity over that of true images
 COLLAPSED = 0.5  # of the diversity of round 0
-FEW_RELAXED = 0.05  # of a round's reconstructions
 COPIED = 0.5  # of the distance of held-out reconstructions to the nearest training one
-
-Row = Mapping[str, Any]
 
 
 class Judgement(StrEnum):
@@ -83,7 +81,7 @@ def _improvement(rounds: Sequence[Row], final: Row, scores: Mapping[str, Score])
     if len(rounds) == 1:
         return Statement(topic, Judgement.UNKNOWN, "Only the init has been scored so far.")
     truth = _against_the_init(final)
-    drawn = [row for row in rounds if row.get("redrawn", 1)]
+    drawn = [row for row in rounds if redrawn(row)]
     guarded = [row for row in drawn if _has(row, "hidden_entries")]
     hidden = [(row["round"], row["hidden_entries"]) for row in guarded]
     if hidden and hidden[0][0] == 0:
@@ -142,13 +140,13 @@ def _against_the_init(final: Row) -> _Truth:
     return _Truth(text, Judgement.GOOD if mean > floor else Judgement.ATTENTION)
 
 
-def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+def kept_line(rounds: Sequence[Row]) -> str | None:
     """Returns what the guard of E-steps found at the end, if it kept reconstructions there.
 
     Arguments:
         rounds: The rows of the rounds.
     """
-    drawn = [row for row in rounds if row.get("redrawn")]
+    drawn = [row for row in rounds if redrawn(row)]
     if not drawn or drawn[-1] is rounds[-1]:
         return None
     if not (_has(drawn[-1], "hidden_entries") and _has(rounds[-1], "hidden_entries")):
@@ -162,49 +160,14 @@ def kept_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def are_samples(row: Mapping[str, Any]) -> bool:
-    """Returns whether a round's reconstructions are each one sample of one posterior.
-
-    Arguments:
-        row: The round's row.
-    """
-    return row.get("redrawn") in (None, 1.0) and row.get("draws") in (None, 1)
-
-
-def relaxed_rounds(rounds: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
-    """Yields of each round whether it has reconstructions that are made of several draws.
-
-    Those that a round does not draw anew (`em.refresh`) are as the round before has them: each as
-    likely as any other. A share below 1/20 of them is passed over.
-
-    Arguments:
-        rounds: The rows of the rounds, of which none is left out.
-    """
-    share = 0.0
-    for row in rounds:
-        redrawn = 1.0 if row.get("redrawn") is None else row["redrawn"]
-        share = redrawn * (row.get("draws") not in (None, 1)) + (1 - redrawn) * share
-        yield share >= FEW_RELAXED
-
-
-def is_relaxed(rounds: Sequence[Mapping[str, Any]]) -> bool:
-    """Returns whether the last of some rounds is one of `relaxed_rounds`.
-
-    Arguments:
-        rounds: The rows of the rounds, of which none before the last is left out.
-    """
-    *_, last = relaxed_rounds(rounds)
-    return last
-
-
-def relaxed_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+def relaxed_line(rounds: Sequence[Row]) -> str | None:
     """Returns which rounds are over-relaxed, if any are, and what of them does not compare.
 
     Arguments:
         rounds: The rows of the rounds.
     """
     found = [
-        f"{row['round']}" + ("" if (row.get("draws") or 1) > 1 else " (in chunks that it kept)")
+        f"{row['round']}" + ("" if draws(row) > 1 else " (in chunks that it kept)")
         for row, relaxed in zip(rounds, relaxed_rounds(rounds), strict=True)
         if relaxed
     ]

@@ -10,6 +10,7 @@ from diffem import __version__
 from diffem.corruption.array_file import array_files
 from diffem.result.result import Result
 from diffem.result.weights import Description
+from diffem.storage.rows import last_draws
 
 HEAD = """---
 library_name: diffem
@@ -33,8 +34,6 @@ WHAT = {
     "prior.safetensors": "the sampler of p(x), likewise",
     "prior.onnx": "its denoiser",
     "student.safetensors": "a sampler of p(x | y) of one evaluation, distilled from the first",
-    "reconstructions": "{drawn} for each training measurement, in their order and units, of the "
-    "last round",
     "figures": "held-out measurements and their reconstructions, samples of the prior, the scores "
     "over the rounds",
     "summary.json": "the scores of each round, and of the result",
@@ -128,17 +127,15 @@ def _scores(summary: Mapping[str, Any], files: Sequence[str]) -> str:
 
 
 def _files(summary: Mapping[str, Any], files: Sequence[str]) -> str:
-    draws = set[int]()  # of the chunks of the last round, some of which earlier rounds drew
-    for row in reversed(summary.get("rounds", [])):
-        if row.get("redrawn", 1.0) > 0:
-            draws.add(row.get("draws", 1))
-        if row.get("redrawn", 1.0) == 1.0:
-            break
+    draws = last_draws(summary.get("rounds", []))
     most, sample = max(draws, default=1), "a sample of p(x | y)"
     drawn = sample if most == 1 else f"made of {most} samples of p(x | y) (`em.relax`)"
     drawn = drawn if len(draws) < 2 else f"{sample}, or {drawn},"
-    rows = {file: WHAT[file].format(drawn=drawn) for file in ("README.md", *files)}
-    return _table("## Files", rows)
+    what = WHAT | {
+        "reconstructions": f"{drawn} for each training measurement, in their order and units, of "
+        "the last round"
+    }
+    return _table("## Files", {file: what[file] for file in ("README.md", *files)})
 
 
 def _sampling(result: Result, name: str) -> str:

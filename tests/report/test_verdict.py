@@ -10,12 +10,12 @@ from diffem.report.verdict import (
     Judgement,
     Statement,
     expected_gap,
-    is_relaxed,
     next_steps,
     relaxed_line,
     spread_over_error,
     verdict,
 )
+from diffem.storage.rows import is_relaxed
 
 GOOD, ATTENTION, UNKNOWN = Judgement
 

@@ -73,11 +73,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> diffem.Result:
         ([(1, 1.0), (2, 1.0)], "made of 2 samples of p(x | y) (`em.relax`) for"),
         ([(2, 1.0), (1, 1.0)], "a sample of p(x | y) for"),
         ([(2, 1.0), (1, 0.0)], "made of 2 samples of p(x | y) (`em.relax`) for"),
+        ([(2, 1.0), (None, None)], "a sample of p(x | y) for"),  # numbers that were not finite
         ([(2, 1.0), (1, 0.5)], "a sample of p(x | y), or made of 2 samples of p(x | y) (`em"),
     ],
 )
 def test_the_card_says_of_how_many_draws_reconstructions_are(
-    rows: list[tuple[int, float]], drawn: str
+    rows: list[tuple[int | None, float | None]], drawn: str
 ) -> None:
     rounds = [{"draws": draws, "redrawn": redrawn} for draws, redrawn in rows]
     table = _files({"rounds": rounds}, ["reconstructions"])
