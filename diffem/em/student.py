@@ -82,9 +82,7 @@ class StudentModule(DenoiserModule):
         seed: int,
     ) -> None:
         student = copy.deepcopy(teacher).requires_grad_(True)
-        plain = replace(
-            m_step, balance=Balance(), memory=Memory()
-        )  # D_K is all that it learns from
+        plain = replace(m_step, balance=Balance(), memory=Memory())  # D_K is all it learns from
         super().__init__(student, objective, plain, stage="student", seed=seed)
         self.settings = settings
         self.follower = copy.deepcopy(student)
