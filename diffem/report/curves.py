@@ -136,11 +136,8 @@ def _expected(score: Score) -> list[tuple[str, float]]:
 
 def _series(at: Sequence[float], rounds: Sequence[Row], name: str) -> Series:
     """Returns the line of a score, with its standard errors where the rounds have them."""
-    pairs = [(x, r) for x, r in zip(at, rounds, strict=True) if _is_number(r.get(name))]
+    given = zip(at, rounds, strict=True)
+    pairs = [(x, row) for x, row in given if isinstance(row.get(name), int | float)]
     errors = [row.get(f"{name}_error") for _, row in pairs]
     known = [float(e) if isinstance(e, int | float) else None for e in errors]
     return Series("", [(x, row[name]) for x, row in pairs], errors=known)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

@@ -85,10 +85,10 @@ def prior_scores(x: Tensor, train: Tensor | None, heldout: Tensor | None) -> dic
         train: True images; the first N are scored for comparison.
         heldout: True images, to which the distances are taken; without them there is no distance.
     """
-    if train is None or heldout is None:
-        return {"samples": len(x)}
-    truth = train[: len(x)]
     scores: dict[str, float] = {"samples": len(x)}
+    if train is None or heldout is None:
+        return scores
+    truth = train[: len(x)]
     if min(len(truth), len(heldout)) >= FRECHET_PIXELS.images:
         scores["frechet_pixels"] = frechet_pixels(x, heldout)
         scores["frechet_pixels_truth"] = frechet_pixels(truth, heldout)
