@@ -173,7 +173,7 @@ def _summaries(record: dict[str, Any], out: Path) -> dict[str, dict[int, dict[st
     for row, held in record["rows"].items():
         jobs = {seed: job_of(out, row, seed) for seed in held["seeds"]}
         records = {seed: read_record(job.run_dir) for seed, job in jobs.items() if _began(job)}
-        found[row] = {seed: dict(r.summary) if r.final else None for seed, r in records.items()}
+        found[row] = {seed: record.finished for seed, record in records.items()}
         for seed, summary in found[row].items():
             if summary is None and jobs[seed].summary() is not None:
                 warn(

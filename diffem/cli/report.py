@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from diffem.cli.arguments import parse_report
 from diffem.cli.comparison import RECORD, read_comparison
 from diffem.cli.errors import report_user_errors
-from diffem.report.comparison import clean_mark, table
+from diffem.report.comparison import table
 from diffem.report.comparison_page import write_comparison_page
 from diffem.report.page import GENERATOR, write_run_page
 from diffem.report.record import read_record
@@ -179,16 +179,5 @@ def _write_comparison(path: Path, compared: Comparison) -> None:
         row: {seed: read_record(folder) for seed, folder in seeds.items()}
         for row, seeds in compared.runs.items()
     }
-    rows = table(
-        {
-            row: {seed: dict(r.summary) if r.final else None for seed, r in seeds.items()}
-            for row, seeds in records.items()
-        }
-    )
-    write_comparison_page(
-        path,
-        records,
-        title=compared.title,
-        table=rows,
-        clean=clean_mark(rows),
-    )
+    runs = {row: {s: r.finished for s, r in seeds.items()} for row, seeds in records.items()}
+    write_comparison_page(path, records, title=compared.title, table=table(runs))

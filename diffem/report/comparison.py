@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffem.metric import Score, read_scores
-from diffem.report.comparison_page import write_comparison_page
+from diffem.report.comparison_page import CLEAN, clean_mark, write_comparison_page
 from diffem.report.curves import AXES, mean_points, positions
 from diffem.report.record import read_record, round_seconds
 from diffem.report.verdict import expected_gap
@@ -31,8 +31,6 @@ Runs = Mapping[str, Mapping[int, Summary | None]]
 
 Rounds = Sequence[Mapping[str, Any]]
 """The rows of `rounds` in `summary.json`."""
-
-CLEAN = "†"  # marks rows that learn from clean images; they are not compared with the others
 
 
 def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
@@ -69,10 +67,8 @@ def write_comparison(out: Path, runs: Runs, title: str) -> list[Path]:
         },
         title=title or "default run",
         table=rows,
-        clean=clean_mark(rows),
     )
-    tables = [out / name for name in ("table.md", "table.csv", "table.tex")]
-    return [*tables, *curves, out / PAGE]
+    return [*(out / name for name in texts), *curves, out / PAGE]
 
 
 # The table: a row for each set of overrides, mean ± standard deviation over seeds.
@@ -148,7 +144,7 @@ def table(runs: Runs, *, bold: bool = False, details: bool = False) -> list[list
     Raises:
         UserError: If the runs are of an earlier version of diffem, without descriptions of scores.
     """
-    done = {row: [s for s in seeds.values() if s is not None] for row, seeds in runs.items()}
+    done = _finished(runs)
     finished = [summary for summaries in done.values() for summary in summaries]
     floor = _common_floor(finished)
     columns = [
@@ -176,16 +172,16 @@ def table(runs: Runs, *, bold: bool = False, details: bool = False) -> list[list
     return rows
 
 
+def _finished(runs: Runs) -> dict[str, list[Summary]]:
+    """Returns the summaries of each row's finished runs."""
+    return {row: [s for s in seeds.values() if s is not None] for row, seeds in runs.items()}
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns a table in Markdown."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in ruled)
     return lines + (f"\n{CLEAN} learns from clean images.\n" if clean_mark(rows) else "")
-
-
-def clean_mark(rows: Sequence[Sequence[str]]) -> str:
-    """Returns the mark of rows that learn from clean images; nothing if a table has none."""
-    return CLEAN if any(row[0].endswith(CLEAN) for row in rows) else ""
 
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
@@ -318,7 +314,7 @@ def save_comparison_curves(out: Path, runs: Runs) -> list[Path]:
     Returns:
         The files.
     """
-    done = {row: [s for s in seeds.values() if s is not None] for row, seeds in runs.items()}
+    done = _finished(runs)
     scores = described_scores([s for summaries in done.values() for s in summaries])
     rounds = {row: [s["rounds"] for s in summaries] for row, summaries in done.items()}
     files = []

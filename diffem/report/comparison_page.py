@@ -25,6 +25,7 @@ Records = Mapping[str, Mapping[int, RunRecord]]
 """What the runs of each row hold, by their seeds."""
 
 OWN = ("run_dir", "resume", "seed", "logger")  # settings that differ between any two runs
+CLEAN = "†"  # marks rows that learn from clean images; they are not compared with the others
 SHOWN = 4  # held-out measurements of a row
 PRIOR = 24  # samples of a row's prior
 PICTURES = {
@@ -43,7 +44,6 @@ def write_comparison_page(
     *,
     title: str,
     table: Sequence[Sequence[str]],
-    clean: str = "",
 ) -> None:
     """Writes the page.
 
@@ -52,7 +52,6 @@ def write_comparison_page(
         records: What the runs hold, finished or not.
         title: The title of the page.
         table: The table of scores, its header first.
-        clean: The mark of rows that learn from clean images, if there are any.
     """
     best = {row: _best_known(list(seeds.values())) for row, seeds in records.items()}
     shown = {row: found for row, found in best.items() if found}
@@ -71,7 +70,7 @@ def write_comparison_page(
         "title": title,
         "parts": parts,
         "table": table,
-        "clean": clean,
+        "clean": clean_mark(table),
         "unfinished": _unfinished(path, records),
         "verdicts": verdicts,
         "legend": _legend(shown),
@@ -82,6 +81,11 @@ def write_comparison_page(
         "pictures": pictures,
     }
     write_page(path, "comparison.html", context)
+
+
+def clean_mark(rows: Sequence[Sequence[str]]) -> str:
+    """Returns the mark of rows that learn from clean images; nothing if a table has none."""
+    return CLEAN if any(row[0].endswith(CLEAN) for row in rows) else ""
 
 
 def _best_known(records: Sequence[RunRecord]) -> list[RunRecord]:

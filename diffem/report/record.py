@@ -57,6 +57,11 @@ class RunRecord:
         return self.summary.get("final") or {}
 
     @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary; None while there are no held-out scores."""
+        return dict(self.summary) if self.final else None
+
+    @property
     def planned(self) -> int | None:
         """The number of rounds that the run was given; a budget may end it before."""
         em = self.config.get("em")
