@@ -1,7 +1,7 @@
 """The run that `diffem erase` writes, without the withdrawn measurements."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from diffem.storage.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
-from diffem.storage.identity import RunIdentity, bind
+from diffem.storage.identity import bind
 from diffem.storage.reconstructions import ReconstructionStore
 from diffem.storage.run_dir import WITHDRAWN, open_run, resumed_arguments, save_config
 
@@ -51,10 +51,8 @@ class NewRun:
     """The directory."""
     cfg: DictConfig
     """Its configuration."""
-    identity: RunIdentity
-    """What it is bound to."""
-    size: int
-    """The number of its training measurements."""
+    store: ReconstructionStore
+    """Its reconstructions, of which there are none yet."""
     checkpoint: dict[str, Any]
     """The run's last checkpoint, without what it knows of the gradients of the rows."""
 
@@ -97,7 +95,11 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     for optimizer in checkpoint["optimizer_states"]:
         optimizer["state"] = {}  # moments of gradients of what was erased
     checkpoint["balance"] = []  # multipliers of its losses
-    return NewRun(folder, cfg, identity, len(train), checkpoint)
+    store = ReconstructionStore(
+        folder / "reconstructions",
+        size=len(train), chunk_size=cfg.em.chunk_size, identity=identity,
+    )  # fmt: skip
+    return NewRun(folder, cfg, store, checkpoint)
 
 
 def write_run(
@@ -118,18 +120,13 @@ def write_run(
     Raises:
         FloatingPointError: If the denoiser draws numbers that are not finite.
     """
-    k, folder, checkpoint = state.round, new.folder, new.checkpoint
-    store = ReconstructionStore(
-        folder / "reconstructions",
-        size=new.size, chunk_size=new.cfg.em.chunk_size, identity=new.identity,
-    )  # fmt: skip
+    k, folder, store, checkpoint = state.round, new.folder, new.store, new.checkpoint
     store.begin(k, "erased")
     for chunk in store.chunks:
         store.write(k, chunk, x[store.rows(chunk)])
     old = ReconstructionStore(
-        source.path / "reconstructions",
-        size=len(source.train), chunk_size=new.cfg.em.chunk_size,
-    )  # fmt: skip
+        source.path / "reconstructions", size=len(source.train), chunk_size=store.chunk_size
+    )
     if (learned := old.channel(k + 1)) is not None:
         store.write_channel(k, learned)
     store.commit(k, "erased")
@@ -142,12 +139,8 @@ def write_run(
     )
     run(new.cfg)
     # Removes round k, whose reconstructions are the old run's; the run can be resumed without it.
-    row = (read_json(folder / "summary.json") or {})["rounds"][-1]
-    nfe = row["nfe"]
-    state = EMState(
-        k + 1, e_step_pending=False, nfe=nfe, nfe_before=nfe,
-        optimizer_steps=state.optimizer_steps,
-    )  # fmt: skip
+    nfe = (read_json(folder / "summary.json") or {})["rounds"][-1]["nfe"]
+    state = replace(state, round=k + 1, e_step_pending=False, nfe=nfe, nfe_before=nfe)
     save_checkpoint(checkpoint | {"em_state": asdict(state), "run": store.binding(k + 1)}, last)
     remove_checkpoint(before_e_step(last))
     store.prune(1, newest=k + 1)
