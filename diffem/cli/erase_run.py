@@ -23,6 +23,7 @@ from diffem.denoiser import Denoiser
 from diffem.em.init import KEPT_WEIGHTS, FromCheckpoint
 from diffem.em.state import EMState
 from diffem.runtime.device import precision_of
+from diffem.runtime.errors import UserError
 from diffem.storage.atomic import read_json, sha256, write_text
 from diffem.storage.checkpoint import (
     before_e_step,
@@ -69,6 +70,11 @@ def open_new_run(source: Source, folder: Path) -> NewRun:
     """
     cfg = compose_run([*_settings(source), f"em.rounds={source.about.round}"], folder)
     check_config(cfg)
+    if cfg.em.refresh < 1 or cfg.em.warm_start is not None:  # overrides that do are REPLACED
+        raise UserError(
+            "an experiment's file sets em.refresh or em.warm_start, with which reconstructions of "
+            f"{source.path} would stay in the new run; remove the line from the file"
+        )
     before = source.cfg.withdrawn and read_names(Path(source.cfg.withdrawn), "withdrawn")
     names = dict.fromkeys([*(before or ()), *source.names])
     write_text(folder / WITHDRAWN, "".join(f"{written(name)}\n" for name in names))

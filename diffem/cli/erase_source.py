@@ -17,6 +17,7 @@ from diffem.data.withdrawn import read_names, rows_named, withdraw
 from diffem.denoiser import Denoiser
 from diffem.em.erase import Erasing, Rows, audit_figures
 from diffem.posterior.posterior import DenoiserPosterior
+from diffem.report.record import is_sound
 from diffem.result import Description, PosteriorSampler, Result, read_weights, restore
 from diffem.result.result import POSTERIOR
 from diffem.runtime.errors import UserError
@@ -90,7 +91,8 @@ class Source:
         if (path / "measurements.npz").is_file():
             raise UserError(f"{path} holds its measurements itself, as diffem.fit keeps them; "
                             "call diffem.fit again without the rows")  # fmt: skip
-        last = ((result.summary or {}).get("rounds") or [{}])[-1]
+        summary = result.summary or {}
+        last = summary["rounds"][-1] if summary.get("rounds") and is_sound(summary) else {}
         if not (last.get("nfe") and last.get("optimizer_steps")):
             raise UserError(f"{path / 'summary.json'} does not say what the run cost; give a "
                             "finished run")  # fmt: skip

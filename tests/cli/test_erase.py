@@ -16,7 +16,7 @@ import torch
 from in_process import run_here
 
 import diffem
-from diffem.cli import erase, erase_source, report
+from diffem.cli import erase, erase_run, erase_source, report
 from diffem.cli.erase_source import Source
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
@@ -247,6 +247,31 @@ def test_a_damaged_checkpoint_is_refused_before_any_work(
     rows = erased[0].parent / "rows.txt"
     code, text = said(erase.main, run, "--rows", rows, "--out", tmp_path / "new")
     assert code == 1 and "no intact checkpoint is left" in text
+
+
+@pytest.mark.parametrize("setting", ["em.refresh=0.5", "em.warm_start=0.5"])
+def test_a_file_by_which_reconstructions_would_stay_is_refused(
+    erased: Erased, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """Overrides of the run were replaced; what an experiment's file sets was not."""
+    compose = erase_run.compose_run
+    monkeypatch.setattr(erase_run, "compose_run", lambda given, f: compose([setting, *given], f))
+    monkeypatch.setattr(Source, "audit", unlearned)
+    rows = erased[0].parent / "rows.txt"
+    code, text = said(erase.main, erased[0], "--rows", rows, "--out", tmp_path / "new")
+    assert code == 1 and "sets em.refresh or em.warm_start" in text
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rounds", [3, [], {"a": 1}, [{"nfe": "many", "optimizer_steps": 1}]])
+def test_a_damaged_summary_is_refused(erased: Erased, tmp_path: Path, rounds: object) -> None:
+    """It ended in a traceback, at once or after minutes of unlearning."""
+    run = shutil.copytree(erased[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"rounds": rounds}))
+    rows = erased[0].parent / "rows.txt"
+    code, text = said(erase.main, run, "--rows", rows, "--out", tmp_path / "new")
+    assert code == 1 and "summary.json does not say what the run cost" in text
 
 
 @pytest.mark.parametrize("given", [["--lr", 1000], ["--lr", 1000, "--target", "noise"]])
