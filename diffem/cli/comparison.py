@@ -14,14 +14,9 @@ from diffem.storage.lock import lock_folder, unlock_folder
 from diffem.storage.run_dir import check_clearable, clear_run
 
 RECORD = "overrides.json"
-WRITTEN = (
-    "report.html",
-    "table.md",
-    "table.csv",
-    "table.tex",
-    "rounds.png",
-    "compute.png",
-    "nfe.png",
+WRITTEN = (  # into the folder, besides the runs and the record
+    *("report.html", "table.md", "table.csv", "table.tex"),
+    *("rounds.png", "compute.png", "nfe.png"),
 )
 
 

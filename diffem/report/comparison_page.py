@@ -9,13 +9,7 @@ import numpy as np
 from diffem.report.chart import COLOURS, DASHES, scatter
 from diffem.report.curves import comparison_charts
 from diffem.report.page import shown_statements, status_text, write_page
-from diffem.report.pictures import (
-    beside,
-    coloured,
-    data_uri,
-    grid,
-    strip,
-)
+from diffem.report.pictures import beside, coloured, data_uri, grid, strip
 from diffem.report.record import RunRecord
 from diffem.report.verdict import RELAXED, Judgement, relaxed_line, verdict
 from diffem.storage.npz import Arrays, load_arrays
@@ -114,12 +108,8 @@ def _unfinished(path: Path, records: Records) -> list[dict[str, str]]:
 
 def _attention(record: RunRecord) -> list[dict[str, str]]:
     """Returns the statements on a run that ask for attention."""
-    found = [
-        s
-        for s in verdict(record.summary, record.calibration)
-        if s.judgement is Judgement.ATTENTION
-    ]
-    return shown_statements(found)
+    statements = verdict(record.summary, record.calibration)
+    return shown_statements([s for s in statements if s.judgement is Judgement.ATTENTION])
 
 
 def _relaxed(shown: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -129,11 +119,9 @@ def _relaxed(shown: Mapping[str, Sequence[RunRecord]]) -> str:
         for row, records in shown.items()
         if any(relaxed_line(record.rounds) for record in records)
     ]
-    return (
-        f"Some rounds are over-relaxed (em.relax) of {', '.join(found)}; {RELAXED}."
-        if found
-        else ""
-    )
+    if not found:
+        return ""
+    return f"Some rounds are over-relaxed (em.relax) of {', '.join(found)}; {RELAXED}."
 
 
 def _legend(shown: Mapping[str, Sequence[RunRecord]]) -> list[dict[str, Any]]:

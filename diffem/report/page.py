@@ -20,13 +20,7 @@ from markupsafe import Markup, escape
 from diffem import __version__
 from diffem.report.chart import scatter
 from diffem.report.curves import run_charts, shown_scores
-from diffem.report.pictures import (
-    beside,
-    data_uri,
-    grid,
-    round_strips,
-    strip,
-)
+from diffem.report.pictures import beside, data_uri, grid, round_strips, strip
 from diffem.report.record import RunRecord, read_record, round_seconds
 from diffem.report.verdict import Judgement, Statement, next_steps, relaxed_line, verdict
 from diffem.storage.atomic import write_file
