@@ -80,31 +80,30 @@ def _improvement(rounds: Sequence[Row], final: Row, scores: Mapping[str, Score])
     topic = "Improvement"
     if len(rounds) == 1:
         return Statement(topic, Judgement.UNKNOWN, "Only the init has been scored so far.")
-    truth = _against_the_init(final)
+    truth, judged = _against_the_init(final)
     drawn = [row for row in rounds if redrawn(row)]
-    guarded = [row for row in drawn if _has(row, "hidden_entries")]
-    hidden = [(row["round"], row["hidden_entries"]) for row in guarded]
+    hidden = [(r["round"], r["hidden_entries"]) for r in drawn if _has(r, "hidden_entries")]
     if hidden and hidden[0][0] == 0:
         if (kept := kept_line(rounds)) is not None:
-            text = f"{kept[0].upper()}{kept[1:]}.{truth.text}"
+            text = f"{kept[0].upper()}{kept[1:]}.{truth}"
             return Statement(topic, Judgement.ATTENTION, text)
         first, last = hidden[0][1], hidden[-1][1]
         what = "Hidden parts of held-out measurements"
         figures = f"{last:.4g} against {first:.4g} in round 0; lower is better"
         if last >= first:
-            text = f"{what} are predicted no better than by the init ({figures}).{truth.text}"
+            text = f"{what} are predicted no better than by the init ({figures}).{truth}"
             return Statement(topic, Judgement.ATTENTION, text, LONGER)
-        text = f"{what} are predicted better than by the init ({figures}).{truth.text}"
-        if truth.judgement is Judgement.ATTENTION:
-            return Statement(topic, truth.judgement, text, LONGER)
+        text = f"{what} are predicted better than by the init ({figures}).{truth}"
+        if judged is Judgement.ATTENTION:
+            return Statement(topic, judged, text, LONGER)
         return Statement(topic, Judgement.GOOD, text, _falling(hidden))
     name = "psnr_mean" if "psnr_mean" in scores or _has(rounds[-1], "psnr_mean") else "psnr"
     known = [row[name] for row in rounds if _has(row, name)]
     if len(known) > 1:
         first, last, best = known[0], known[-1], max(known)
         figures = f"from {first:.2f} to {last:.2f} dB over the rounds, at best {best:.2f} dB"
-        text = f"Against the clean images the PSNR went {figures}.{truth.text}"
-        good = last > first and truth.judgement is not Judgement.ATTENTION
+        text = f"Against the clean images the PSNR went {figures}.{truth}"
+        good = last > first and judged is not Judgement.ATTENTION
         judgement = Judgement.GOOD if good else Judgement.ATTENTION
         return Statement(topic, judgement, text, "" if good else LONGER)
     text = (
@@ -121,23 +120,16 @@ LONGER = (
 )
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """What the clean images say of the result, where they are known."""
-
-    text: str = ""
-    judgement: Judgement = Judgement.UNKNOWN
-
-
-def _against_the_init(final: Row) -> _Truth:
+def _against_the_init(final: Row) -> tuple[str, Judgement]:
+    """Returns what the clean images say of the result, where they are known, and its judgement."""
     if not (_has(final, "psnr_mean") and _has(final, "init_psnr_mean")):
-        return _Truth()
+        return "", Judgement.UNKNOWN
     mean, floor = final["psnr_mean"], final["init_psnr_mean"]
     text = (
         f" Against the clean images of held-out measurements the mean of samples has {mean:.2f} "
         f"dB, the posterior mean of the init {floor:.2f} dB."
     )
-    return _Truth(text, Judgement.GOOD if mean > floor else Judgement.ATTENTION)
+    return text, Judgement.GOOD if mean > floor else Judgement.ATTENTION
 
 
 def kept_line(rounds: Sequence[Row]) -> str | None:
