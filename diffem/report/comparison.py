@@ -152,19 +152,19 @@ def table(runs: Runs, *, bold: bool = False, details: bool = False) -> list[list
         for column in _columns(finished, () if floor else (FLOOR,))
         if details or not column.score.detail
     ]
-    rows = [["row", *(column.score.title for column in columns), "seeds"]]
+    lines = {}
     for row, seeds in runs.items():
         failed = len(seeds) - len(done[row])
         count = f"{len(done[row])}" + (f" ({failed} failed)" if failed else "")
-        rows.append([row, *(_text(column, done[row]) for column in columns), count])
+        lines[row] = [row, *(_text(column, done[row]) for column in columns), count]
     competing = {row: d for row, d in done.items() if not any(map(sees_clean_images, d))}
     if bold:
         for i, column in enumerate(columns, start=1):
             for row in _best(column, competing):
-                line = next(line for line in rows if line[0] == row)
-                line[i] = f"**{line[i]}**"
-    for line in rows:
-        line[0] += f" {CLEAN}" if line[0] in done.keys() - competing.keys() else ""
+                lines[row][i] = f"**{lines[row][i]}**"
+    for row in done.keys() - competing.keys():
+        lines[row][0] += f" {CLEAN}"
+    rows = [["row", *(column.score.title for column in columns), "seeds"], *lines.values()]
     if floor:
         text = mean_and_deviation(floor, FLOOR.score)
         cells = [text if c.score.name == BESIDE_FLOOR else "–" for c in columns]

@@ -137,6 +137,8 @@ def test_the_best_of_those_who_compete_is_bold() -> None:
     # Neither a larger nor a smaller χ² is better.
     assert "**" not in "".join(column(rows, "residual χ²") + column(rows, "E+M time (s)"))
     assert "**" not in str(table({"a": runs["a"]}, bold=True))
+    header, first, _ = table({"row": runs["b"], "a": runs["a"]}, bold=True)[:3]
+    assert "**" not in "".join(header) and "**21.00**" in first  # of a row with the header's name
 
 
 def test_a_metric_of_one_run_is_a_column_and_a_curve(tmp_path: Path) -> None:
