@@ -108,20 +108,19 @@ class Renaming:
 def named(folder: Path, out: Path, shown: TextIO) -> Iterator[None]:
     """Opens a scope in which all that is said of the new run names the folder that it will have.
 
+    In errors `new_folder` does so.
+
     Arguments:
         folder: The folder under its temporary name.
         out: The folder that it will be.
         shown: Where what would go to stdout is written.
     """
     names = str(folder), str(out)
-    try:
-        with (
-            redirect_stdout(cast(TextIO, Renaming(shown, *names))),
-            redirect_stderr(cast(TextIO, Renaming(sys.stderr, *names))),
-        ):
-            yield
-    except UserError as error:
-        raise UserError(str(error).replace(*names)) from error
+    with (
+        redirect_stdout(cast(TextIO, Renaming(shown, *names))),
+        redirect_stderr(cast(TextIO, Renaming(sys.stderr, *names))),
+    ):
+        yield
 
 
 @contextmanager

@@ -115,10 +115,7 @@ def open_earlier(
 
 
 def recall(
-    module: DenoiserModule,
-    earlier: Result | None,
-    train: MeasurementSet,
-    kept: Path,
+    module: DenoiserModule, earlier: Result | None, train: MeasurementSet, kept: Path
 ) -> None:
     """Fills a run's memory from the earlier run, or from the copy that the run has kept.
 

@@ -20,6 +20,7 @@ from diffem.cli import erase, erase_run, erase_source, report
 from diffem.cli.erase_source import Source
 from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
+from diffem.data.format import new_folder
 from diffem.data.withdrawn import rows_named
 from diffem.em.erase import membership_auc
 from diffem.posterior import DenoiserPosterior
@@ -335,8 +336,12 @@ def test_what_is_said_names_the_folder_that_the_run_will_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Warnings and errors named a temporary one that was gone."""
-    before, after, shown = tmp_path / ".new.tmp1", tmp_path / "new", io.StringIO()
-    with pytest.raises(UserError) as error, erase.named(before, after, shown):
+    after, shown = tmp_path / "new", io.StringIO()
+    with (
+        pytest.raises(UserError) as error,
+        new_folder(after) as before,
+        erase.named(before, after, shown),
+    ):
         print(f"wrote {before}")
         warn(f"look at {before / 'figures'}")
         raise UserError(f"{before} is full")
