@@ -72,6 +72,17 @@ class Noise(ABC):
             generator: The source of all randomness.
         """
 
+    def draw_paired(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        """Draws y as `draw` does, but such that generators of one seed give means that are near
+        one another measurements that are: what differs is then the means' (common random numbers).
+
+        Arguments:
+            mean: A x, (B, *M).
+            noise: The parameters, (B, K).
+            generator: The source of all randomness, on the CPU.
+        """
+        return self.draw(mean, noise, generator)  # of Gaussian numbers, whatever the mean
+
     @abstractmethod
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         """Returns V[y | A x], which broadcasts against the mean A x, (B, *M)."""
@@ -179,7 +190,13 @@ class PoissonNoise(Noise):
     def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
         photons = expand(noise[:, 0], mean)
         count = torch.poisson(self._rate(mean, photons), generator=generator)
-        return 2 * (count - self.background) / photons - 1
+        return self._measured(count, photons)
+
+    def draw_paired(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        photons = expand(noise[:, 0], mean)
+        uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float64)
+        count = poisson_quantile(uniform, self._rate(mean, photons).double())
+        return self._measured(count.to(mean), photons)
 
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         photons = expand(noise[:, 0], mean)
@@ -200,8 +217,28 @@ class PoissonNoise(Noise):
             parts.append((2 * (part - self.background) / (share * photons) - 1, share * noise))
         return parts[0], parts[1]
 
+    def _measured(self, count: Tensor, photons: Tensor) -> Tensor:
+        return 2 * (count - self.background) / photons - 1
+
     def _rate(self, mean: Tensor, photons: Tensor) -> Tensor:
         return photons * ((mean + 1) / 2).clamp(min=0) + self.background
+
+
+def poisson_quantile(probability: Tensor, rate: Tensor) -> Tensor:
+    """Returns the smallest count n with P(N <= n) >= p, N ~ Poisson(r), by bisection.
+
+    Arguments:
+        probability: p in [0, 1), float64.
+        rate: r > 0, float64, of the same shape.
+    """
+    low = torch.full_like(rate, -1.0)
+    high = (rate + 10 * rate.sqrt() + 50).ceil()  # beyond, P(N <= n) is 1 in float64
+    while bool((high - low > 1).any()):
+        middle = ((low + high) / 2).ceil()
+        # Γ(n + 1, r) / n!, the distribution function of N.
+        enough = torch.special.gammaincc(middle + 1, rate) >= probability
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high
 
 
 class PoissonGaussianNoise(PoissonNoise):
@@ -233,15 +270,20 @@ class PoissonGaussianNoise(PoissonNoise):
         return [*super().scales(noise), noise[:, 1]]
 
     def draw(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        count = super().draw(mean, noise, generator)
-        epsilon = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return count + expand(noise[:, 1], mean) * epsilon
+        return self._read_out(super().draw(mean, noise, generator), noise, generator)
+
+    def draw_paired(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        return self._read_out(super().draw_paired(mean, noise, generator), noise, generator)
 
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:
         return super().variance(mean, noise) + expand(noise[:, 1] ** 2, mean)
 
     def split(self, y: Tensor, noise: Tensor, fraction: float, generator: Generator) -> None:
         """Returns None: counts and read-out noise cannot be told apart."""
+
+    def _read_out(self, y: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+        epsilon = torch.randn(y.shape, generator=generator, device=y.device)
+        return y + expand(noise[:, 1], y) * epsilon
 
 
 class SpeckleNoise(Noise):

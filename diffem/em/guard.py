@@ -189,7 +189,7 @@ def energy_score(
     noise, predicted = generator(*key, "noise"), []
     y, operator, own = task.target
     for x in samples:
-        drawn = channel.noise.draw(channel.apply(x, operator), own, noise)
+        drawn = channel.noise.draw_paired(channel.apply(x, operator), own, noise)
         predicted.append(((drawn - y) * task.entries).flatten(1).double())
     a, b = predicted
     return (a.norm(dim=1) + b.norm(dim=1) - (a - b).norm(dim=1)) / 2
