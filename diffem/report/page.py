@@ -28,7 +28,14 @@ from diffem.report.pictures import (
     strip,
 )
 from diffem.report.record import RunRecord, read_record, round_seconds
-from diffem.report.verdict import Judgement, Statement, next_steps, relaxed_line, verdict
+from diffem.report.verdict import (
+    Judgement,
+    Statement,
+    is_current,
+    next_steps,
+    relaxed_line,
+    verdict,
+)
 from diffem.storage.atomic import write_file
 from diffem.storage.npz import Arrays, load_arrays
 from diffem.storage.run_dir import PAGE
@@ -316,7 +323,7 @@ def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
 def _calibration(record: RunRecord) -> dict[str, Any]:
     """Returns the figure of the newest calibration, and what it does not see."""
     file = record.calibration_file
-    if file is None:
+    if file is None or not is_current(record.calibration, record.rounds):
         return {}
     path = record.run_dir / "figures" / f"{file.stem}.png"
     if path.is_symlink() or not path.is_file():
