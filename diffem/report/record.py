@@ -189,7 +189,7 @@ TYPES: dict[str, type | UnionType] = {
     "truth": dict | None,
     "unmeasured": list | None,
     "wall_seconds": int | float,
-    "samples": int | None,
+    "samples": int | float | None,
     "best": dict | None,
     "metrics": dict,
     "rounds": list,
