@@ -134,6 +134,7 @@ def calibrate_run(result: Result, n: int, count: int, *, seed: int | None) -> No
         says = findings(own, test, truth)
         content = {
             "seed": result.posterior.sampling.chosen(seed),
+            "round": result.round,
             "simulated": own.to_plain(),
             "truth": None if truth is None else truth.to_plain(),
             "measurement_test": None if test is None else test.to_plain(),

@@ -87,7 +87,8 @@ def write_specification(workspace: "Workspace", path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists; choose another --out")
     content = workspace._to_model().model_dump_json(by_alias=True, indent=1)
-    with usable("--out", path):
+    with usable("--out", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, content)
 
 

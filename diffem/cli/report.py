@@ -120,6 +120,10 @@ def _compared(paths: Sequence[Path]) -> Comparison:
                 f"{path} holds no run; several runs are compared by their run directories, and a "
                 "comparison or a sweep is given alone"
             )
+    folders = [path.resolve() for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{path} is given more than once; give each run once")
     runs = {str(path): {_seed(read_record(path).summary): path} for path in paths}
     return Comparison(f"{len(runs)} runs", runs)
 

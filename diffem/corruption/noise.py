@@ -73,15 +73,16 @@ class Noise(ABC):
         """
 
     def draw_paired(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        """Draws y as `draw` does, but such that generators of one seed give means that are near
-        one another measurements that are: what differs is then the means' (common random numbers).
+        """Draws y from common random numbers: of the law of `draw`, and nondecreasing in the mean.
+
+        From generators of one seed, means that are near one another give measurements that are.
 
         Arguments:
             mean: A x, (B, *M).
             noise: The parameters, (B, K).
             generator: The source of all randomness, on the CPU.
         """
-        return self.draw(mean, noise, generator)  # of Gaussian numbers, whatever the mean
+        return self.draw(mean, noise, generator)  # the noise added is of the same numbers
 
     @abstractmethod
     def variance(self, mean: Tensor, noise: Tensor) -> Tensor:

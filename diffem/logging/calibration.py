@@ -42,12 +42,18 @@ class CalibrationCharts(NamedTuple):
 def read_charts(run_dir: Path) -> CalibrationCharts | None:
     """Returns the charts of a run's newest calibration; None if it has none, or it is damaged.
 
+    None also if it is of the result that the run had before it was given more rounds.
+
     Arguments:
         run_dir: The run directory.
     """
     file = newest(run_dir, "calibration")
     held = (read_json(file) if file else None) or {}
     if file is None or not isinstance(held.get("simulated"), dict):
+        return None
+    rounds = (read_json(run_dir / "rounds.json") or {}).get("rounds")
+    last = rounds[-1] if isinstance(rounds, list) and rounds else None
+    if isinstance(last, dict) and last.get("round") != held.get("round"):
         return None
     sets = {"": held["simulated"]}
     if isinstance(held.get("truth"), dict):

@@ -355,7 +355,7 @@ def _save_curves(
 
 
 def _draw(plot: Axes, runs: Sequence[Rounds], name: str, axis: str, row: tuple[str, int]) -> None:
-    """Draws a row's mean over its seeds, up to the last round that all of them have."""
+    """Draws a row's mean over its seeds, of the rounds in which all of them have the score."""
     means = mean_points(runs, name, axis)
     if not means:
         return

@@ -96,18 +96,22 @@ def comparison_charts(
 def mean_points(
     runs: Sequence[Sequence[Mapping[str, Any]]], name: str, axis: str
 ) -> list[tuple[float, float]]:
-    """Returns the mean of several runs' points, up to the last round that all of them have.
+    """Returns the mean of several runs' points, of the rounds in which all of them have the score.
 
     Arguments:
         runs: The rows of the rounds of each run.
         name: The score.
         axis: The axis of its points, a key of `AXES`.
     """
-    lines = []
+    lines: list[dict[int, tuple[float, float]]] = []
     for rounds in runs:
         points = zip(positions(rounds, axis) or [], rounds, strict=True)
-        lines.append([(x, row[name]) for x, row in points if row.get(name) is not None])
-    means = [np.mean(points, axis=0) for points in zip(*filter(None, lines), strict=False)]
+        lines.append(
+            {row["round"]: (x, row[name]) for x, row in points if row.get(name) is not None}
+        )
+    known = list(filter(None, lines))
+    common = [k for k in known[0] if all(k in line for line in known)] if known else []
+    means = [np.mean([line[k] for line in known], axis=0) for k in common]
     return [(float(x), float(y)) for x, y in means]
 
 

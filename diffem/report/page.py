@@ -20,11 +20,25 @@ from markupsafe import Markup, escape
 from diffem import __version__
 from diffem.report.chart import scatter
 from diffem.report.curves import run_charts, shown_scores
-from diffem.report.pictures import beside, data_uri, grid, round_strips, strip
+from diffem.report.pictures import (
+    beside,
+    data_uri,
+    grid,
+    load_pictures,
+    round_strips,
+    strip,
+)
 from diffem.report.record import RunRecord, read_record, round_seconds
-from diffem.report.verdict import Judgement, Statement, next_steps, relaxed_line, verdict
+from diffem.report.verdict import (
+    Judgement,
+    Statement,
+    is_current,
+    next_steps,
+    relaxed_line,
+    verdict,
+)
 from diffem.storage.atomic import write_file
-from diffem.storage.npz import Arrays, load_arrays
+from diffem.storage.npz import Arrays
 from diffem.storage.run_dir import PAGE
 from diffem.storage.status import RunStatus, State
 
@@ -116,7 +130,7 @@ def run_context(record: RunRecord) -> dict[str, Any]:
     rounds = _rounds(figures, [row["round"] for row in record.rounds])
     samples = _samples(figures, record.rounds)
     calibration = _calibration(record)
-    prior = _prior(load_arrays(figures / "prior.npz"))
+    prior = _prior(load_pictures(figures / "prior.npz"))
     parts = {
         "verdict": "Verdict",
         **({"curves": "Scores over the rounds"} if charts else {}),
@@ -228,7 +242,7 @@ def _values(record: RunRecord) -> list[list[str]]:
 
 def _rounds(figures: Path, numbers: Sequence[int]) -> dict[str, Any]:
     """Returns the columns of the slider over rounds; nothing where no round has pictures."""
-    held = {k: load_arrays(figures / f"round_{k:03d}.npz") for k in _spread(numbers)}
+    held = {k: load_pictures(figures / f"round_{k:03d}.npz") for k in _spread(numbers)}
     held = {k: arrays for k, arrays in held.items() if arrays}
     if not held:
         return {}
@@ -238,7 +252,7 @@ def _rounds(figures: Path, numbers: Sequence[int]) -> dict[str, Any]:
     common = {"numbers": list(held), "dropped": dropped}
     if all("points" in arrays for arrays in held.values()):
         return common | _scatters(held)
-    held = {k: a for k, a in held.items() if {"measurement", "std", "samples", "mean"} <= a.keys()}
+    held = {k: arrays for k, arrays in held.items() if "measurement" in arrays}
     if not held:
         return {}
     last = held[max(held)]
@@ -286,12 +300,12 @@ def _spread(numbers: Sequence[int]) -> list[int]:
 def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
     """Returns each measurement's samples beside one another; held-out ones where there are."""
     name, whose = "heldout", "Held-out measurements"
-    held = load_arrays(figures / "heldout.npz")
+    held = load_pictures(figures / "heldout.npz")
     if not held and rounds:
         k = rounds[-1]["round"]
         name, whose = f"round_{k:03d}", f"Training measurements of round {k}"
-        held = load_arrays(figures / f"{name}.npz")
-    if not {"measurement", "samples"} <= held.keys():
+        held = load_pictures(figures / f"{name}.npz")
+    if "measurement" not in held:
         return {}
     samples, truth = held["samples"], held.get("truth")
     last = " and the clean image" if truth is not None else ""
@@ -310,7 +324,7 @@ def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
 def _calibration(record: RunRecord) -> dict[str, Any]:
     """Returns the figure of the newest calibration, and what it does not see."""
     file = record.calibration_file
-    if file is None:
+    if file is None or not is_current(record.calibration, record.rounds):
         return {}
     path = record.run_dir / "figures" / f"{file.stem}.png"
     if path.is_symlink() or not path.is_file():
@@ -333,7 +347,7 @@ def _prior(held: Arrays) -> dict[str, Any]:
     if "samples" not in held:
         return {}
     found |= {"count": len(held["samples"]), "grid": data_uri(grid(held["samples"]))}
-    if {"pair", "nearest", "distance"} <= held.keys() and len(held["pair"]):
+    if "pair" in held:
         below = [strip(list(pair)) for pair in zip(held["pair"], held["nearest"], strict=True)]
         found["pairs"] = [
             data_uri(beside(below[i : i + PAIRS])) for i in range(0, len(below), PAIRS)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from diffem.storage.npz import load_arrays, save_arrays
+from diffem.storage.npz import Arrays, load_arrays, save_arrays
 
 SHOWN = 6  # measurements
 SAMPLES = 8  # of each
@@ -80,6 +80,57 @@ def save_prior_pictures(
     save_arrays(path, arrays)
 
 
+def load_pictures(path: Path) -> Arrays:
+    """Returns what `save_pictures` or `save_prior_pictures` wrote.
+
+    Returns:
+        The arrays; none if the file is absent or damaged, or holds what these do not write.
+    """
+    held = load_arrays(path)
+    try:
+        return held if held and _are_pictures(held) else {}
+    except KeyError:
+        return {}
+
+
+def _are_pictures(held: Arrays) -> bool:
+    """Returns whether arrays are of the shapes and types that pages take.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    if "points" in held:
+        clouds = [held[name] for name in ("points", "true_points") if name in held]
+        return all(c.dtype.kind == "f" and c.ndim == 2 and c.shape[1] == 2 for c in clouds)
+    if not all(
+        x.dtype == np.uint8 and x.ndim in (4, 5) and x.shape[-1] in (1, 3) and x.size
+        for name, x in held.items()
+        if name not in ("std", "distance")
+    ):
+        return False
+    samples = held["samples"]
+    if "measurement" not in held:  # of the prior
+        known = [held[name].shape for name in ("pair", "nearest") if name in held]
+        distance = held["distance"] if known else samples
+        return samples.ndim == 4 and (
+            not known
+            or (len(known) == 2 and known[0] == known[1] and len(known[0]) == 4
+                and distance.dtype.kind == "f" and distance.shape == known[0][:1]
+                and bool(np.isfinite(distance).all()))
+        )  # fmt: skip
+    std = held["std"]
+    beside = [held[name] for name in ("measurement", "mean", "truth") if name in held]
+    return (
+        held["mean"].ndim == 4
+        and samples.ndim == 5
+        and all(x.shape[:-1] == samples.shape[1:-1] for x in beside)
+        and std.dtype.kind == "f"
+        and std.ndim == 3
+        and (len(std), std.shape[2]) == (samples.shape[1], samples.shape[3])  # a signal's: a row
+        and bool(np.isfinite(std).any() and not np.isinf(std).any())
+    )
+
+
 def strip(images: Sequence[np.ndarray], *, across: bool = False) -> np.ndarray:
     """Returns images in one, with gaps that let the page show through, (H, W, 4) of 8 bits.
 
@@ -133,13 +184,12 @@ def data_uri(image: np.ndarray) -> str:
 @functools.lru_cache(maxsize=128)
 def _round_strips(path: Path, modified: int, largest: float) -> dict[str, str]:
     """Returns the columns of a round; the page is written anew after each, but not its images."""
-    held = load_arrays(path)
-    try:
-        columns = {"reconstruction": held["samples"][0], "mean": held["mean"]}
-        columns["std"] = coloured(held["std"], largest)
-        return {name: data_uri(strip(list(images))) for name, images in columns.items()}
-    except (KeyError, IndexError, ValueError, TypeError):
+    held = load_pictures(path)
+    if "mean" not in held:
         return {}
+    columns = {"reconstruction": held["samples"][0], "mean": held["mean"]}
+    columns["std"] = coloured(held["std"], largest)
+    return {name: data_uri(strip(list(images))) for name, images in columns.items()}
 
 
 def round_strips(path: Path, *, largest: float) -> dict[str, str]:

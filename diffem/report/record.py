@@ -194,6 +194,8 @@ TYPES: dict[str, type | UnionType] = {
     "truth": dict | None,
     "unmeasured": list | None,
     "wall_seconds": int | float,
+    "samples": int | float | None,
+    "best": dict | None,
     "metrics": dict,
     "rounds": list,
     "final": dict,
@@ -225,6 +227,12 @@ def is_sound(summary: Mapping[str, Any]) -> bool:
         if isinstance(row, dict)
         for key in ("prior", "estimate")
     ]
+    named = [
+        row.get(key) or {}
+        for row in rows
+        if isinstance(row, dict)
+        for key in ("estimate", "collapse")
+    ]
     names = (*described, *NUMBERS)
     return (
         all(isinstance(name, str) for name in summary.get("unmeasured") or [])
@@ -233,6 +241,10 @@ def is_sound(summary: Mapping[str, Any]) -> bool:
             isinstance(row, dict)
             and all(isinstance(row.get(name), int | float | None) for name in names)
             for row in [*rows, *parts]
+        )
+        and all(
+            isinstance(held, dict) and all(isinstance(v, int | float) for v in held.values())
+            for held in named
         )
     )
 

@@ -62,7 +62,7 @@ def verdict(
         _improvement(rounds, final, scores),
         _fit(rounds, final),
         *_best_round(summary.get("best") or {}, rounds[-1], scores),
-        _calibrated(calibration or {}) or _calibration(final, summary.get("samples")),
+        _calibrated(calibration or {}, rounds) or _calibration(final, summary.get("samples")),
         *_diversity(rounds, final),
         *_memorisation(final.get("prior") or {}),
         _unmeasured(summary.get("unmeasured")),
@@ -235,11 +235,32 @@ def _best_round(best: Row, last: Row, scores: Mapping[str, Score]) -> Iterator[S
     yield Statement("Best round", Judgement.ATTENTION, text, advice)
 
 
-def _calibrated(calibration: Row) -> Statement | None:
+CALIBRATE = (
+    "`diffem calibrate RUN` compares the spread of samples with their error, on images of the "
+    "run's own prior."
+)
+
+
+def is_current(calibration: Row, rounds: Sequence[Row]) -> bool:
+    """Returns whether a calibration is of the last of a run's rounds.
+
+    A finished run that was given more rounds has another result than the one it was made of.
+    """
+    return bool(rounds) and calibration.get("round") == rounds[-1]["round"]
+
+
+def _calibrated(calibration: Row, rounds: Sequence[Row]) -> Statement | None:
     """Returns what a calibration found; None if there is none."""
+    topic = "Calibration"
     says, simulated = calibration.get("verdict"), calibration.get("simulated")
     if not (isinstance(says, list) and isinstance(simulated, Mapping)):
         return None
+    if not is_current(calibration, rounds):
+        text = (
+            f"The newest calibration is of the result of round {calibration.get('round', '?')}, "
+            f"and says nothing of that of round {rounds[-1]['round']}."
+        )
+        return Statement(topic, Judgement.UNKNOWN, text, CALIBRATE)
     tests = [simulated.get("p"), calibration.get("measurement_test")]
     found = [t.get(key) for t, key in zip(tests, ("all", "p"), strict=True) if _is_row(t)]
     p = [value for value in found if isinstance(value, int | float)]
@@ -252,7 +273,7 @@ def _calibrated(calibration: Row) -> Statement | None:
     )
     text = " ".join(str(sentence) for sentence in says)
     good = p and min(p) >= SMALL and not off
-    return Statement("Calibration", Judgement.GOOD if good else Judgement.ATTENTION, text)
+    return Statement(topic, Judgement.GOOD if good else Judgement.ATTENTION, text)
 
 
 def _is_row(value: object) -> TypeGuard[Row]:
@@ -262,12 +283,12 @@ def _is_row(value: object) -> TypeGuard[Row]:
 def _calibration(final: Row, samples: object) -> Statement:
     """Returns whether samples spread as much as they err."""
     topic = "Calibration"
-    unknown = Statement(
-        topic,
-        Judgement.UNKNOWN,
-        "Whether the standard deviation of the samples is as large as their error is not known "
-        "yet.",
-        "`diffem calibrate RUN` compares them on images of the run's own prior.",
+    what = "Whether the standard deviation of the samples is as large as their error is not known"
+    without = f"{what}: `diffem calibrate` takes a prior, and the run has trained none."
+    unknown = (
+        Statement(topic, Judgement.UNKNOWN, without)
+        if final and not final.get("prior")
+        else Statement(topic, Judgement.UNKNOWN, f"{what} yet.", CALIBRATE)
     )
     if not (_has(final, "psnr") and _has(final, "psnr_mean") and isinstance(samples, int)):
         return unknown

@@ -27,8 +27,10 @@ from diffem.result.settings import OTHER_NETWORK, check_settings, check_weights
 from diffem.result.tiled import TiledSampler
 from diffem.result.weights import Description, Weights, read_weights
 from diffem.runtime.errors import UserError
+from diffem.runtime.progress import warn
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, default_float32, seeded
+from diffem.storage.atomic import read_json
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
 from diffem.storage.strict_json import from_json
@@ -264,6 +266,8 @@ class Result:
     """The form of the measurements in their files; of a benchmark, a float32 .npy file."""
     summary: Mapping[str, Any] | None
     """The run's summary.json; None if one file of weights was loaded."""
+    round: int
+    """The round whose reconstructions the posterior's network was trained on last."""
 
     def known_prior(self) -> PriorSampler:
         """Returns the prior, for what needs one.
@@ -354,9 +358,17 @@ def restore(
     if posterior.fits:
         posterior.fit(moments(weights, path))
     if path.is_dir():
-        prior = restore_prior(weights_folder(path) / PRIOR, config, scale, sampling)
-        if (file := weights_folder(path) / STUDENT).is_file():
+        folder = weights_folder(path)
+        for file in (folder / PRIOR, folder / STUDENT):
+            if file.is_file() and (other := read_weights(file).about.round) != about.round:
+                raise UserError(
+                    f"{file} is of round {other}, and {POSTERIOR} beside it of round "
+                    f"{about.round}: resume the run until it is finished, or give {POSTERIOR}"
+                )
+        prior = restore_prior(folder / PRIOR, config, scale, sampling)
+        if (file := folder / STUDENT).is_file():
             student = restore(file, read_weights(file), device=device, trust=trust).posterior
+        warn_of_more_rounds(path, about.round)
         summary = read_summary(path / "summary.json")
     return Result(
         path,
@@ -368,7 +380,25 @@ def restore(
         config,
         held_format(about),
         summary,
+        about.round,
     )
+
+
+def warn_of_more_rounds(run_dir: Path, round: int) -> None:
+    """Warns where a run went on after it was finished, and is not finished again.
+
+    Arguments:
+        run_dir: The run directory.
+        round: The round that its weights are of.
+    """
+    rounds = (read_json(run_dir / "rounds.json") or {}).get("rounds")
+    last = rounds[-1] if isinstance(rounds, list) and rounds else None
+    newest = last.get("round") if isinstance(last, Mapping) else None
+    if isinstance(newest, int) and newest > round:
+        warn(
+            f"{run_dir} was given more rounds and has not finished them: its weights are of round "
+            f"{round}, and round {newest} is done; resume it to have those of the last round"
+        )
 
 
 def restore_channel(weights: Weights, config: Mapping[str, Any]) -> Channel:

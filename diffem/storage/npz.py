@@ -1,6 +1,5 @@
 """Small .npz files of a run directory; reading executes no code, a damaged file holds nothing."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,5 +24,5 @@ def load_arrays(path: Path) -> Arrays:
             return {}
         with np.load(path, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except Exception:  # a flipped bit may be of the zip, of its compression, of a header's text
         return {}

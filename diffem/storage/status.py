@@ -77,5 +77,6 @@ def read_status(run_dir: Path) -> RunStatus:
     held = read_json(run_dir / ENDED) or {}
     state, reason = held.get("state"), held.get("reason")
     if state in (State.STOPPED, State.FAILED) and isinstance(reason, str):
-        return RunStatus(State(state), reason)
+        printable = "".join(c if c.isprintable() else " " for c in reason)  # steers no terminal
+        return RunStatus(State(state), printable)
     return RunStatus(State.LOST)

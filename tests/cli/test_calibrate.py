@@ -64,6 +64,8 @@ def test_it_writes_numbered_files_and_nothing_else(trained: Path) -> None:
     assert all(f.read_bytes() == content for f, content in before.items())
     one, two = (json.loads((trained / f"calibration_{k:03d}.json").read_text()) for k in (1, 2))
     assert one == two and one["seed"] == 0
+    rounds = json.loads((trained / "rounds.json").read_text())["rounds"]
+    assert one["round"] == rounds[-1]["round"]  # by which it is told from one of fewer rounds
     assert one["simulated"]["measurements"] == 40 and one["simulated"]["samples"] == 3
     assert set(one["simulated"]["coverage"]) == {"50", "90"}
     assert one["truth"]["measurements"] == 40  # a benchmark's truth is known

@@ -50,6 +50,11 @@ def test_the_specification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (loss["config"]["xAxis"], loss["config"]["metrics"]) == ("step", ["m_step/loss"])
     assert panels["Prior"][0]["config"]["metrics"] == ["prior/loss"]
     assert error(capsys, "me/mine", "--out", str(out)).endswith("exists; choose another --out")
+    dashboard.main(["me/mine", "--out", str(tmp_path / "new" / "folder" / "w.json")])
+    assert (tmp_path / "new" / "folder" / "w.json").is_file()
+    capsys.readouterr()
+    below_a_file = str(out / "w.json")
+    assert "cannot be written" in error(capsys, "me/mine", "--out", below_a_file)
 
 
 def test_every_figure_without_ground_truth_has_its_panels(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def test_mistakes_are_a_sentence(copies: list[Path], tmp_path: Path) -> None:
         write_report([tmp_path / "nothing"])
     with pytest.raises(UserError, match="nothing holds no run; several runs"):
         write_report([copies[0], tmp_path / "nothing"], tmp_path / "page.html")
+    again = copies[0] / ".." / copies[0].name
+    with pytest.raises(UserError, match="is given more than once; give each run once"):
+        write_report([copies[0], again], tmp_path / "page.html")
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
     with pytest.raises(UserError, match=r"mine\.html is not a page of diffem"):

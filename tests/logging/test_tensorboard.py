@@ -73,3 +73,10 @@ def test_a_calibration(tmp_path: Path) -> None:
 def test_a_damaged_calibration_is_left_out(damage: dict[str, Any], tmp_path: Path) -> None:
     calibration(tmp_path, **damage)
     assert read_charts(tmp_path) is None
+
+
+def test_a_calibration_of_an_earlier_result_is_left_out(tmp_path: Path) -> None:
+    calibration(tmp_path)
+    assert read_charts(tmp_path) is not None
+    (tmp_path / "rounds.json").write_text(json.dumps({"rounds": [{"round": 3}]}))
+    assert read_charts(tmp_path) is None  # the run was given more rounds after it

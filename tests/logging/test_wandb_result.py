@@ -116,7 +116,8 @@ def test_a_calibration_is_two_tables_its_numbers_and_its_figure(tmp_path: Path) 
         "tarp": {"levels": [0.0, 1.0], "coverage": [0.0, 1.0]},
         "factor": {"value": 1.25, "error": None},
     }
-    (run.run_dir / "calibration_001.json").write_text(json.dumps({"simulated": each}))
+    content = {"round": 0, "simulated": each}
+    (run.run_dir / "calibration_001.json").write_text(json.dumps(content))
     (run.run_dir / "figures").mkdir()
     Image.new("L", (8, 8)).save(run.run_dir / "figures" / "calibration_001.png")
     run.logger.close()

@@ -20,6 +20,7 @@ from diffem.metric import (
     describe_scores,
 )
 from diffem.report.comparison import mean_and_deviation, table, write_comparison
+from diffem.report.curves import mean_points
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.runtime.errors import UserError
 
@@ -233,3 +234,14 @@ def test_curves_over_network_evaluations_need_all_runs_to_count_them(tmp_path: P
     assert (tmp_path / "nfe.png").stat().st_size > 0
     write_comparison(tmp_path, {"a": {0: counted(0, 20.0)}, "b": {0: summary(0, 21.0)}}, "")
     assert not (tmp_path / "nfe.png").exists()
+
+
+def test_a_mean_over_seeds_is_of_the_same_rounds() -> None:
+    """Where one run lacks a score in a round, its later rounds stay where they are."""
+    times = {"e_step_seconds": 1.0, "m_step_seconds": 1.0}
+    runs = [
+        [{"round": k, "psnr": value, **times} for k, value in enumerate(values)]
+        for values in ([10.0, 20.0, 30.0], [None, 22.0, 32.0])
+    ]
+    assert mean_points(runs, "psnr", "round") == [(1.0, 21.0), (2.0, 31.0)]
+    assert mean_points([runs[0], runs[1][:2]], "psnr", "round") == [(1.0, 21.0)]

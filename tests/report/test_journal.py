@@ -91,3 +91,16 @@ def test_a_summary_whose_rows_hold_no_numbers_is_damaged(name: str) -> None:
     assert is_sound({"rounds": [{"round": 0, name: 1}]})
     assert is_sound({"rounds": [{"round": 0, name: None}]})
     assert not is_sound({"rounds": [{"round": 0, name: "2"}]})
+
+
+@pytest.mark.parametrize("part", ["best", "samples"])
+def test_a_summary_whose_parts_are_of_other_types_is_damaged(part: str) -> None:
+    assert is_sound({part: None})
+    assert not is_sound({part: [2]}) and not is_sound({part: "2"})
+
+
+@pytest.mark.parametrize("part", ["estimate", "collapse"])
+def test_a_summary_whose_rows_name_no_numbers_is_damaged(part: str) -> None:
+    assert is_sound({"rounds": [{"round": 0, part: {"a": 1.5}}]})
+    for value in ({"a": "1"}, {"a": None}, [1], "x"):
+        assert not is_sound({"rounds": [{"round": 0, part: value}]})

@@ -146,6 +146,7 @@ def test_the_newest_calibration_is_shown(finished: Path, tmp_path: Path) -> None
     shutil.copytree(finished, copy)
     for k, p in ((1, 0.001), (2, 0.5)):
         content = {
+            "round": 2,
             "simulated": {"p": {"all": p}, "factor": {"value": 1.0, "error": 0.1}},
             "verdict": [f"It was found {k} times."],
             "blind_spots": ["what <nobody> sees"],
@@ -155,6 +156,12 @@ def test_the_newest_calibration_is_shown(finished: Path, tmp_path: Path) -> None
     page = check_page(write_run_page(copy))
     assert "It was found 2 times." in page.text and "what <nobody> sees" in page.text
     assert "Calibration" in page.headings and "From calibration_002.json" in page.text
+    # A finished run that was given more rounds has another result.
+    content = json.loads((copy / "calibration_002.json").read_text())
+    (copy / "calibration_002.json").write_text(json.dumps({**content, "round": 1}))
+    page = check_page(write_run_page(copy))
+    assert "It was found" not in page.text and "From calibration" not in page.text
+    assert "The newest calibration is of the result of round 1" in page.text
 
 
 def failing(*, at: int, error: BaseException) -> Any:

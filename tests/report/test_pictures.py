@@ -1,5 +1,6 @@
 """What the page shows of measurements, as it is kept in a run directory."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from diffem.report.pictures import (
     SIDE,
     data_uri,
     grid,
+    load_pictures,
     save_pictures,
     save_prior_pictures,
     strip,
 )
-from diffem.storage.npz import load_arrays
+from diffem.storage.npz import load_arrays, save_arrays
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,44 @@ def test_shapes(shape: tuple[int, ...], kept: tuple[int, ...], tmp_path: Path) -
     assert held["samples"].shape == (8, 6, *kept)
     assert held["std"].shape[1:] == (*kept[:2],) or len(shape) == 2
     assert max(held["mean"].shape[1:3]) <= SIDE
+    assert load_pictures(tmp_path / "a.npz").keys() == held.keys()
     for images in (held["mean"], held["samples"][0]):
         assert data_uri(strip(list(images))).startswith("data:image/png;base64,")
+
+
+CHANGES: list[Callable[[np.ndarray], np.ndarray]] = [
+    lambda a: a[:0],
+    lambda a: a[0],
+    lambda a: a[..., :0],
+    lambda a: a.astype(complex),
+    lambda a: a.astype(str),
+    lambda a: np.full(a.shape, np.nan),
+    lambda a: np.zeros((), a.dtype),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_no_run_writes_is_not_shown(
+    change: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    samples, path = torch.rand(3, 4, 1, 8, 8), tmp_path / "a.npz"
+    points, pairs = samples.flatten(2), (samples[0], samples[1], torch.rand(4))
+    for save in (
+        lambda: save_pictures(path, samples, samples[0], samples[1]),
+        lambda: save_pictures(path, points, points[0], points[1]),
+        lambda: save_prior_pictures(path, samples[0], pairs),
+    ):
+        save()
+        held = dict(load_pictures(path))
+        assert held
+        for name, array in held.items():
+            if name.endswith("points") and change in (CHANGES[0], CHANGES[5]):
+                continue  # none are drawn
+            save_arrays(path, {**held, name: change(array)})
+            assert load_pictures(path) == {}, name
+        for name in held.keys() - {"points", "true_points", "truth"}:
+            save_arrays(path, {other: held[other] for other in held if other != name})
+            assert load_pictures(path) == {}, name
 
 
 def test_values(tmp_path: Path) -> None:

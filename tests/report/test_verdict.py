@@ -189,6 +189,16 @@ def test_calibration(gap: float, judgement: Judgement, text: str) -> None:
     assert ("Train longer" in statement.advice) is (text == "too much")
 
 
+def test_without_a_prior_no_calibration_is_advised() -> None:
+    (statement,) = (
+        s
+        for s in verdict(final(psnr=None, psnr_mean=None, prior=None))
+        if s.topic == "Calibration"
+    )
+    assert statement.judgement is UNKNOWN and not statement.advice
+    assert "takes a prior, and the run has trained none" in statement.text
+
+
 def test_without_clean_images_calibration_is_not_known() -> None:
     for summary in ({**WELL, "samples": None}, final(psnr=None), {"rounds": WELL["rounds"]}):
         assert said(summary, "Calibration").judgement is UNKNOWN
@@ -253,8 +263,15 @@ def test_a_calibration_comes_before_what_clean_images_say(
 ) -> None:
     simulated = {"p": {"all": p}, "factor": dict(zip(("value", "error"), factor, strict=True))}
     found = {"simulated": simulated, "measurement_test": test, "verdict": ["One.", "Two."]}
+    found["round"] = last = WELL["rounds"][-1]["round"]
     (statement,) = (s for s in verdict(WELL, found) if s.topic == "Calibration")
     assert statement == Statement("Calibration", judgement, "One. Two.")
+    found["round"] = last - 1  # of the result that the run had before it was given another round
+    (statement,) = (s for s in verdict(WELL, found) if s.topic == "Calibration")
+    assert statement.judgement is UNKNOWN and "diffem calibrate RUN" in statement.advice
+    assert f"is of the result of round {last - 1}, and says nothing of that of round {last}" in (
+        statement.text
+    )
     for damaged in ({}, {"verdict": 1}, {"verdict": [], "simulated": 3}):
         (other,) = (s for s in verdict(WELL, damaged) if s.topic == "Calibration")
         assert "2.50 dB better than one sample" in other.text

@@ -228,11 +228,14 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 ]
 
 
-def rewrite(file: Path, *, version: object = None, **config: object) -> None:
+def rewrite(
+    file: Path, *, version: object = None, round: int | None = None, **config: object
+) -> None:
     """Changes the description that a file of weights carries."""
     with safetensors.safe_open(file, "pt") as held:
         about = json.loads(held.metadata()["diffem"])
     about["version"] = version or about["version"]
+    about["round"] = about["round"] if round is None else round
     if config.get("config", 0) is None:
         del about["config"]
     else:
@@ -256,6 +259,33 @@ def test_a_broken_file_is_refused_in_one_sentence(
     with pytest.raises(UserError, match=sentence):
         diffem.load(tmp_path / "run")
     assert not (tmp_path / "hostile").exists()
+
+
+def test_weights_of_different_rounds_are_not_one_result(run: Run, tmp_path: Path) -> None:
+    """A run that was given more rounds writes its files of weights anew one after the other."""
+    path = tmp_path / "run"
+    shutil.copytree(run[0].path, path)
+    prior = path / "checkpoints" / "prior.safetensors"
+    rewrite(prior, round=0)
+    sentence = f"{prior} is of round 0, and posterior.safetensors beside it of round "
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}[0-9]+: resume the run until"):
+        diffem.load(path)
+    assert diffem.load(prior.with_name("posterior.safetensors")).prior is None
+
+
+def test_weights_of_fewer_rounds_than_the_run_has_by_now(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(run[0].path, path)
+    k = diffem.load(path).round
+    assert "warning" not in capsys.readouterr().err
+    held = json.loads((path / "rounds.json").read_text())
+    held["rounds"].append({**held["rounds"][-1], "round": k + 1})
+    (path / "rounds.json").write_text(json.dumps(held))
+    assert diffem.load(path).round == k
+    said = f"its weights are of round {k}, and round {k + 1} is done; resume it"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

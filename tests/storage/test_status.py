@@ -96,3 +96,8 @@ def test_errors_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_error(exit).state is State.STOPPED
     monkeypatch.setenv("SOME_API_KEY", "canary-3f9c")
     assert "canary" not in of_error(RuntimeError("with canary-3f9c in it")).reason
+
+
+def test_why_a_run_ended_steers_no_terminal(tmp_path: Path) -> None:
+    write_ended(tmp_path, RunStatus(State.FAILED, "bad \x1b[31mred\nand \u202emore"))
+    assert read_status(tmp_path) == RunStatus(State.FAILED, "bad  [31mred and  more")
