@@ -73,7 +73,7 @@ class Noise(ABC):
         """
 
     def draw_paired(self, mean: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-        """Draws y from common random numbers: of the law of `draw`, and nondecreasing in the mean.
+        """Draws y by the law of `draw`, from common random numbers.
 
         From generators of one seed, means that are near one another give measurements that are.
 

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+import scipy.stats
 import torch
 from azula.noise import VESchedule
 from azula.sample import DDPMSampler
@@ -28,6 +29,7 @@ from diffem.corruption import (
     make_channel,
     require,
 )
+from diffem.corruption.noise import poisson_quantile
 from diffem.denoiser import Denoiser
 from diffem.posterior import DPS, MMPS, DiffPIR, Isotropic, PiGDM, Restoration, SplitGibbs
 from diffem.runtime.errors import UserError
@@ -84,6 +86,33 @@ def test_moments(name: str) -> None:
         assert abs(float(y.var()) / var - 1) < 4.5 * math.sqrt((2 + 1 / BACKGROUND) / n)
         stated = noise.variance(mean, noise.draw_parameters(n, seeded(1)))
         torch.testing.assert_close(stated.expand(n, 1), torch.full((n, 1), var))
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_common_random_numbers_give_near_means_near_measurements(name: str) -> None:
+    noise, n = NOISES[name], 50_000
+    first, second = torch.full((n, 1), 0.1), torch.full((n, 1), 0.12)
+    parameters = noise.draw_parameters(n, torch.Generator().manual_seed(0))
+    a, b = (
+        noise.draw_paired(mean, parameters, torch.Generator().manual_seed(1))
+        for mean in (first, second)
+    )
+    variance = noise.variance(first, parameters).mean()
+    assert a.mean() == pytest.approx(0.1, abs=4 * math.sqrt(variance / n))
+    assert a.var() == pytest.approx(float(variance), rel=0.05)
+    assert (b - a).mean() == pytest.approx(0.02, abs=0.004)
+    assert (b - a).var() < variance / 20  # of independent draws it is 2 V
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.3, 7.5, 4000.0, 1e9])
+def test_quantiles_of_counts_are_those_of_scipy(rate: float) -> None:
+    given = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = torch.cat([given, torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)])
+    found = poisson_quantile(p, torch.full_like(p, rate))
+    expected = torch.from_numpy(scipy.stats.poisson.ppf(p.numpy(), rate)).clamp(min=0)
+    wrong = (found - expected).abs()
+    assert wrong[:-1].count_nonzero() <= 2  # where p is within rounding of a step
+    assert wrong[-1] <= 1e-3 * (rate + 1000)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
