@@ -347,9 +347,9 @@ def test_ambient_s_delta_changes_its_prior() -> None:
         ((*AMBIENT, "sampler.bounds=[-1,1]"), "sampler.bounds has no effect"),
         (("method=reflected", "method.condition.fuse=null"), "method.condition.fuse must be fal"),
         (("method=reflected", "schedule.sigma_max=1"), "schedule.sigma_max must be at least 2"),
-        (("sampler.bounds=[1,-1]",), r"sampler.bounds must be null or two numbers"),
-        (("sampler.bounds=[-1]",), r"sampler.bounds must be null or two numbers"),
-        (("sampler.bounds=0.5",), r"sampler.bounds must be null or two numbers"),
+        (("sampler.bounds=[1,-1]",), r"sampler.bounds must be auto, null or two numbers"),
+        (("sampler.bounds=[-1]",), r"sampler.bounds must be auto, null or two numbers"),
+        (("sampler.bounds=0.5",), r"sampler.bounds must be auto, null or two numbers"),
     ],
 )
 def test_settings_without_an_effect_are_refused(overrides: tuple[str, ...], sentence: str) -> None:

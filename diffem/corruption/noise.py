@@ -26,9 +26,11 @@ class Noise(ABC):
     Attributes:
         needs_intensity: Whether it depends on the intensity, so that it needs an operator of which
             `preserves_intensity` is true.
+        lowest: The value of A x below which y says nothing of it; None if there is none.
     """
 
     needs_intensity = False
+    lowest: float | None = None
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -176,6 +178,7 @@ class PoissonNoise(Noise):
     """
 
     needs_intensity = True
+    lowest = -1.0
 
     def __init__(self, photons: float | Sequence[float], background: float = 1.0) -> None:
         self.photons = ChannelParameter.of("corruption.noise.photons", photons)

@@ -15,6 +15,9 @@ from torch import Tensor
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import RANGES, check
 
+AUTO = "auto"
+"""The value of `sampler.bounds` for bounds where the noise says nothing beyond them."""
+
 
 class Bounds(NamedTuple):
     """The smallest and the largest value of an image, on the scale of [-1, 1]."""
@@ -32,8 +35,8 @@ class Bounds(NamedTuple):
         ends = check("sampler.bounds", value, own=RANGES["sampler.bounds"]._replace(also=()))
         if not isinstance(ends, list | tuple) or len(ends) != 2 or ends[0] >= ends[1]:
             raise UserError(
-                "sampler.bounds must be null or two numbers [low, high] with low < high on the "
-                f"scale of [-1, 1], got {value!r}"
+                "sampler.bounds must be auto, null or two numbers [low, high] with low < high on "
+                f"the scale of [-1, 1], got {value!r}"
             )
         return cls(*ends)
 

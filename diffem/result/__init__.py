@@ -6,6 +6,7 @@ from diffem.result.parts import (
     build_posterior,
     build_prior,
     build_sampler,
+    sampler_bounds,
 )
 from diffem.result.result import PosteriorSampler, PriorSampler, Result, load, restore
 from diffem.result.tiled import TiledSampler
@@ -26,5 +27,6 @@ __all__ = [
     "load",
     "read_weights",
     "restore",
+    "sampler_bounds",
     "write_weights",
 ]

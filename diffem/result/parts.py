@@ -1,5 +1,6 @@
 """The parts of a run that sampling needs, built from its configuration."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from diffem.corruption import (
 )
 from diffem.corruption.distorted import check_learns_nothing
 from diffem.denoiser import Denoiser
-from diffem.denoiser.bounds import Bounds
+from diffem.denoiser.bounds import AUTO, Bounds
 from diffem.posterior import (
     DenoiserPosterior,
     Prior,
@@ -116,18 +117,39 @@ def build_sampler(cfg: Node) -> SamplerFactory:
     """Returns what makes the sampler from a denoiser.
 
     Arguments:
-        cfg: The configuration: its `sampler`.
+        cfg: The configuration: its `sampler`, and `corruption.noise` if it has one.
 
     Raises:
         UserError: If `sampler.bounds` are none.
     """
-    node = cfg["sampler"]
-    settings = {key: value for key, value in node.items() if key != "bounds"}
+    settings = {key: value for key, value in cfg["sampler"].items() if key != "bounds"}
     sampler = build(settings, "sampler")
-    if (bounds := node.get("bounds")) is None:
-        return sampler
-    given = OmegaConf.to_container(bounds) if OmegaConf.is_config(bounds) else bounds
-    return partial(bounded(sampler.func, Bounds.of(given)), **sampler.keywords)
+    bounds = sampler_bounds(cfg)
+    return partial(bounded(sampler.func, bounds), **sampler.keywords) if bounds else sampler
+
+
+def sampler_bounds(cfg: Node) -> Bounds | None:
+    """Returns what `sampler.bounds` keeps samples in; None for no bounds.
+
+    `auto` is [lowest, ∞) of a noise that says nothing of what is lower: photon counts know no
+    light below none, and what EM draws there it would learn from, round after round.
+
+    Arguments:
+        cfg: The configuration: its `sampler`, and `corruption.noise` if it has one.
+
+    Raises:
+        UserError: If `sampler.bounds` are none.
+    """
+    given = cfg["sampler"].get("bounds")
+    if given == AUTO:
+        noise = (cfg.get("corruption") or {}).get("noise")
+        lowest = (
+            None if noise is None else getattr(build(noise, "corruption.noise"), "lowest", None)
+        )
+        return None if lowest is None else Bounds(lowest, math.inf)
+    if given is None:
+        return None
+    return Bounds.of(OmegaConf.to_container(given) if OmegaConf.is_config(given) else given)
 
 
 def build_posterior(cfg: Node) -> partial[DenoiserPosterior]:
@@ -149,7 +171,7 @@ def build_posterior(cfg: Node) -> partial[DenoiserPosterior]:
             f"got method.posterior={posterior.__name__}; choose another sampler"
         )
     if not posterior.samplers:
-        if bounds_of(sampler.func) is not None:
+        if cfg["sampler"].get("bounds") != AUTO and bounds_of(sampler.func) is not None:
             raise UserError(
                 f"sampler.bounds has no effect on method.posterior={posterior.__name__}, which "
                 "draws without a sampler; set it to null"

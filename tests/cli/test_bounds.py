@@ -1,6 +1,7 @@
 """Runs whose samples stay in the images' range, from the command to the loaded result."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from in_process import run_here
 
 from diffem import load
+from diffem.cli.compose import compose_config
 from diffem.cli.evaluate import without_lost_keys
 from diffem.corruption import GaussianNoise, Mask, make_channel
+from diffem.result import sampler_bounds
 from diffem.result.candidate import Candidate
 from diffem.result.onnx_graph import write_onnx
 from diffem.runtime.errors import UserError
@@ -50,6 +53,41 @@ def test_no_pixel_is_outside_in_any_round_or_sample(
             Candidate.of(result)
         with pytest.raises(UserError, match="--onnx"):
             write_onnx(tmp_path, result, prior=run_dir / "checkpoints" / "prior.safetensors")
+
+
+COUNTS = ("corruption=denoising", "corruption/noise=poisson", "corruption.noise.photons=10")
+CAMERA = ("corruption/noise=poisson_gaussian", "corruption.noise.photons=10")
+
+
+def test_photon_counts_keep_samples_from_less_than_no_light(tmp_path: Path) -> None:
+    run_dir = run_here(tmp_path / "run", *CAMERA, "prior={steps:2}", "metric.prior=4", OUTSIDE)
+    result = load(run_dir)
+    assert result.prior is not None
+    y = torch.tensor([-4.0, 4.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+    samples = result.posterior.sample(y, 4)
+    assert samples.min() == -1 and samples.max() > 1
+    assert result.prior.sample(8).min() >= -1
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ((), None),
+        (("corruption/noise=speckle",), None),
+        (COUNTS, (-1, math.inf)),
+        (("corruption=denoising", *CAMERA), (-1, math.inf)),
+        ((*COUNTS, "sampler=heun"), (-1, math.inf)),
+        ((*COUNTS, "sampler.bounds=null"), None),
+        ((*COUNTS, "sampler.bounds=[-1,1]"), (-1, 1)),
+    ],
+)
+def test_what_auto_means(choices: tuple[str, ...], expected: tuple[float, float] | None) -> None:
+    assert sampler_bounds(compose_config(choices)) == expected
+
+
+def test_bounds_of_photon_counts_are_refused_as_given_ones_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not keep sampler.bounds=\[-1.0, inf\]"):
+        run_here(tmp_path / "run", *CAMERA, "student=diff_instruct")
 
 
 def test_an_evaluation_by_another_sampler_keeps_the_bounds() -> None:
