@@ -281,7 +281,13 @@ def test_an_interrupt_leaves_no_process_behind(number: signal.Signals, fake: Pat
     )
     command = [sys.executable, "-c", code, *methods, "--", "+hang=1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    comparison = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    comparison = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever pytest has
+    )
     try:
         wait_until(lambda: len(pids()) == 4, seconds=60)
         comparison.send_signal(number)
