@@ -11,6 +11,7 @@ from PIL import Image
 from diffem.logging.rounds import numbers
 from diffem.storage.atomic import read_json
 from diffem.storage.numbered import newest
+from diffem.storage.rows import read_rows
 
 NUMBERS = ("p", "coverage", "spread", "factor", "crps")
 COLUMNS = {  # of the charts: the line, x and y
@@ -51,9 +52,8 @@ def read_charts(run_dir: Path) -> CalibrationCharts | None:
     held = (read_json(file) if file else None) or {}
     if file is None or not isinstance(held.get("simulated"), dict):
         return None
-    rounds = (read_json(run_dir / "rounds.json") or {}).get("rounds")
-    last = rounds[-1] if isinstance(rounds, list) and rounds else None
-    if isinstance(last, dict) and last.get("round") != held.get("round"):
+    rows = read_rows(run_dir)
+    if rows and rows[-1]["round"] != held.get("round"):
         return None
     sets = {"": held["simulated"]}
     if isinstance(held.get("truth"), dict):

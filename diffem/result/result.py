@@ -30,9 +30,9 @@ from diffem.runtime.errors import UserError
 from diffem.runtime.progress import warn
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import Key, default_float32, seeded
-from diffem.storage.atomic import read_json
 from diffem.storage.entries import check_entries
 from diffem.storage.reconstructions import Reconstructions, ReconstructionStore
+from diffem.storage.rows import read_rows
 from diffem.storage.strict_json import from_json
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
@@ -391,13 +391,12 @@ def warn_of_more_rounds(run_dir: Path, round: int) -> None:
         run_dir: The run directory.
         round: The round that its weights are of.
     """
-    rounds = (read_json(run_dir / "rounds.json") or {}).get("rounds")
-    last = rounds[-1] if isinstance(rounds, list) and rounds else None
-    newest = last.get("round") if isinstance(last, Mapping) else None
-    if isinstance(newest, int) and newest > round:
+    rows = read_rows(run_dir)
+    if rows and rows[-1]["round"] > round:
         warn(
             f"{run_dir} was given more rounds and has not finished them: its weights are of round "
-            f"{round}, and round {newest} is done; resume it to have those of the last round"
+            f"{round}, and round {rows[-1]['round']} is done; resume it to have those of the last "
+            "round"
         )
 
 

@@ -1,4 +1,4 @@
-"""Rows of rounds, as summary.json and rounds.json have them: how reconstructions were drawn.
+"""Rows of rounds, as summary.json and rounds.json have them, and how reconstructions were drawn.
 
 An E-step draws `redrawn` of a round's reconstructions, and leaves the others as the round before
 has them (`em.refresh`, or the guard of E-steps). Each is made of `draws` draws: of several where
@@ -6,11 +6,23 @@ they are over-relaxed (`em.relax`). A row that lacks a number, or has null, is o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from diffem.storage.atomic import read_json
 
 FEW_RELAXED = 0.05  # of a round's reconstructions
 
 Row = Mapping[str, Any]
+
+
+def read_rows(run_dir: Path) -> list[Row]:
+    """Returns the rows of the rounds so far; none if there are none, or rounds.json is damaged."""
+    rows = (read_json(run_dir / "rounds.json") or {}).get("rounds")
+    if not isinstance(rows, list):
+        return []
+    sound = all(isinstance(r, dict) and isinstance(r.get("round"), int) for r in rows)
+    return rows if sound else []
 
 
 def redrawn(row: Row) -> float:
