@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffem.runtime.progress import progress_bar, say
+from diffem.runtime.progress import printable, progress_bar, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rank import PARENT, RANK_VARIABLES
 from diffem.runtime.signals import signal_name
@@ -26,7 +25,6 @@ else:  # a wheel; the current directory's modules, which -m prefers, are not imp
     TRAIN, VARIABLES = ("-m", "diffem", "train"), {"PYTHONSAFEPATH": "1"}
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # between asking a job to end and killing it
-ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(\a|\x1b\\)?)")  # ECMA-48
 
 
 @dataclass
@@ -120,8 +118,7 @@ class Job:
         """Returns the last line that the run printed, without what would steer a terminal."""
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
         lines = text.strip().splitlines()
-        line = ESCAPE_SEQUENCE.sub("", lines[-1]) if lines else "the run printed nothing"
-        return "".join(character for character in line if character.isprintable()).strip()
+        return printable(lines[-1]).strip() if lines else "the run printed nothing"
 
     def failure(self) -> str | None:
         """Returns why the run did not finish; None if it did."""

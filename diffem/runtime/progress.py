@@ -1,6 +1,7 @@
 """Progress: a live bar for each stage of a run on a terminal, one line a stage elsewhere."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from rich.text import Text
 
 from diffem.runtime.rank import global_rank
 from diffem.runtime.signals import silence
+
+ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(\a|\x1b\\)?)")  # ECMA-48
 
 
 class LastingConsole(Console):
@@ -42,6 +45,11 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 console = plain_console(stderr=True)
+
+
+def printable(text: str) -> str:
+    """Returns a text without what would steer a terminal: escape sequences, control characters."""
+    return "".join(c for c in ESCAPE_SEQUENCE.sub("", text) if c.isprintable())
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffem.config.secrets import redact_text
 from diffem.runtime.errors import UserError
+from diffem.runtime.progress import printable
 from diffem.storage.atomic import read_json, write_text
 from diffem.storage.lock import is_locked
 from diffem.storage.strict_json import to_json
@@ -77,6 +78,5 @@ def read_status(run_dir: Path) -> RunStatus:
     held = read_json(run_dir / ENDED) or {}
     state, reason = held.get("state"), held.get("reason")
     if state in (State.STOPPED, State.FAILED) and isinstance(reason, str):
-        printable = "".join(c if c.isprintable() else " " for c in reason)  # steers no terminal
-        return RunStatus(State(state), printable)
+        return RunStatus(State(state), printable(" ".join(reason.split())))
     return RunStatus(State.LOST)

@@ -100,4 +100,4 @@ def test_errors_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_why_a_run_ended_steers_no_terminal(tmp_path: Path) -> None:
     write_ended(tmp_path, RunStatus(State.FAILED, "bad \x1b[31mred\nand \u202emore"))
-    assert read_status(tmp_path) == RunStatus(State.FAILED, "bad  [31mred and  more")
+    assert read_status(tmp_path) == RunStatus(State.FAILED, "bad red and more")
