@@ -350,6 +350,8 @@ def test_ambient_s_delta_changes_its_prior() -> None:
         (("sampler.bounds=[1,-1]",), r"sampler.bounds must be auto, null or two numbers"),
         (("sampler.bounds=[-1]",), r"sampler.bounds must be auto, null or two numbers"),
         (("sampler.bounds=0.5",), r"sampler.bounds must be auto, null or two numbers"),
+        (("sampler.bounds=automatic",), r"got 'automatic'; give auto, null or \[low, high\]"),
+        (("sampler.bounds=[auto,1]",), r"sampler.bounds: each must be a number"),
     ],
 )
 def test_settings_without_an_effect_are_refused(overrides: tuple[str, ...], sentence: str) -> None:

@@ -32,13 +32,16 @@ class Bounds(NamedTuple):
         Raises:
             UserError: If it is no list of two numbers, or the first is not below the second.
         """
-        ends = check("sampler.bounds", value, own=RANGES["sampler.bounds"]._replace(also=()))
-        if not isinstance(ends, list | tuple) or len(ends) != 2 or ends[0] >= ends[1]:
-            raise UserError(
-                "sampler.bounds must be auto, null or two numbers [low, high] with low < high on "
-                f"the scale of [-1, 1], got {value!r}"
-            )
-        return cls(*ends)
+        refused = UserError(
+            "sampler.bounds must be auto, null or two numbers [low, high] with low < high on the "
+            f"scale of [-1, 1], got {value!r}"
+        )
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise refused
+        low, high = check("sampler.bounds", value, own=RANGES["sampler.bounds"]._replace(also=()))
+        if low >= high:
+            raise refused
+        return cls(low, high)
 
     def clamp(self, x: Tensor) -> Tensor:
         """Returns x with every value outside of the bounds replaced by the nearer bound."""

@@ -207,7 +207,9 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "network.heads": COUNT,
     "network.width": whole(1, 2**16),
     "prior.steps": COUNT,
-    "sampler.bounds": Range(-1e3, 1e3, each=True, also=(*NULL, "auto")),
+    "sampler.bounds": Range(
+        -1e3, 1e3, each=True, also=(*NULL, "auto"), advice="; give auto, null or [low, high]"
+    ),
     "sampler.corrections": whole(1, 2**10),
     "sampler.delta": Range(
         *(1e-6, 1),
