@@ -422,6 +422,11 @@ def is_finished(run_dir: Path) -> bool:
     return False
 
 
+def _as_given(value: object) -> str:
+    """Returns a value as a command line gives it: null and not None, true and not True."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # noqa: ANN401
     """Returns what differs from the saved configuration, as {key: [saved, given]}.
 
@@ -434,7 +439,8 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
         k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
     }
     if keys := [k for k, values in changed.items() if not _may_change(k, values)]:
-        was = ", ".join(f"{k} was {changed[k][0]} and is {changed[k][1]}" for k in keys)
+        texts = {k: [_as_given(value) for value in changed[k]] for k in keys}
+        was = ", ".join(f"{k} was {before} and is {now}" for k, (before, now) in texts.items())
         raise UserError(
             f"run_dir={run_dir} holds a run of another config: {was}; choose another run_dir, or "
             "the same values"

@@ -372,6 +372,12 @@ def test_the_figure_to_stop_by_stays(opened: Callable[..., Path]) -> None:
         opened(em__stop={"figure": "other", "patience": 2})
 
 
+def test_what_was_is_said_as_it_is_given(opened: Callable[..., Path]) -> None:
+    opened(em__guard=None)
+    with pytest.raises(UserError, match=r"em\.guard was null and is true; choose"):
+        opened(em__guard=True)
+
+
 def test_a_budget_that_a_finished_run_does_not_use_is_named(
     opened: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
