@@ -18,6 +18,7 @@ from diffem.corruption import (
     LinearOperator,
     Mask,
     Measurement,
+    PoissonNoise,
     Radon,
     Weighting,
     make_channel,
@@ -25,7 +26,7 @@ from diffem.corruption import (
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import Guard
-from diffem.em.guard import hide, varying_entries
+from diffem.em.guard import energy_score, hide, varying_entries
 from diffem.em.loop import EMLoop
 from diffem.posterior import Posterior
 from diffem.report.verdict import kept_line
@@ -285,3 +286,15 @@ def test_all_processes_get_the_first_one_s_score(
     monkeypatch.setattr(trainer.strategy, "broadcast", lambda value: heard.append(value) or [7.0])
     loop = next(c for c in trainer.callbacks if isinstance(c, EMLoop))  # type: ignore[attr-defined]
     assert loop.scores(trainer, Normal(0, 1)) == [7.0] and heard[0] is not None
+
+
+def test_scores_of_photon_counts_compare_reconstructions_and_not_draws() -> None:
+    """Of independent counts the scores of near reconstructions differ as any two scores do."""
+    channel = make_channel(Denoising((1, 8, 8)), PoissonNoise(10.0))
+    x = torch.rand(64, 1, 8, 8, generator=generator(0)) * 2 - 1
+    task = hide(channel, channel.draw(x, generator(1)), 0.25, key=(0, "guard"))
+    samples = torch.rand(2, 64, 1, 8, 8, generator=generator(2)) * 2 - 1
+    scores, near = (
+        energy_score(channel, task, drawn, key=(0, "guard")) for drawn in (samples, samples + 0.01)
+    )
+    assert (near - scores).std() < scores.std() / 10
