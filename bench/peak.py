@@ -12,5 +12,5 @@ STATUS = Path("/proc/self/status")
 
 if __name__ == "__main__":
     main()
-    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
+    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text(encoding="utf-8"))
     print(f"peak {1024 * int(found[1])}" if found else "peak unknown")

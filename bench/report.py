@@ -44,7 +44,9 @@ def machine() -> dict[str, Any]:
     """Returns what identifies the machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+    if info.exists() and (
+        found := re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))
+    ):
         cpu = found[1]
     return {
         "system": platform.system(),
@@ -168,7 +170,7 @@ def read_baseline(path: Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         regressions(record, record)
         assert isinstance(record["machine"], dict)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError):

@@ -143,14 +143,14 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 
 def anchors(page: Path) -> set[str]:
     """Returns the anchors that GitHub gives the headings of a page."""
-    text = FENCED.sub("", page.read_text())
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
+    targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text(encoding="utf-8")))
     for target in targets:
         if re.match(r"https?://", target):
             continue
@@ -162,7 +162,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", KNOWN, ids=lambda page: page.stem)
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(r"(?<![\w/.])(?:diffem|tests|conf|docs)/[\w./-]*\w/?", page.read_text())
+    named = re.findall(
+        r"(?<![\w/.])(?:diffem|tests|conf|docs)/[\w./-]*\w/?", page.read_text(encoding="utf-8")
+    )
     for name in named:
         assert (ROOT / name).exists(), name
 
@@ -204,7 +206,7 @@ def check_override(text: str) -> None:
 @pytest.mark.parametrize("page", KNOWN, ids=lambda page: page.stem)
 def test_choices_and_keys_that_are_named_exist(page: Path) -> None:
     """Of code spans: `GROUP=CHOICE`, `KEY=VALUE` and `group.key`."""
-    for span in spans(page.read_text()):
+    for span in spans(page.read_text(encoding="utf-8")):
         words = span.split()
         if all(re.fullmatch(r"\+?[a-z_]+[\w/.]*=\S*", word) for word in words):
             for word in words:
@@ -242,7 +244,11 @@ def test_the_reference_is_what_make_reference_writes() -> None:
 
 def python_blocks(page: Path) -> list[str]:
     """Returns the Python blocks of a page."""
-    return [block for language, block in FENCED.findall(page.read_text()) if language == "python"]
+    return [
+        block
+        for language, block in FENCED.findall(page.read_text(encoding="utf-8"))
+        if language == "python"
+    ]
 
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

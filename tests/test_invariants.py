@@ -26,7 +26,7 @@ def node_ids(text: str) -> list[tuple[str, str]]:
 @cache
 def functions(path: Path) -> set[str]:
     """Returns the names of a file's test functions."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     return {
         n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"
     }
@@ -35,7 +35,8 @@ def functions(path: Path) -> set[str]:
 def laws_of(path: Path) -> set[int]:
     """Returns the laws that a test file's docstring begins with."""
     said = re.match(
-        r"Laws? (\d+(?:(?:, | and )\d+)*)", ast.get_docstring(ast.parse(path.read_text())) or ""
+        r"Laws? (\d+(?:(?:, | and )\d+)*)",
+        ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "",
     )
     return {int(n) for n in re.findall(r"\d+", said.group(1))} if said else set()
 

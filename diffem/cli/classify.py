@@ -20,7 +20,7 @@ from diffem.cli.errors import report_user_errors
 from diffem.config.build import build
 from diffem.data import ImageDataset, LabelledDataset
 from diffem.metric.classifier import ClassifierNetwork, save_classifier
-from diffem.runtime.errors import UserError
+from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.ranges import check
 from diffem.runtime.rng import generator, seeded
@@ -88,7 +88,8 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
         "seed": training.seed,
         "accuracy": accuracy,
     }
-    save_classifier(out, network, about)
+    with usable("--out", out.parent):
+        save_classifier(out, network, about)
     return accuracy
 
 

@@ -65,7 +65,7 @@ def _remove_repeated(path: Path, first: Mapping[str, Any]) -> None:
         path: The file of lines.
         first: The line to come; its first key is "step" or "round".
     """
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     counter, kept = next(iter(first)), []
     for old in text.splitlines(keepends=True):
         line = _read_line(old)

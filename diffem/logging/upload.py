@@ -73,7 +73,9 @@ def upload(folder: Path) -> None:
 
 def _show_address(log: Path) -> bool:
     """Prints the run's address and returns True, once W&B's output has it."""
-    found = re.search(r"View run .*?at (http\S+)", log.read_text(errors="replace"))
+    found = re.search(
+        r"View run .*?at (http\S+)", log.read_text(encoding="utf-8", errors="replace")
+    )
     if found:
         print(f"W&B: {found[1]}", file=sys.stderr, flush=True)
     return found is not None

@@ -128,9 +128,10 @@ def run_context(record: RunRecord) -> dict[str, Any]:
     charts, axes = run_charts(record)
     figures = record.run_dir / "figures"
     rounds = _rounds(figures, [row["round"] for row in record.rounds])
-    samples = _samples(figures, record.rounds)
+    samples = _samples(figures, record)
     calibration = _calibration(record)
-    prior = _prior(load_pictures(figures / "prior.npz"))
+    # Of a finished run that was given more rounds, those are of the result before.
+    prior = _prior(load_pictures(figures / "prior.npz")) if record.final else {}
     parts = {
         "verdict": "Verdict",
         **({"curves": "Scores over the rounds"} if charts else {}),
@@ -202,9 +203,15 @@ def status_text(record: RunRecord) -> str:
     step = f", then {record.last_step}" if record.last_step else ""
     if status.state is State.RUNNING:
         return f"Running when this page was written: {at} is done{step}, after {wall}."
+    again = shlex.join(["diffem", "train", f"resume={record.run_dir}"])
+    if record.damaged:  # which a run has once it is finished
+        finished = f"Finished: {at}" if record.rounds else "Finished"
+        return (
+            f"{finished}. {record.run_dir / 'summary.json'} is damaged, and what it holds is "
+            f"not shown: move it away, and {again} writes it again."
+        )
     if status.state is State.FINISHED:
         return f"Finished: {at}, in {wall}."
-    again = shlex.join(["diffem", "train", f"resume={record.run_dir}"])
     where = f"after {at}{step}" if record.rounds else "before the first round was done"
     resume = f"It can be resumed: {again}"
     if status.state is State.LOST:
@@ -297,12 +304,12 @@ def _spread(numbers: Sequence[int]) -> list[int]:
     return [numbers[i] for i in places]
 
 
-def _samples(figures: Path, rounds: Sequence[Row]) -> dict[str, Any]:
-    """Returns each measurement's samples beside one another; held-out ones where there are."""
+def _samples(figures: Path, record: RunRecord) -> dict[str, Any]:
+    """Returns each measurement's samples beside one another; held-out ones once it is finished."""
     name, whose = "heldout", "Held-out measurements"
-    held = load_pictures(figures / "heldout.npz")
-    if not held and rounds:
-        k = rounds[-1]["round"]
+    held = load_pictures(figures / "heldout.npz") if record.final else {}
+    if not held and record.rounds:
+        k = record.rounds[-1]["round"]
         name, whose = f"round_{k:03d}", f"Training measurements of round {k}"
         held = load_pictures(figures / f"{name}.npz")
     if "measurement" not in held:

@@ -35,6 +35,7 @@ class RunRecord:
         calibration_file: The file of its newest calibration; None if there is none.
         calibration: The content of that file; empty if there is none.
         last_step: What the last line of its log is of, as in "step 119 of the prior".
+        damaged: Whether there is a `summary.json` that cannot be read as one.
     """
 
     run_dir: Path
@@ -45,6 +46,7 @@ class RunRecord:
     calibration_file: Path | None
     calibration: Mapping[str, Any]
     last_step: str | None
+    damaged: bool
 
     @property
     def rounds(self) -> list[Mapping[str, Any]]:
@@ -81,8 +83,10 @@ def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
         run_dir: A run directory; what is missing or damaged in it is left out.
         status: Where the run is, if its own process asks.
     """
-    summary = read_json(run_dir / "summary.json") or {}
-    if not (is_sound(summary) and is_finished(summary)):
+    file = run_dir / "summary.json"
+    summary = read_json(file) or {}
+    damaged = file.is_file() and not (is_sound(summary) and is_finished(summary))
+    if damaged or not summary:
         summary = read_json(run_dir / "rounds.json") or {}
     if not is_sound(summary):
         summary = {}
@@ -99,6 +103,7 @@ def read_record(run_dir: Path, status: RunStatus | None = None) -> RunRecord:
         calibration,
         (read_json(calibration) if calibration else None) or {},
         _last_step(run_dir / "metrics.jsonl"),
+        damaged,
     )
 
 
@@ -162,7 +167,8 @@ def logged_rounds(log: Path) -> list[dict[str, Any]]:
         log: The file, which may be missing.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    for line in text.splitlines():
         try:
             held = from_json(line)
         except (ValueError, RecursionError):

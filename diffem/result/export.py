@@ -188,5 +188,5 @@ def export_run(
             (folder / "summary.json").write_text(f"{text}\n")
         written = sorted(path.name for path in folder.iterdir())
         card = model_card(result, weights.about, out.name, files=written, graphs=graphs)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return ["README.md", *written]

@@ -37,6 +37,7 @@ from diffem.storage.strict_json import from_json
 
 POSTERIOR, PRIOR = "posterior.safetensors", "prior.safetensors"
 STUDENT = "student.safetensors"
+WEIGHTS = "checkpoints"  # the folder of a run directory that they are in
 BENCHMARK = Format(".npy", "float32", channel_axis=True)
 MOST = 4096  # reconstructions that a posterior's moments are taken from
 
@@ -308,6 +309,8 @@ def load(
         raise UserError(f'trust must be a list such as ["mypackage"], got {trust!r}')
     if path.name == PRIOR:
         raise UserError(f"{path} holds a prior alone; give the run directory, or {POSTERIOR}")
+    if path.name == WEIGHTS and (path.parent / ".hydra").is_dir():
+        raise UserError(f"{path} is a part of a run; give the run directory, {path.parent}")
     check_entries(path, writing=False)
     file = path if path.is_file() else weights_folder(path) / POSTERIOR
     if not file.is_file():
@@ -456,7 +459,7 @@ def held_format(about: Description) -> Format:
 
 def weights_folder(path: Path) -> Path:
     """Returns the folder of weights of a run directory, or of an exported one, which is itself."""
-    return path if (path / POSTERIOR).is_file() else path / "checkpoints"
+    return path if (path / POSTERIOR).is_file() else path / WEIGHTS
 
 
 def moments(weights: Weights, path: Path) -> Tensor:

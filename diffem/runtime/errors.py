@@ -19,6 +19,7 @@ UNUSABLE = (  # why a folder cannot be made or written
     errno.EROFS,
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)  # that the disk, or the user's share of it, is full
+TEMPORARY = ".tmp"  # begins the suffix of files that are made, as in /proc none can be
 LONGEST = 1000  # characters of a path in a message
 
 
@@ -47,7 +48,8 @@ def usable(key: str, folder: Path) -> Iterator[None]:
             raise
         folder, path = folder.absolute(), Path(error.filename).absolute()
         above = path == folder or path in folder.parents
-        if not (above or (folder in path.parents and error.errno != errno.ENOENT)):
+        missing = error.errno == errno.ENOENT and not path.suffix.startswith(TEMPORARY)
+        if not (above or (folder in path.parents and not missing)):
             raise
         raise UserError(
             f"{key}={_shown(folder)} cannot be written ({error.strerror}: {_shown(path)}); choose "

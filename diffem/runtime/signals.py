@@ -223,7 +223,7 @@ def report_error(text: str) -> None:
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         report = {"message": {"message": text, "extraInfo": {"timestamp": time.time()}}}
         with suppress(OSError):
-            Path(file).write_text(json.dumps(report))
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def watch_ranks(processes: "Sequence[subprocess.Popen[bytes]]") -> None:

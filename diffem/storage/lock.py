@@ -209,7 +209,7 @@ def _host() -> str:
 def _owner(path: Path) -> dict[str, Any] | None:
     """Returns what a lock's file says of its process; None if it cannot be read."""
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(owner, dict) and owner.keys() == {"host", "pid", "start"}
@@ -231,8 +231,8 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 def _start(pid: int) -> str | None:
     """Returns when a process was started, in ticks since this boot; None where /proc is not."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return f"{boot} {text.rpartition(')')[2].split()[19]}"

@@ -317,7 +317,7 @@ def check_version(run_dir: Path) -> None:
     if not file.is_file():
         return
     _load(file, DictConfig)
-    header = re.match(r"# diffem (\d+\.\d+\S*)", file.read_text())
+    header = re.match(r"# diffem (\d+\.\d+\S*)", file.read_text(encoding="utf-8"))
     check_same_version(str(run_dir), None if header is None else header[1])
 
 

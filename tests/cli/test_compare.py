@@ -258,7 +258,7 @@ def test_a_damaged_record_is_refused(content: str, fake: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(fake: Path) -> None:
     """Issue 11, C2."""
-    fake.write_text("a file")
+    fake.write_text("a file", encoding="utf-8")
     for out in (fake, fake / "below", Path("/proc/out"), fake.parent / ("x" * 300)):
         with pytest.raises(UserError, match=r"cannot be written .*; choose another --out"):
             compare(ONE, out)
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written(fake: Path) -> None:
 
 def alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return stat.exists() and stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

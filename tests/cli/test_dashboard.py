@@ -26,7 +26,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def sections(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Returns the panels of each section of a specification."""
-    bank = json.loads(path.read_text())["spec"]["section"]["panelBankConfig"]
+    bank = json.loads(path.read_text(encoding="utf-8"))["spec"]["section"]["panelBankConfig"]
     return {section["name"]: section["panels"] for section in bank["sections"]}
 
 

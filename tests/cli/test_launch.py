@@ -22,6 +22,7 @@ from diffem.cli.compose import CONF
 from diffem.cli.launch import quiet
 from diffem.cli.main import COMMANDS
 from diffem.runtime.errors import UserError, usable
+from diffem.storage.atomic import write_folder, write_text
 from diffem.storage.lock import lock_folder
 
 SLOW = (  # to import: from a tenth of a second to seconds
@@ -201,6 +202,14 @@ def test_an_error_of_another_file_is_no_mistake_of_the_user(tmp_path: Path) -> N
     for path in (tmp_path / "other", tmp_path / "run" / "a" / "gone"):
         with pytest.raises(FileNotFoundError), usable("run_dir", tmp_path / "run"):
             path.open()
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_one() -> None:
+    """/proc is there, and whoever is root may write to it by its mode."""
+    for write in (lambda p: write_text(p / "page.html", ""), lambda p: write_folder(p / "f", str)):
+        with pytest.raises(UserError, match=r"--out=/proc cannot be written .* another --out"):
+            with usable("--out", Path("/proc")):
+                write(Path("/proc"))
 
 
 def test_the_default_run_directory_is_one_of_its_own() -> None:

@@ -27,7 +27,7 @@ def strict(path: Path) -> list[Any]:
     def refuse(constant: str) -> NoReturn:
         pytest.fail(f"{path} holds {constant}")
 
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     parts = text.splitlines() if path.suffix == ".jsonl" else [text]
     return [json.loads(part, parse_constant=refuse) for part in parts]
 

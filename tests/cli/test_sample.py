@@ -239,7 +239,7 @@ def test_a_run_on_a_benchmark_is_evaluated_on_measurements_of_ones_own(
     done = run(evaluate.main, benchmark, *given)
     assert done.code == 0, done.err
     file = Path(done.out.split("wrote ")[1].split("\n")[0])
-    assert json.loads(file.read_text())["measurements"] == 18
+    assert json.loads(file.read_text(encoding="utf-8"))["measurements"] == 18
     done = run(evaluate.main, benchmark, "dataset.train=1600")
     assert "warning: dataset.train changes which measurements are held out" in done.err
 

@@ -194,6 +194,22 @@ def test_mistakes_are_a_sentence(
     assert "config.yaml is damaged" in error(running)
 
 
+@pytest.mark.parametrize("content", ["", '{"rounds": [', "{}", '"seed": "zero"'])
+def test_a_summary_that_is_damaged_is_said_to_be(
+    content: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that is a JSON object, whose values are of other types."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    file = run / "summary.json"
+    if content.startswith('"'):
+        content = file.read_text().replace('"seed": 0', content)
+    file.write_text(content)
+    shown = printed(run, capsys)
+    assert f"Finished: round 2 of 2. {file} is damaged, and what it holds is not shown" in shown
+    assert f"move it away, and diffem train resume={run} writes it again" in shown
+
+
 def test_a_journal_that_is_damaged_leaves_the_log(
     running: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,7 +235,7 @@ EXECUTES = {  # calls that can run code, by the only files of the package that m
 
 def called(file: Path) -> Iterator[tuple[str, ast.Call]]:
     """Yields the dotted name and the node of every call in a file."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 

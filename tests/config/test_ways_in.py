@@ -490,7 +490,7 @@ def test_a_file_of_many_anchors_is_measured_as_it_would_be_built(tmp_path: Path)
 
 
 def write(file: Path, text: str) -> Path:
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 

@@ -27,7 +27,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.text = ""
         self.headings: list[str] = []
-        self.source = path.read_text()
+        self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
         assert not self.open, self.open

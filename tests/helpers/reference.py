@@ -72,7 +72,7 @@ def leaves(node: yaml.Node, where: str, lines: list[str]) -> Iterator[Leaf]:
 
 def place(file: Path) -> str:
     """Returns the key that those of a file of conf/ are below."""
-    package = re.match(r"# @package (\w+)\n", file.read_text())
+    package = re.match(r"# @package (\w+)\n", file.read_text(encoding="utf-8"))
     if package and package[1] == "_global_":
         return ""
     return package[1] if package else ".".join(file.relative_to(CONF).parts[:-1])
@@ -80,7 +80,7 @@ def place(file: Path) -> str:
 
 def read(file: Path) -> dict[str, Leaf]:
     """Returns the keys of a choice, with those of the choices that it is made from."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     node = yaml.compose(text)
     assert isinstance(node, yaml.MappingNode)
     found: dict[str, Leaf] = {}

@@ -16,7 +16,7 @@ def log(path: Path, *calls: tuple[str, int]) -> list[list[object]]:
             logger.log_metrics({"round": float(counter), "round/psnr": i, "epoch": 0}, step=99)
         else:
             logger.log_metrics({f"{stage}/loss": i, "epoch": 0}, step=counter)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert all("epoch" not in line for line in lines)
     return [[name.split("/")[0], counter, v] for (_, counter), (name, v) in map(dict.items, lines)]
 

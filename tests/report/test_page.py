@@ -102,7 +102,8 @@ def test_what_is_missing_is_absent(finished: Path, tmp_path: Path) -> None:
         if path.is_file() and path.suffix in (".json", ".jsonl"):
             path.write_text("{")
     page = check_page(write_run_page(copy))
-    assert "No round has been finished" in page.text and "Ended without a message" in page.text
+    assert "No round has been finished" in page.text
+    assert f"Finished. {copy / 'summary.json'} is damaged" in page.text
 
 
 def test_nothing_in_a_run_directory_is_taken_for_html(finished: Path, tmp_path: Path) -> None:
@@ -260,6 +261,18 @@ def test_a_running_run_is_seen_from_elsewhere(finished: Path, tmp_path: Path) ->
     with patch("diffem.storage.status.is_locked", return_value=True):
         page = check_page(write_run_page(copy))
     assert "Running when this page was written: round 2 of 2" in page.text
+
+
+def test_pictures_of_a_result_go_once_more_rounds_are_made(finished: Path, tmp_path: Path) -> None:
+    """A finished run that is given more rounds keeps its figures until it has others."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    before = check_page(write_run_page(copy))
+    assert "Held-out measurements:" in before.text and "Samples of the prior" in before.text
+    (copy / "summary.json").rename(copy / "summary.previous.json")  # as a resumed run does
+    page = check_page(write_run_page(copy))
+    assert "Training measurements of round 2:" in page.text
+    assert "Held-out measurements:" not in page.text and "Samples of the prior" not in page.text
 
 
 def test_many_rounds_are_thinned(finished: Path, tmp_path: Path) -> None:

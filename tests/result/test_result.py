@@ -344,6 +344,8 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
     assert result.posterior.sample(masked(2), n=np.int64(2)).shape[0] == 2  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds a prior alone; give the run directory"):
         diffem.load(result.path / "checkpoints" / "prior.safetensors")
+    with pytest.raises(UserError, match=f"a part of a run; give the run directory, {result.path}"):
+        diffem.load(result.path / "checkpoints")
     with pytest.raises(UserError, match="trust must be a list such as"):
         diffem.load(result.path, trust="mypackage")
     with pytest.raises(UserError, match="holds no run"):
