@@ -10,7 +10,7 @@ from diffem.corruption import Channel, LinearChannel, LinearGaussianChannel
 from diffem.corruption.recorded import Recorded
 from diffem.data.measurements import MeasurementSet
 from diffem.em import Augment, EMSettings, Guard, MStep, Objective, Replay, relaxation
-from diffem.em.guard import FEW
+from diffem.em.guard import ENTRIES, FEW, MSE
 from diffem.em.init import Mixture
 from diffem.em.plateau import LEAST
 from diffem.metric import Evaluation
@@ -215,9 +215,9 @@ def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
     """
     stop = settings.stop
     assert stop is not None
-    if stop.figure == "hidden_entries" and settings.guard is None:
+    if stop.figure in (ENTRIES, MSE) and settings.guard is None:
         raise UserError(
-            f"em.stop.figure=hidden_entries is not scored: {unguarded}; choose "
+            f"em.stop.figure={stop.figure} is not scored: {unguarded}; choose "
             "em.stop.figure=measurement_energy_distance"
         )
     if heldout < LEAST:

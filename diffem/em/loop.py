@@ -26,7 +26,7 @@ from diffem.em.blind import Blind, Estimates
 from diffem.em.budget import EMSettings
 from diffem.em.callbacks import StateCheckpoint
 from diffem.em.datamodule import ReconstructionDataModule
-from diffem.em.guard import FEW, Guard
+from diffem.em.guard import ENTRIES, FEW, MSE, Guard
 from diffem.em.init import Init
 from diffem.em.module import DenoiserModule
 from diffem.em.relaxation import relaxed, spreads_too_much
@@ -45,6 +45,9 @@ from diffem.storage.reconstructions import (
 
 PosteriorFactory = Callable[[Denoiser, Channel], DenoiserPosterior]
 """Makes the posterior that a method samples in its E-step from the denoiser and the channel."""
+
+HiddenScores = Mapping[str, Sequence[float]]
+"""How well a posterior predicts what is hidden of each held-out measurement, by name (`Guard`)."""
 
 OnRound = Callable[[DenoiserModule, Round], Mapping[str, Sequence[float]] | None]
 """Reports a committed round; may return figures without ground truth, each a value of every
@@ -221,7 +224,7 @@ class EMLoop(StateCheckpoint):
         posterior: Posterior,
         path: list[Estimates],
         *,
-        scores: Sequence[float] | None,
+        scores: HiddenScores | None,
         kept: Collection[int],
         draws: int,
     ) -> None:
@@ -236,18 +239,15 @@ class EMLoop(StateCheckpoint):
             draws: How many draws each reconstruction is made of.
         """
         module, data = _parts(trainer)
-        score, error = _mean_and_error(scores)
         redrawn = (len(data.store.chunks) - len(kept)) / len(data.store.chunks)
-        costs = self.close_round(trainer) | {"hidden_entries": score, "redrawn": redrawn}
+        costs = self.close_round(trainer) | _means_and_errors(scores) | {"redrawn": redrawn}
         if self.settings.relax is not None:
             costs["draws"] = draws
-        if error is not None:
-            costs["hidden_entries_error"] = error
         first = bool(redrawn) and (self.state.score is not None or self.state.round == 1)
         if redrawn:  # the guard asks until a network has overtaken the init, and no longer
             asks = self.state.round == 0 and Guard.holds_back(data.measurements.channel)
-            self.state.score = score if asks else None
-        figures: dict[str, Sequence[float]] = {"hidden_entries": scores} if scores else {}
+            self.state.score = costs[ENTRIES] if asks else None
+        figures: dict[str, Sequence[float]] = dict(scores or {})
         if trainer.is_global_zero:
             k, uncounted = self.state.round, posterior.uncounted()
             round = Round(k, uncounted, data.measurements, costs, path)
@@ -290,13 +290,13 @@ class EMLoop(StateCheckpoint):
         self.state.progress = trainer.strategy.broadcast(progress)
         return costs
 
-    def scores(self, trainer: Trainer, posterior: Posterior) -> list[float] | None:
+    def scores(self, trainer: Trainer, posterior: Posterior) -> HiddenScores | None:
         """Returns the guard's scores of the posterior that the next round is due to be drawn from.
 
         All processes get those of the first one, so that they keep the same chunks.
 
         Returns:
-            The score of each held-out measurement; None without a guard, or of too few.
+            The scores of each held-out measurement; None without a guard, or of too few.
         """
         module, data = _parts(trainer)
         guard, scores = self.settings.guard, None
@@ -311,7 +311,8 @@ class EMLoop(StateCheckpoint):
                     f"E-steps are not guarded: fewer than {FEW} held-out measurements had an "
                     "entry hidden"
                 )
-        return trainer.strategy.broadcast(None if scores is None else scores.tolist())
+        plain = None if scores is None else {name: own.tolist() for name, own in scores.items()}
+        return trainer.strategy.broadcast(plain)
 
     def draws(self, trainer: Trainer, posterior: Posterior, kept: Collection[int]) -> int:
         """Returns of how many draws the next round's reconstructions are made.
@@ -337,7 +338,7 @@ class EMLoop(StateCheckpoint):
         return relax if trainer.strategy.broadcast(wide) else 1
 
     def kept_chunks(
-        self, data: ReconstructionDataModule, scores: Sequence[float] | None
+        self, data: ReconstructionDataModule, scores: HiddenScores | None
     ) -> frozenset[int]:
         """Returns the chunks of the next round that are those of the current one.
 
@@ -346,7 +347,7 @@ class EMLoop(StateCheckpoint):
             scores: The guard's scores of the posterior that the others are drawn from, if any.
         """
         chunks, k = data.store.chunks, self.state.round + 1
-        score, _ = _mean_and_error(scores)
+        score = _means_and_errors(scores)[ENTRIES]
         if k == 0:
             return frozenset()
         if score is not None and self.state.score is not None and score > self.state.score:
@@ -411,12 +412,14 @@ class EMLoop(StateCheckpoint):
         return self._lap_start - before
 
 
-def _mean_and_error(scores: Sequence[float] | None) -> tuple[float | None, float | None]:
-    """Returns the mean of the guard's scores and its standard error, if there are any."""
-    if scores is None:
-        return None, None
-    values = torch.tensor(scores, dtype=torch.float64)
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+def _means_and_errors(scores: HiddenScores | None) -> dict[str, float | None]:
+    """Returns the means of the guard's scores, and their standard errors if there are any."""
+    found: dict[str, float | None] = {ENTRIES: None, MSE: None}
+    for name, values in (scores or {}).items():
+        each = torch.tensor(values, dtype=torch.float64)
+        found[name] = float(each.mean())
+        found[f"{name}_error"] = float(each.std() / len(each) ** 0.5)
+    return found
 
 
 def _sum_over_ranks(trainer: Trainer, count: int) -> int:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
+from diffem.em.guard import ENTRIES, MSE
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import check
 
-FIGURES = ("hidden_entries", "measurement_energy_distance")
+FIGURES = (MSE, ENTRIES, "measurement_energy_distance")
 """The figures that a run may stop by: lower is better, and each is a mean over measurements."""
 LEAST = 16
 """The fewest held-out measurements to stop by: of fewer a figure is mostly chance."""

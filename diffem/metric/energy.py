@@ -23,6 +23,13 @@ HIDDEN_ENTRIES = Score(
     digits=4,
     better="lower",
 )
+HIDDEN_MSE = Score(
+    "hidden_mse",
+    "mean squared error at hidden parts",
+    digits=4,
+    better="lower",
+    detail=True,
+)
 SWAPS = 999  # random choices of pairs to swap: the smallest p-value is 1/1000
 
 

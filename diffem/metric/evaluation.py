@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, replace
 from diffem.corruption import Channel
 from diffem.metric.distribution import FRECHET_PIXELS
 from diffem.metric.diversity import CHANGE, DIVERSITY, EFFECTIVE_RANK, POSTERIOR_STD
-from diffem.metric.energy import HIDDEN_ENTRIES, MEASUREMENT_ENERGY_DISTANCE, MEASUREMENT_P
+from diffem.metric.energy import (
+    HIDDEN_ENTRIES,
+    HIDDEN_MSE,
+    MEASUREMENT_ENERGY_DISTANCE,
+    MEASUREMENT_P,
+)
 from diffem.metric.features import Extractor
 from diffem.metric.lpips import LPIPS
 from diffem.metric.metric import Metric
@@ -93,6 +98,7 @@ class Evaluation:
             RESIDUAL_PIXEL,
             RESIDUAL_FREQUENCY,
             HIDDEN_ENTRIES,
+            HIDDEN_MSE,
             MEASUREMENT_ENERGY_DISTANCE,
             MEASUREMENT_P,
             DIVERSITY,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffem.metric import Score
-from diffem.metric.energy import HIDDEN_ENTRIES
+from diffem.metric.energy import HIDDEN_ENTRIES, HIDDEN_MSE
 from diffem.report.chart import Chart, Series, svg
 from diffem.report.figures import LOSS
 from diffem.report.record import RunRecord, round_seconds
@@ -43,7 +43,10 @@ def shown_scores(record: RunRecord) -> list[Score]:
     """Returns the scores that a run describes, and those that each run has."""
     described = record.scores
     names = {score.name for score in described}
-    return [*described, *(score for score in (HIDDEN_ENTRIES, LOSS) if score.name not in names)]
+    return [
+        *described,
+        *(score for score in (HIDDEN_ENTRIES, HIDDEN_MSE, LOSS) if score.name not in names),
+    ]
 
 
 def run_charts(record: RunRecord) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -209,7 +209,7 @@ TYPES: dict[str, type | UnionType] = {
 """The types of what pages and tables read in a summary."""
 NUMBERS = (
     *("loss", "nfe", "optimizer_steps", "redrawn", "draws"),
-    *("hidden_entries", "init_psnr_mean", "posterior_std"),
+    *("hidden_entries", "hidden_mse", "init_psnr_mean", "posterior_std"),
 )
 """What rows hold besides scores, each a number or null."""
 

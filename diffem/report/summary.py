@@ -28,7 +28,7 @@ from diffem.metric import (
     psnr,
 )
 from diffem.metric.diversity import COLLAPSED, POSTERIOR_STD
-from diffem.metric.energy import HIDDEN_ENTRIES
+from diffem.metric.energy import HIDDEN_ENTRIES, HIDDEN_MSE
 from diffem.posterior import Posterior
 from diffem.posterior.gaussian import GaussianPosterior
 from diffem.posterior.mixture import MixturePosterior
@@ -110,7 +110,7 @@ class RunReport:
     train: MeasurementSet
     heldout: MeasurementSet
     store: ReconstructionStore
-    figure: str = HIDDEN_ENTRIES.name
+    figure: str = HIDDEN_MSE.name
     earlier: Sequence[EarlierRun] = ()
     student: dict[str, Any] | None = None
     journal: Journal = field(init=False)
@@ -294,8 +294,9 @@ class RunReport:
         found = self._evaluate(posterior, channel, prior, device)
         found.draw()
         final = found.final
-        if (hidden := rounds[-1].get(HIDDEN_ENTRIES.name)) is not None:
-            final[HIDDEN_ENTRIES.name] = hidden  # of the same posterior
+        for score in (HIDDEN_ENTRIES, HIDDEN_MSE):
+            if (hidden := rounds[-1].get(score.name)) is not None:
+                final[score.name] = hidden  # of the same posterior
         if (floor := rounds[0].get("heldout_init_psnr_mean")) is not None:
             final["init_psnr_mean"] = floor
         save_curves(

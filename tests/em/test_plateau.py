@@ -11,6 +11,7 @@ from test_resume import Killed, dying
 
 from diffem.cli.checks import check_stop
 from diffem.em import Guard, Plateau, Round
+from diffem.em.guard import ENTRIES
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import generator
 
@@ -103,7 +104,7 @@ def test_a_resumed_finished_run_does_not_go_further(tmp_path: Path) -> None:
 def test_hidden_entries_are_the_guard_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     means = iter([0, 4, 3, 3, 3, 2, 1])
     monkeypatch.setattr(
-        Guard, "scores", lambda *_, **__: torch.tensor(figure(next(means)), dtype=torch.float64)
+        Guard, "scores", lambda *_, **__: {ENTRIES: torch.tensor(figure(next(means))).double()}
     )
     run = WithFigures(tmp_path / "r", [9, 8, 7, 6, 5, 4, 3])
     guard, stop = Guard(measurements=64, hidden=0.2), Plateau("hidden_entries", patience=2)
@@ -118,7 +119,7 @@ def test_what_learned_from_the_init_is_no_measure_of_what_learns_from_networks(
     """The guard lets round 3 through; round 4 is worse, also than round 2, and 5 and 6 better."""
     means = iter([5, 6, 5.1, 4, 5.5, 5.4, 5.3])
     monkeypatch.setattr(
-        Guard, "scores", lambda *_, **__: torch.tensor(figure(next(means)), dtype=torch.float64)
+        Guard, "scores", lambda *_, **__: {ENTRIES: torch.tensor(figure(next(means))).double()}
     )
     run = WithFigures(tmp_path / "r", [0] * (ROUNDS + 1))
     guard, stop = Guard(measurements=64, hidden=0.2), Plateau("hidden_entries", patience=2)
@@ -129,7 +130,9 @@ def test_what_learned_from_the_init_is_no_measure_of_what_learns_from_networks(
 
 
 def test_other_figures_are_refused() -> None:
-    with pytest.raises(UserError, match=r"em\.stop\.figure must be one of hidden_entries"):
+    with pytest.raises(
+        UserError, match=r"em\.stop\.figure must be one of hidden_mse, hidden_entries"
+    ):
         Plateau("residual_chi2", patience=2)
     with pytest.raises(UserError, match=r"em\.stop\.patience must be"):
         Plateau("hidden_entries", patience=0)

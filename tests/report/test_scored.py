@@ -172,7 +172,7 @@ def test_a_round_has_figures_without_ground_truth(
     )
     costs: dict[str, float | None] = {"e_step_seconds": 0.0, "m_step_seconds": 0.0}
     for k in range(2):
-        round = Round(k, Constant(), measurements, {**costs, "hidden_entries": 1.0 - k}, [])
+        round = Round(k, Constant(), measurements, {**costs, "hidden_mse": 1.0 - k}, [])
         parts = report.on_round(cast(DenoiserModule, module), round)
         assert len(parts["measurement_energy_distance"]) == 4
     first, row = report.journal.rounds
