@@ -23,14 +23,18 @@ LAWS = tuple(f"corruption.{key}" for key in ("acceleration", "centre", "ratio", 
 UNIFORM = 5.0  # the noise level from which on folded noise is uniform, to 1e-13
 
 
-def check_objective(objective: str, evaluation: Evaluation) -> None:
+def check_objective(objective: str | None, evaluation: Evaluation) -> None:
     """Refuses a sweep's objective that is no held-out score of the run.
 
     Raises:
         UserError: If it is none.
     """
     names = [score.name for score in evaluation.scores]
-    if objective not in (*names, *(f"{name}_truth" for name in names), "init_psnr_mean"):
+    if objective is not None and objective not in (
+        *names,
+        *(f"{name}_truth" for name in names),
+        "init_psnr_mean",
+    ):
         raise UserError(
             f"objective must be a score of this run, got {objective!r}; it has {', '.join(names)}"
         )

@@ -39,6 +39,8 @@ from diffem.storage.strict_json import to_json
 RECORDS = ".jobs"
 POLL_SECONDS = 0.1
 FINISHED = "finished"
+OBJECTIVES = ("hidden_mse", "measurement_energy_distance")
+"""What a search minimises unless `objective` is given: the first that a job has."""
 
 
 class SweepCallback(Callback):
@@ -46,6 +48,8 @@ class SweepCallback(Callback):
 
     folder: Path | None = None
     """The sweep's folder, once there is a sweep."""
+    searches: bool = False
+    """Whether its sweeper chooses jobs by the scores of others."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
         """Opens the folder of records, and writes the overrides that all jobs share."""
@@ -53,6 +57,8 @@ class SweepCallback(Callback):
         with report_user_errors():  # Hydra makes a warning of a callback's exception
             _open_records(folder, config)
         SweepCallback.folder = folder
+        sweeper = str(OmegaConf.select(config, "hydra.sweeper._target_"))
+        SweepCallback.searches = not sweeper.endswith(".BasicSweeper")
         redact_in_place(config)  # Hydra saves it as multirun.yaml; the jobs compose their own
 
 
@@ -92,6 +98,8 @@ class Record(NamedTuple):
     ended: str = "did not end"
     """`finished`, or the reason why not."""
     seconds: float = 0.0
+    objective: str | None = None
+    """The score that the sweeper got of it; None if it failed."""
 
     def __str__(self) -> str:
         own = " ".join(self.overrides)
@@ -133,11 +141,12 @@ class SubprocessJobs:
         return SubprocessJobs, ()
 
 
-def run_job(objective: str) -> float | None:
+def run_job(objective: str | None) -> float | None:
     """Runs the job that Hydra calls for, in a process of its own.
 
     Arguments:
-        objective: The key in the summary's held-out scores of the value that the sweeper gets.
+        objective: The key in the summary's held-out scores of the value that the sweeper gets;
+            None: the first of `OBJECTIVES` that is there.
 
     Returns:
         The score; None if the run failed, so that the other jobs run.
@@ -160,8 +169,8 @@ def run_job(objective: str) -> float | None:
         _wait(job, live=console.is_terminal and not worker)
     finally:
         end_jobs([job])
-    score, ended = _outcome(job, objective)
-    record = record._replace(ended=ended, seconds=round(job.seconds, 1))
+    name, score, ended = outcome(job, objective)
+    record = record._replace(ended=ended, seconds=round(job.seconds, 1), objective=name)
     record.write(records)
     say(record.line())
     return score
@@ -226,6 +235,12 @@ def print_records(folder: Path) -> list[Record]:
     failed = [record for record in records if record.ended != FINISHED]
     for record in failed:
         say(f"{record.line()}; see {Job(str(record), Path(record.run_dir)).log}")
+    judged = sorted({record.objective for record in records if record.objective})
+    if SweepCallback.searches and len(judged) > 1:
+        say(
+            f"jobs were judged by different scores ({', '.join(judged)}), which do not compare; "
+            f"start the search again in another run_dir, with objective={OBJECTIVES[-1]}"
+        )
     if failed:
         say(
             f"{len(failed)} of {len(records)} jobs failed; with run_dir={folder} the same command "
@@ -246,12 +261,15 @@ def _wait(job: Job, *, live: bool) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _outcome(job: Job, objective: str) -> tuple[float | None, str]:
-    """Returns a job's score and `finished`, or None and why it failed."""
+def outcome(job: Job, objective: str | None) -> tuple[str | None, float | None, str]:
+    """Returns the name of a job's score, the score and `finished`; or Nones and why it failed."""
     if failure := job.failure():
-        return None, failure.removeprefix("error: ")
+        return None, None, failure.removeprefix("error: ")
     final = (job.summary() or {})["final"]
-    if final.get(objective) is None:
-        known = ", ".join(k for k, v in final.items() if isinstance(v, float))
-        return None, f"objective={objective} is not among the run's scores: {known}"
-    return float(final[objective]), FINISHED
+    names = OBJECTIVES if objective is None else (objective,)
+    for name in names:
+        if final.get(name) is not None:
+            return name, float(final[name]), FINISHED
+    known = ", ".join(k for k, v in final.items() if isinstance(v, float))
+    asked = " or ".join(names)
+    return None, None, f"objective={asked} is not among the run's scores: {known}"

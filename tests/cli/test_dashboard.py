@@ -13,7 +13,7 @@ from diffem.cli.compose import compose
 from diffem.config.build import build
 from diffem.config.extras import WORKSPACES
 from diffem.logging.calibration import COLUMNS
-from diffem.metric.energy import MEASUREMENT_ENERGY_DISTANCE
+from diffem.metric.energy import HIDDEN_MSE
 
 
 def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -115,7 +115,7 @@ def test_without_the_package(
 def test_the_sweep_composes_and_needs_no_clean_images() -> None:
     sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
     assert (ROOT / sweep["program"]).is_file()
-    assert sweep["metric"]["name"] == f"final/{MEASUREMENT_ENERGY_DISTANCE.name}"
+    assert sweep["metric"]["name"] == f"final/{HIDDEN_MSE.name}"
     fixed = [word for word in sweep["command"] if "=" in word]
     for place in (0, -1):
         chosen = [f"{key}={p['values'][place]}" for key, p in sweep["parameters"].items()]

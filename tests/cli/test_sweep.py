@@ -12,7 +12,8 @@ import pytest
 from command import NASTY, ROOT, SHORT, run_python, train, wait_until, weights
 from omegaconf import OmegaConf
 
-from diffem.cli.sweep import SweepCallback
+from diffem.cli.sweep import RECORDS, Record, SweepCallback, outcome, print_records
+from diffem.runtime.process import Job
 from diffem.storage.lock import unlock_folder
 
 SMALL = (*SHORT, "metric.heldout=4", "metric.prior=4", "metric.subset=4", "metric.samples=2")
@@ -221,7 +222,44 @@ def test_optuna_minimises_the_objective(tmp_path: Path) -> None:
         trials = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", *study)
         code, jobs, error = sweep(folder, *given, *trials)
         assert code == 0, error
-        scores += [job["final"]["measurement_energy_distance"] for job in jobs]
+        scores += [job["final"]["hidden_mse"] for job in jobs]
         best = (folder / "optimization_results.yaml").read_text()
         assert float(best.partition("best_value: ")[2]) == pytest.approx(min(scores))
     assert len(set(scores)) == 4
+
+
+def finished(run_dir: Path, **final: float) -> Job:
+    """Returns a job that finished with some scores."""
+    run_dir.mkdir(parents=True)
+    (run_dir / "summary.json").write_text(json.dumps({"final": final}))
+    return Job("job", run_dir)
+
+
+def test_a_search_minimises_what_its_jobs_have(tmp_path: Path) -> None:
+    both = finished(tmp_path / "a", hidden_mse=2.0, measurement_energy_distance=0.0)
+    one = finished(tmp_path / "b", measurement_energy_distance=0.5)
+    assert outcome(both, None) == ("hidden_mse", 2.0, "finished")
+    assert outcome(one, None) == ("measurement_energy_distance", 0.5, "finished")
+    assert outcome(both, "measurement_energy_distance")[1] == 0
+    assert outcome(one, "hidden_mse") == (
+        *(None, None),
+        "objective=hidden_mse is not among the run's scores: measurement_energy_distance",
+    )
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_a_search_whose_jobs_do_not_compare_says_so(
+    searches: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(SweepCallback, "searches", searches)
+    (tmp_path / RECORDS).mkdir()
+    for k, name in enumerate(("hidden_mse", "measurement_energy_distance")):
+        finished(tmp_path / str(k), **{name: 1.0})
+        record = Record(k, [], str(tmp_path / str(k)), "finished", 1.0, name)
+        record.write(tmp_path / RECORDS)
+    print_records(tmp_path)
+    said = "different scores (hidden_mse, measurement_energy_distance), which do not compare"
+    assert (said in " ".join(capsys.readouterr().err.split())) is searches
