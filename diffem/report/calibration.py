@@ -45,7 +45,7 @@ def findings(
             f"The sampler is not calibrated for images of its own prior (p = {p:.2g}, by "
             f"{' and '.join(parts) or 'all quantities together'})."
         )
-    says = [first, _spread(calibration)]
+    says = [first, _spread(calibration, trusted=test is None or test.p >= SMALL)]
     if test is not None:
         says.append(
             f"Measurements of the prior's images differ from the held-out ones (p = {test.p:.2g})"
@@ -63,17 +63,22 @@ def findings(
     return says
 
 
-def _spread(calibration: Calibration) -> str:
-    """Returns what the spread of the samples means."""
+def _spread(calibration: Calibration, *, trusted: bool) -> str:
+    """Returns what the spread of the samples means.
+
+    Arguments:
+        calibration: That of images of the prior.
+        trusted: Whether measurements of those images look like the held-out ones.
+    """
     factor, error = calibration.factor
     if abs(factor - 1) <= 2 * error:
         return "Its samples spread as far as they err."
     much = "too little" if factor > 1 else "too much"
-    advice = (
-        f" (diffem sample … --recalibrate {factor:.3f})"
-        if RANGES["--recalibrate"].holds(round(factor, 3))
-        else ", which is further than --recalibrate corrects"
-    )
+    advice = f" (diffem sample … --recalibrate {factor:.3f})"
+    if not RANGES["--recalibrate"].holds(round(factor, 3)):
+        advice = ", which is further than --recalibrate corrects"
+    elif not trusted:
+        advice = "; that may be the fault of the prior, whose images are not the right ones"
     return (
         f"Its samples spread {much}: their deviations from their mean, times {factor:.3f} ± "
         f"{error:.3f}, are as large as the error{advice}."

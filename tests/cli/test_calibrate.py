@@ -25,6 +25,7 @@ from diffem.cli.calibrate import heldout_measurements
 from diffem.corruption import Channel, Measurement
 from diffem.metric import calibrate as metric_calibrate
 from diffem.metric.calibration import DISTANCE
+from diffem.metric.energy import EnergyTest
 from diffem.posterior import Posterior
 from diffem.report.calibration import findings
 from diffem.report.record import read_record as read_record_of
@@ -148,6 +149,11 @@ def test_only_a_factor_that_is_taken_is_recommended(factor: float, shown: bool) 
     found = replace(metric_calibrate(x, samples, y, generator), factor=(factor, 0.1))
     said = findings(found, None, None)[1]
     assert (f"--recalibrate {factor:.3f})" in said) == shown
+    for p, wrong in ((0.5, False), (0.001, True)):  # measurements tell a wrong prior
+        test = EnergyTest(0.0, 1.0, p, torch.zeros(2))
+        said = findings(found, test, None)[1]
+        assert ("--recalibrate" in said and shown) == (shown and not wrong)
+        assert ("may be the fault of the prior" in said) == (shown and wrong)
 
 
 @pytest.mark.parametrize(
