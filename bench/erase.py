@@ -77,7 +77,7 @@ def table(folder: Path, rows: Path) -> dict[str, dict[str, Any]]:
     cfg = source.cfg
     objective = build(cfg.method.objective, "method.objective")
     m_step = build(cfg.m_step, "m_step")
-    erasing = Erasing(objective, m_step, 1, 1.0, 1.0, noise=False)
+    erasing = Erasing(objective, m_step, 1, 1.0, 1.0)
     found: dict[str, dict[str, Any]] = {}
     for row in ("original", "retrained", "heldout", "noise", "finetuned"):
         result = load(folder / row, device="cpu")

@@ -159,10 +159,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
             "reconstructions that could be erased; train again without the rows"
         )
     steps = chosen.steps or max(1, round(SHARE * source.optimizer_steps))
-    erasing = Erasing(
-        objective, build(cfg.m_step, "m_step"), steps, chosen.eta, chosen.lr,
-        noise=chosen.target == "noise",
-    )  # fmt: skip
+    erasing = Erasing(objective, build(cfg.m_step, "m_step"), steps, chosen.eta, chosen.lr)
     new, about = open_new_run(source, folder), source.about
     x = newest_round(about, source.path).__getitems__(range(about.size)).x
     stays = torch.ones(len(x), dtype=torch.bool)
@@ -173,7 +170,9 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
     old, denoiser = posterior.denoiser, deepcopy(posterior.denoiser)
     before = source.audit(erasing, old)
     checked = old.take_nfe()
-    unseen = source.drawn(old, source.target, "target")
+    unseen = None
+    if chosen.target == "heldout":
+        unseen = source.drawn(old, source.target, "target")
     gone = part(source.train, source.rows)
     with result.posterior.sampling.context():
         path = erasing.run(

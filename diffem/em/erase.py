@@ -69,17 +69,21 @@ class Erasing:
     """η, the rate at which the constraint is approached."""
     lr: float
     """The learning rate of Adam at the first step; it falls to 0 linearly."""
-    noise: bool
-    """Whether the target is uniform noise, in place of the loss on held-out rows."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "eta", "lr"):
             check(f"--{name}", getattr(self, name))
 
     def run(
-        self, denoiser: Denoiser, kept: Rows, draw: Callable[[int], Rows], unseen: Rows, *,
-        batch_size: int, seed: int,
-    ) -> list[float]:  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        kept: Rows,
+        draw: Callable[[int], Rows],
+        unseen: Rows | None,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> list[float]:
         """Trains a denoiser in place.
 
         Arguments:
@@ -87,7 +91,7 @@ class Erasing:
             kept: The rows that stay.
             draw: Returns the erased rows, their reconstructions drawn by the denoiser as it is
                 now. Called REDRAWS times, with the number of the call.
-            unseen: Held-out rows, the loss on which is the target `heldout`.
+            unseen: Held-out rows, the loss on which is the target; None: uniform noise is.
             batch_size: The number of kept rows in a batch.
             seed: The run's seed.
 
@@ -110,20 +114,16 @@ class Erasing:
                 torch.clear_autocast_cache()  # it holds older weights, cast without gradients
                 key = (seed, "erase", step)
                 with seeded(*key, device=device):
-                    batches = [
-                        rows.batch(size, device)
-                        for rows, size in ((kept, batch_size), (erased, small), (unseen, small))
-                    ]
-                keep = torch.autograd.grad(
-                    self._loss(denoiser, batches[0], kept, (*key, 0)), weights
-                )
+                    own, gone = kept.batch(batch_size, device), erased.batch(small, device)
+                    other = None if unseen is None else unseen.batch(small, device)
+                keep = torch.autograd.grad(self._loss(denoiser, own, kept, (*key, 0)), weights)
                 grads, lam = list(keep), 0.0
-                if self.noise:
-                    g = self._noise_loss(denoiser, batches[1], erased, (*key, 1))
+                if unseen is None or other is None:
+                    g = self._noise_loss(denoiser, gone, erased, (*key, 1))
                 else:  # the target is of the denoiser before erasing, or both losses would rise
                     with torch.no_grad():
-                        level = self._loss(before, batches[2], unseen, (*key, 1))
-                    g = level - self._loss(denoiser, batches[1], erased, (*key, 1))
+                        level = self._loss(before, other, unseen, (*key, 1))
+                    g = level - self._loss(denoiser, gone, erased, (*key, 1))
                 now = float(g.detach())
                 _check_finite(math.isfinite(now), step)
                 smooth = now if step == 0 else SMOOTHING * smooth + (1 - SMOOTHING) * now
