@@ -360,6 +360,14 @@ def _diversity(rounds: Sequence[Row], final: Row) -> Iterator[Statement]:
     if collapse := rounds[-1].get("collapse"):
         fractions = ", ".join(f"{name} {value:.2f}" for name, value in collapse.items())
         text = f"The reconstructions become alike: of what round 0 had there is left {fractions}."
+        scores = [row["hidden_entries"] for row in rounds if _has(row, "hidden_entries")]
+        if len(scores) > 1 and scores[-1] < scores[0]:
+            text += (
+                " EM may be collapsing, or round 0 was more diverse than true images are: hidden "
+                "parts of held-out measurements are predicted better than by it."
+            )
+            yield Statement(topic, Judgement.ATTENTION, text, LOOK)
+            return
         yield Statement(topic, Judgement.ATTENTION, f"{text} EM may be collapsing.", EARLIER)
         return
     known = [row["diversity"] for row in rounds if _has(row, "diversity")]
@@ -371,6 +379,7 @@ def _diversity(rounds: Sequence[Row], final: Row) -> Iterator[Statement]:
         yield Statement(topic, Judgement.ATTENTION, text, EARLIER)
 
 
+LOOK = "Compare the reconstructions over the rounds below before you change anything."
 EARLIER = "Take an earlier round, fewer rounds, longer M-steps or more sampler.steps."
 
 

@@ -239,6 +239,18 @@ def test_a_collapse_that_the_run_found() -> None:
     rows = [{"round": 0}, {"round": 1, "collapse": {"effective_rank": 0.3}}]
     statement = said({"rounds": rows}, "Diversity")
     assert statement.judgement is ATTENTION and "effective_rank 0.30" in statement.text
+    assert "or round 0 was" not in statement.text and "Take an earlier round" in statement.advice
+
+
+@pytest.mark.parametrize(("hidden", "better"), [([0.6, 0.5], True), ([0.6, 0.7], False)])
+def test_a_round_0_that_was_too_diverse_is_no_collapse(hidden: list[float], better: bool) -> None:
+    """As the init of strong noise is on Fashion-MNIST: 0.73, true images 0.61."""
+    rows = rounds([*hidden])
+    rows[-1]["collapse"] = {"diversity": 0.88}
+    statement = said({"rounds": rows}, "Diversity")
+    assert statement.judgement is ATTENTION
+    assert ("or round 0 was more diverse than true images" in statement.text) is better
+    assert ("before you change anything" in statement.advice) is better
 
 
 def test_a_better_round_is_named() -> None:
