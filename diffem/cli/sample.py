@@ -13,10 +13,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from diffem.cli.arguments import parse_sample
 from diffem.cli.errors import report_user_errors
 from diffem.cli.input import check_measurements, open_input
+from diffem.corruption import LinearChannel
 from diffem.data.files import FileRows
 from diffem.data.format import SampleWriter
 from diffem.data.held import Held
@@ -25,8 +27,10 @@ from diffem.data.patches import are_larger
 from diffem.posterior.posterior import chunk_count
 from diffem.result import PosteriorSampler, TiledSampler, load
 from diffem.runtime.errors import UserError
-from diffem.runtime.progress import console, progress_bar
+from diffem.runtime.progress import console, progress_bar, warn
 from diffem.runtime.ranges import check
+
+MISSED = 3.0  # χ² of a measurement above which its samples are said to miss it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +84,7 @@ def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) ->
     check_measurements(rows)
     measurements = MeasurementSet(rows, posterior.channel, scale=posterior.scale)
     total = chunk_count(len(measurements), posterior.sampling.chunk_size)
+    channel, scale, row, fit = posterior.channel, posterior.scale, 0, list[Tensor]()
     with (
         SampleWriter(
             chosen.out,
@@ -97,6 +102,35 @@ def sample_chunks(chosen: Namespace, posterior: PosteriorSampler, held: Held) ->
                 samples = mean + chosen.recalibrate * (samples - mean)
             writer.write(samples.transpose(0, 1))
             advance()
+            if isinstance(channel, LinearChannel):
+                given = measurements.select(slice(row, row + samples.shape[1]))
+                each = [channel.residual_chi2(given, scale.normalise(x).float()) for x in samples]
+                fit.append(torch.stack(each).mean(dim=0))
+            row += samples.shape[1]
+    if fit:
+        report_fit(torch.cat(fit), held)
+
+
+def report_fit(chi2: Tensor, held: Held) -> None:
+    """Prints how well samples fit the measurements, and warns of those that they miss.
+
+    Arguments:
+        chi2: The residual χ² of each measurement, (N,), a mean over its samples; NaN where nothing
+            was measured.
+        held: The measurements.
+    """
+    known = chi2[~chi2.isnan()]
+    if not len(known):
+        return
+    console.print(f"residual χ² {float(known.mean()):.4g}, where 1 is expected", soft_wrap=True)
+    missed = int((known > MISSED).sum())
+    if missed > len(known) / 100:
+        worst = int(chi2.nan_to_num(nan=0.0).argmax())
+        warn(
+            f"samples miss {missed} of {len(known)} measurements, by a χ² above {MISSED:g} (the "
+            f"largest is {float(chi2[worst]):.4g}, of {held.label(worst)}): look whether they are "
+            "of the run's channel and noise, and in the units of what it was trained on"
+        )
 
 
 def sample_tiled(chosen: Namespace, tiled: TiledSampler) -> None:

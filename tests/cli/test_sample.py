@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from command import run_warm
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -172,6 +173,27 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+def test_measurements_that_samples_miss_are_named(trained: Path, tmp_path: Path) -> None:
+    """One of them is out of all that was learned."""
+    y = measurements(8).astype(np.float64)
+    own, other = tmp_path / "own.npy", tmp_path / "other.npy"
+    np.save(own, y)
+    y[3] = 1e6
+    np.save(other, y)
+    done = [
+        run(sample.main, trained, "--input", file, "--n", 2, "--out", tmp_path / file.stem)
+        for file in (own, other)
+    ]
+    x = torch.from_numpy(np.load(tmp_path / "own" / "samples.npy")).double()  # (N, n, 8, 8)
+    residual = (torch.from_numpy(np.load(own))[:, None] - x) / STD
+    chi2 = float(residual.square().mean())
+    assert f"residual χ² {chi2:.4g}, where 1 is expected" in done[0].err
+    assert "samples miss" not in done[0].err
+    said = " ".join(done[1].err.split())
+    assert "samples miss 1 of 8 measurements, by a χ² above 3 (the largest is" in said
+    assert "other.npy: row 3 of y): look whether they are of the run's channel" in said
+
+
 def test_evaluate_leaves_what_was_there(benchmark: Path) -> None:
     before = digests(benchmark)
     summary = json.loads((benchmark / "summary.json").read_text())["final"]
@@ -190,7 +212,7 @@ def test_evaluate_leaves_what_was_there(benchmark: Path) -> None:
         for k in range(1, len(asked) + 1)
     ]
     assert [e["measurements"] for e in held] == [97, 97, 194]
-    of_rounds = ("init_psnr_mean", "hidden_entries")
+    of_rounds = ("init_psnr_mean", "hidden_entries", "hidden_mse")
     assert held[0]["final"] == {k: v for k, v in summary.items() if k not in of_rounds}
     assert len({e["final"]["psnr"] for e in held}) == 3
 
