@@ -26,7 +26,7 @@ HIDDEN_ENTRIES = Score(
 HIDDEN_MSE = Score(
     "hidden_mse",
     "mean squared error at hidden parts",
-    digits=4,
+    digits=None,
     better="lower",
     detail=True,
 )
