@@ -222,4 +222,4 @@ def squared_error(channel: LinearChannel, task: Hidden, samples: Tensor) -> Tens
     y, operator, _ = task.target
     predicted = torch.stack([channel.apply(x, operator).double() for x in samples]).mean(dim=0)
     error = (predicted - y).square() * task.entries
-    return error.flatten(1).sum(dim=1) / task.entries.flatten(1).sum(dim=1)
+    return error.flatten(1).sum(dim=1) / task.entries.flatten(1).sum(dim=1).clamp(min=1)
