@@ -53,16 +53,23 @@ def installed(wheel: Path) -> Path:
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     command = ["--python", str(home / "bin" / "python"), "install", "--no-deps", "--no-index"]
     subprocess.run(
-        [sys.executable, "-m", "pip", *command, str(wheel)], check=True, capture_output=True
+        [sys.executable, "-m", "pip", *command, str(wheel)],
+        env=elsewhere(),
+        check=True,
+        capture_output=True,
     )
     return home / "bin"
 
 
+def elsewhere() -> dict[str, str]:
+    """Returns an environment in which the checkout is not found."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
 def run(command: list[str], folder: Path) -> str:
     """Returns what a command printed in a folder, where the checkout is not found."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        command, cwd=folder, env=elsewhere(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -21,7 +21,7 @@ from diffem.report.page import duration, run_title, status_text
 from diffem.report.position import Position, read_position
 from diffem.report.record import RunRecord, read_record
 from diffem.report.table import HELDOUT, TIMES, score_table
-from diffem.report.verdict import relaxed_line
+from diffem.report.verdict import kept_line, relaxed_line
 from diffem.runtime.errors import UserError
 from diffem.runtime.progress import bar, plain_console
 from diffem.storage.entries import check_entries
@@ -122,8 +122,10 @@ def shown(record: RunRecord, position: Position | None = None) -> list[Renderabl
     if rows:
         scores, width = (*record.scores, *TIMES), plain_console().width
         lines.append(score_table(run_title(record), scores, rows, width=width))
-    if (relaxed := relaxed_line(record.rounds)) is not None:
-        lines.append(Text(relaxed))
+    kept = kept_line(record.rounds) if record.status.state is State.FINISHED else None
+    for line in (kept, relaxed_line(record.rounds)):
+        if line is not None:
+            lines.append(Text(line))
     return lines
 
 

@@ -66,6 +66,15 @@ def data_findings(
                 f"the detector clips there{why}; no linear channel describes what is clipped: "
                 "mark it by NaN (corruption=mask) if it is little, or use a channel that clips"
             )
+    if len(survey.dead):
+        named, number = _places(survey.dead)
+        one = number == 1
+        found.warnings.append(
+            f"{f'pixel {named} has' if one else f'{number} pixels have'} the same value in all "
+            f"measurements{'' if one else f' ({named})'}, as a detector's dead ones: mark "
+            f"{'it' if one else 'them'} by NaN (corruption=mask), or the value is taken for an "
+            "exact measurement"
+        )
     for number, what in ((survey.empty, "hold nothing that was measured"),
                          (survey.constant, "have the same value everywhere")):  # fmt: skip
         if number:

@@ -17,6 +17,8 @@ SAMPLE = 2**21  # values that noise and histogram are taken from
 LONG = 2**26  # values of which reading takes seconds
 PILED = 5.0  # times as many values as at the levels beside it
 FEW = 5e-4  # of the values: fewer at a limit are no clipping
+REPEATS = 3  # measured values of a pixel, at least, that are all the same where it is dead
+DEAD = 0.5  # of the pixels: of more, the measurements are no detector's
 LEVELS = 8  # of neighbouring values that the number at a limit is compared with
 
 
@@ -54,9 +56,11 @@ class DataSurvey:
     """Where values pile up at the smallest one."""
     clipped_high: Limit | None
     """Where values pile up at the largest one."""
+    dead: np.ndarray
+    """The places of the pixels that have one value in all measurements, (k, axes of M)."""
     sample: np.ndarray
     """Some of the measurements, neighbours in pairs, (n, *M), in their dtype; of large images a
-    part of each."""
+    part of each. Where pixels are dead they are NaN."""
 
     @property
     def limits(self) -> tuple[float, ...]:
@@ -80,12 +84,14 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
     shape = tuple(held.y.shape[1:])
     low, high, at_low, at_high = math.inf, -math.inf, 0, 0
     missing = constant = empty = 0
+    pixels = _Pixels(math.prod(shape))
     for values in _rows(held, channel, count):
         finite = np.isfinite(values)
         missing += int(np.isnan(values).sum())
         empty += int((~finite.any(axis=1)).sum())
         if not finite.any():
             continue
+        pixels.add(values, finite)
         smallest = np.where(finite, values, np.inf).min(axis=1)
         largest = np.where(finite, values, -np.inf).max(axis=1)
         constant += int((smallest == largest).sum())
@@ -94,10 +100,18 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
         at_high, high = (0, most) if most > high else (at_high, high)
         at_low += int((values == low).sum())
         at_high += int((values == high).sum())
-    sample = _sample(held, channel, count)
+    dead = pixels.dead()
+    at_low -= int(pixels.seen[dead & (pixels.low == low)].sum())
+    at_high -= int(pixels.seen[dead & (pixels.low == high)].sum())
+    sample = _sample(held, channel, count, dead.reshape(shape))
     total = count * math.prod(shape)
     measured = max(1, total - missing)
     found = np.unique(sample[np.isfinite(sample)])
+    clipped_low = _limit(low, at_low / measured, sample, found[found > low][:LEVELS])
+    clipped_high = _limit(high, at_high / measured, sample, found[found < high][-LEVELS:])
+    for clipped in (clipped_low, clipped_high):
+        if clipped is not None:  # a pixel may be so in all measurements, as in the dark
+            dead &= pixels.low != clipped.value
     return DataSurvey(
         held.name.partition(": ")[2] or held.name,
         count,
@@ -108,10 +122,34 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
         missing / max(1, total),
         constant,
         empty,
-        _limit(low, at_low / measured, sample, found[1 : LEVELS + 1]),
-        _limit(high, at_high / measured, sample, found[-LEVELS - 1 : -1]),
+        clipped_low,
+        clipped_high,
+        np.argwhere(dead.reshape(shape)),
         sample,
     )
+
+
+class _Pixels:
+    """The smallest and the largest value of each pixel.
+
+    Arguments:
+        size: The number D of pixels of a measurement.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
+        self.seen = np.zeros(size, dtype=np.int64)
+
+    def add(self, values: np.ndarray, finite: np.ndarray) -> None:
+        """Adds measurements, (n, D), and where they are finite."""
+        self.low = np.minimum(self.low, np.where(finite, values, np.inf).min(axis=0))
+        self.high = np.maximum(self.high, np.where(finite, values, -np.inf).max(axis=0))
+        self.seen += finite.sum(axis=0)
+
+    def dead(self) -> np.ndarray:
+        """Returns where all values are the same, (D,), unless that is so nearly everywhere."""
+        found = (self.low == self.high) & (self.seen >= REPEATS)
+        return found & (found.mean() <= DEAD)
 
 
 def _limit(value: float, fraction: float, sample: np.ndarray, beside: np.ndarray) -> Limit | None:
@@ -161,7 +199,7 @@ def _measured(held: Held, channel: Channel, rows: np.ndarray) -> np.ndarray:
     return np.where(mask == 0, np.nan, values)
 
 
-def _sample(held: Held, channel: Channel, count: int) -> np.ndarray:
+def _sample(held: Held, channel: Channel, count: int, dead: np.ndarray) -> np.ndarray:
     """Returns some measurements, evenly spread, in pairs of neighbours: exposures may repeat."""
     size = max(1, math.prod(held.y.shape[1:]))
     most = max(2, SAMPLE // size)
@@ -174,6 +212,7 @@ def _sample(held: Held, channel: Channel, count: int) -> np.ndarray:
     side = max(8, math.isqrt(max(1, SAMPLE * math.prod(held.y.shape[-2:]) // (2 * size))))
     for part in np.array_split(rows, math.ceil(len(rows) * size / READ)):
         values = _measured(held, channel, part)
+        values = np.where(dead, np.nan, values) if dead.any() else values
         if values.ndim > 2:  # the middle of large images
             for axis in (-2, -1):
                 start = max(0, values.shape[axis] - side) // 2

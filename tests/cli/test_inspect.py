@@ -298,6 +298,33 @@ def test_saturated_and_constant_measurements_are_named(tmp_path: Path) -> None:
     assert "1 of 200 measurements have the same value everywhere" in found
 
 
+@pytest.mark.parametrize("value", [0, 4000, 40_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_dead_pixels_are_named_and_no_noise(value: int, dtype: type, tmp_path: Path) -> None:
+    """Also of a value that others have, and of the smallest or the largest one."""
+    y = (noisy(digits()) + 3000).round().astype(dtype)
+    alone = inspect(save(tmp_path, y=y), list(SMALL))
+    assert not len(alone.survey.dead)
+    y[:, [2, 5, 11], [3, 9, 4]] = value
+    found = inspect(save(tmp_path, y=y), list(SMALL))
+    said = found.findings["Data"].warnings[0]
+    assert said.startswith("3 pixels have the same value in all measurements ((2, 3), (5, 9), ")
+    assert "the detector clips" not in " ".join(found.findings["Data"].warnings)
+    assert found.noise.law is alone.noise.law
+    assert found.noise.std is not None and alone.noise.std is not None
+    assert found.noise.std.value == pytest.approx(alone.noise.std.value, rel=0.05)
+
+
+def test_a_pixel_that_is_always_clipped_is_not_dead(tmp_path: Path) -> None:
+    """As at a border that sees no light: others are clipped to the same value."""
+    y = noisy(digits()).clip(0, None)
+    y[:, 0] = 0
+    found = inspect(save(tmp_path, y=y), [*SMALL, "corruption.noise.std=500"])
+    assert not len(found.survey.dead)
+    said = found.findings["Data"].warnings[0]
+    assert "are the smallest one, 0: the detector clips there" in said
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -84,6 +84,15 @@ def test_an_m_step(running: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{last['psnr']:.2f}" in shown and "held-out" not in shown
 
 
+def test_reconstructions_that_were_kept_to_the_end_are_named(
+    finished: Path, running: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that goes on it is not known yet."""
+    kept = read_record(finished).rounds[-1].get("redrawn") == 0
+    said = "the reconstructions of round 0 were kept to the end"
+    assert kept and said in printed(finished, capsys) and said not in printed(running, capsys)
+
+
 def test_over_relaxed_rounds_are_named(running: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their χ² stood in the table beside that of samples, as if the two compared."""
     for draws, said in ((1, False), (2, True)):
