@@ -91,9 +91,9 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
         empty += int((~finite.any(axis=1)).sum())
         if not finite.any():
             continue
-        pixels.add(values, finite)
-        smallest = np.where(finite, values, np.inf).min(axis=1)
-        largest = np.where(finite, values, -np.inf).max(axis=1)
+        above, below = np.where(finite, values, np.inf), np.where(finite, values, -np.inf)
+        pixels.add(above, below, finite)
+        smallest, largest = above.min(axis=1), below.max(axis=1)
         constant += int((smallest == largest).sum())
         least, most = float(smallest.min()), float(largest.max())
         at_low, low = (0, least) if least < low else (at_low, low)
@@ -140,10 +140,10 @@ class _Pixels:
         self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
         self.seen = np.zeros(size, dtype=np.int64)
 
-    def add(self, values: np.ndarray, finite: np.ndarray) -> None:
-        """Adds measurements, (n, D), and where they are finite."""
-        self.low = np.minimum(self.low, np.where(finite, values, np.inf).min(axis=0))
-        self.high = np.maximum(self.high, np.where(finite, values, -np.inf).max(axis=0))
+    def add(self, above: np.ndarray, below: np.ndarray, finite: np.ndarray) -> None:
+        """Adds measurements, (n, D), with ∞ and with −∞ where they are not finite."""
+        self.low = np.minimum(self.low, above.min(axis=0))
+        self.high = np.maximum(self.high, below.max(axis=0))
         self.seen += finite.sum(axis=0)
 
     def dead(self) -> np.ndarray:
