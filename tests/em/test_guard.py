@@ -10,6 +10,7 @@ from small_run import CHUNK, SIZE, SmallRun
 from test_resume import Killed, dying
 from torch import Tensor
 
+from diffem.cli.sweep import OBJECTIVES
 from diffem.corruption import (
     Denoising,
     Fourier,
@@ -28,6 +29,8 @@ from diffem.data.measurements import MeasurementSet, simulate_measurements
 from diffem.em import Guard
 from diffem.em.guard import ENTRIES, MSE, energy_score, hide, squared_error, varying_entries
 from diffem.em.loop import EMLoop
+from diffem.em.plateau import FIGURES
+from diffem.metric.energy import HIDDEN_ENTRIES, HIDDEN_MSE, MEASUREMENT_ENERGY_DISTANCE
 from diffem.posterior import Posterior
 from diffem.report.verdict import kept_line
 from diffem.runtime.errors import UserError
@@ -112,6 +115,13 @@ def test_the_squared_error_tells_small_differences_of_photon_counts() -> None:
         near, far = (squared_error(channel, task, x + own) for own in (0.98 * off, off))
         better.append(bool(near.mean() < far.mean()))
     assert all(better)
+
+
+def test_its_scores_are_those_that_runs_describe_and_searches_minimise() -> None:
+    """The EM loop does not import the metrics, nor a sweep's command PyTorch."""
+    assert [ENTRIES, MSE] == [HIDDEN_ENTRIES.name, HIDDEN_MSE.name]
+    assert OBJECTIVES == (HIDDEN_MSE.name, MEASUREMENT_ENERGY_DISTANCE.name)
+    assert FIGURES == (HIDDEN_MSE.name, HIDDEN_ENTRIES.name, MEASUREMENT_ENERGY_DISTANCE.name)
 
 
 def test_the_posterior_is_not_given_what_is_hidden() -> None:
