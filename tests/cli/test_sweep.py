@@ -93,6 +93,11 @@ def test_two_sweeps_do_not_write_one_folder(
     SweepCallback().on_multirun_start(config)
     unlock_folder(tmp_path)
     assert not record.exists() and mine.read_text() == "precious"
+    for sweeper, searches in (("a.b.BasicSweeper", False), ("a.b.OptunaSweeper", True)):
+        node["sweeper"] = {"_target_": sweeper}
+        SweepCallback().on_multirun_start(OmegaConf.create({"hydra": node}))
+        unlock_folder(tmp_path)
+        assert SweepCallback.searches is searches
     (tmp_path / ".hydra").mkdir()
     with pytest.raises(SystemExit):
         SweepCallback().on_multirun_start(config)

@@ -279,6 +279,23 @@ def test_a_better_network_replaces_all(tmp_path: Path, monkeypatch: pytest.Monke
     assert run.store.digest(2) == free.store.digest(2)
 
 
+@pytest.mark.parametrize("name", [ENTRIES, MSE])
+def test_the_energy_score_alone_decides(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A squared error may be lower since samples spread too little."""
+    scores = iter([3.0, 2.0, 1.0])
+
+    def improved(*_: object, **__: object) -> dict[str, Tensor]:
+        value = next(scores)
+        return {
+            key: torch.tensor([value if key == name else -value] * 2) for key in (ENTRIES, MSE)
+        }
+
+    monkeypatch.setattr(Guard, "scores", improved)
+    assert redrawn(guarded(tmp_path).fit()) == ([1, 1, 1] if name == ENTRIES else [1, 0, 0])
+
+
 def test_the_guard_asks_until_one_network_has_overtaken_the_init(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
