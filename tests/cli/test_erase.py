@@ -22,7 +22,7 @@ from diffem.cli.evaluate import build_finished_data, compose_finished
 from diffem.config.build import build
 from diffem.data.format import new_folder
 from diffem.data.withdrawn import rows_named
-from diffem.em.erase import membership_auc
+from diffem.em.erase import Erasing, membership_auc
 from diffem.posterior import DenoiserPosterior
 from diffem.result import read_weights
 from diffem.runtime.device import precision_of
@@ -273,6 +273,22 @@ def test_a_damaged_summary_is_refused(erased: Erased, tmp_path: Path, rounds: ob
     rows = erased[0].parent / "rows.txt"
     code, text = said(erase.main, run, "--rows", rows, "--out", tmp_path / "new")
     assert code == 1 and "summary.json does not say what the run cost" in text
+
+
+@pytest.mark.parametrize("target", ["heldout", "noise"])
+def test_unseen_rows_are_the_target_that_was_chosen(
+    target: str, erased: Erased, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, given = [], []
+    draw, train = Source.drawn, Erasing.run
+    monkeypatch.setattr(Source, "drawn", lambda *a: drawn.append(a[-1]) or draw(*a))
+    monkeypatch.setattr(Erasing, "run", lambda *a, **k: given.append(a[4]) or train(*a, **k))
+    rows = erased[0].parent / "rows.txt"
+    out = ("--out", tmp_path / "new", "--steps", 2, "--device", "cpu", "--target", target)
+    code, text = said(erase.main, erased[0], "--rows", rows, *out)
+    assert code == 0, text
+    assert ("target" in drawn) is (target == "heldout") is (given != [None])
+    assert json.loads((tmp_path / "new" / "erased.json").read_text())["target"] == target
 
 
 @pytest.mark.parametrize("given", [["--lr", 1000], ["--lr", 1000, "--target", "noise"]])
