@@ -37,6 +37,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_training(tmp_path: 
         classify("digits", tmp_path / "file" / "a.safetensors", Training(1, 0))
 
 
+def test_a_folder_that_takes_no_file_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"--out=/proc cannot be written .* choose another --out"):
+        classify("digits", Path("/proc/x.safetensors"), Training(1, 0))
+
+
 def test_a_seed_gives_the_same_weights(tmp_path: Path) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
         path = tmp_path / f"{name}.safetensors"

@@ -104,6 +104,15 @@ def test_the_squared_error_is_that_of_the_closed_form(mean: float, std: float) -
     assert abs(found - mean**2 - variance) < 5 * deviation / len(values[MSE]) ** 0.5
 
 
+def test_where_nothing_is_hidden_there_is_no_squared_error() -> None:
+    """A NaN would be the mean of all measurements."""
+    task = hide(CHANNEL, independent_entries().select(slice(4)), 0.3, key=(0, "guard"))
+    entries = task.entries.clone()
+    entries[1] = 0
+    found = squared_error(CHANNEL, replace(task, entries=entries), torch.zeros(2, 4, 1, 2, 2))
+    assert found[1] == 0 and (found[[0, 2, 3]] > 0).all()
+
+
 def test_the_squared_error_tells_small_differences_of_photon_counts() -> None:
     """Predictions whose error is 4 % less: of 256 measurements of 64 hidden counts, ten times."""
     channel = make_channel(Denoising((1, 8, 8)), PoissonNoise(10.0))
@@ -122,6 +131,7 @@ def test_its_scores_are_those_that_runs_describe_and_searches_minimise() -> None
     assert [ENTRIES, MSE] == [HIDDEN_ENTRIES.name, HIDDEN_MSE.name]
     assert OBJECTIVES == (HIDDEN_MSE.name, MEASUREMENT_ENERGY_DISTANCE.name)
     assert FIGURES == (HIDDEN_MSE.name, HIDDEN_ENTRIES.name, MEASUREMENT_ENERGY_DISTANCE.name)
+    assert HIDDEN_MSE.better == HIDDEN_ENTRIES.better == "lower"
 
 
 def test_the_posterior_is_not_given_what_is_hidden() -> None:
@@ -279,21 +289,26 @@ def test_a_better_network_replaces_all(tmp_path: Path, monkeypatch: pytest.Monke
     assert run.store.digest(2) == free.store.digest(2)
 
 
-@pytest.mark.parametrize("name", [ENTRIES, MSE])
+@pytest.mark.parametrize(
+    ("entries", "mse", "drawn"),
+    [([3.0, 2.0, 1.0], [10.0, 20.0, 30.0], [1, 1, 1]), ([3, 4, 5], [30, 20, 10], [1, 0, 0])],
+)
 def test_the_energy_score_alone_decides(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: list[float],
+    mse: list[float],
+    drawn: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A squared error may be lower since samples spread too little."""
-    scores = iter([3.0, 2.0, 1.0])
+    scores = iter(zip(entries, mse, strict=True))
 
-    def improved(*_: object, **__: object) -> dict[str, Tensor]:
-        value = next(scores)
-        return {
-            key: torch.tensor([value if key == name else -value] * 2) for key in (ENTRIES, MSE)
-        }
+    def given(*_: object, **__: object) -> dict[str, Tensor]:
+        own = zip((ENTRIES, MSE), next(scores), strict=True)
+        return {name: torch.tensor([float(value)] * 2) for name, value in own}
 
-    monkeypatch.setattr(Guard, "scores", improved)
-    assert redrawn(guarded(tmp_path).fit()) == ([1, 1, 1] if name == ENTRIES else [1, 0, 0])
+    monkeypatch.setattr(Guard, "scores", given)
+    assert redrawn(guarded(tmp_path).fit()) == drawn
 
 
 def test_the_guard_asks_until_one_network_has_overtaken_the_init(
