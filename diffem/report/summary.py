@@ -122,9 +122,21 @@ class RunReport:
         self.page = LivePage(self.run_dir)
 
     @property
+    def compared_by(self) -> str:
+        """The figure by which rounds are compared: one that those of an earlier version have too.
+
+        Before `hidden_mse` it was `hidden_entries`.
+        """
+        earlier = any(
+            row.get(HIDDEN_ENTRIES.name) is not None and row.get(HIDDEN_MSE.name) is None
+            for row in self.journal.rounds
+        )
+        return HIDDEN_ENTRIES.name if earlier and self.figure == HIDDEN_MSE.name else self.figure
+
+    @property
     def best_round(self) -> int | None:
         """The round whose network has the best figure so far; None if no network has one."""
-        return self.journal.best_round(self.figure)
+        return self.journal.best_round(self.compared_by)
 
     @property
     def figures(self) -> Path:
@@ -306,7 +318,7 @@ class RunReport:
             self.truth_scores,
         )
         k = self.best_round
-        best = None if k is None else {"figure": self.figure, "round": k}
+        best = None if k is None else {"figure": self.compared_by, "round": k}
         scorer = self._scorer(device)
         after = [_score_earlier(run, posterior, scorer) for run in self.earlier]
         earlier, means = compare_with_earlier(self.earlier, after)
@@ -327,7 +339,7 @@ class RunReport:
             print_student(self.student)
         if k not in (None, rounds[-1]["round"]):
             say(
-                f"round {k} has the best {self.figure}; its weights are in "
+                f"round {k} has the best {self.compared_by}; its weights are in "
                 f"{self.run_dir / 'checkpoints' / BEST}"
             )
         print_left_out(self.evaluation.scores, [*rows, (HELDOUT, final)])

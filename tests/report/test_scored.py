@@ -182,3 +182,9 @@ def test_a_round_has_figures_without_ground_truth(
     chi2 = channel.residual_chi2(measurements.select(slice(N)), torch.full((N, 1, 8, 8), 0.5))
     assert row["residual_chi2_error"] == pytest.approx(float(chi2.std()) / N**0.5, rel=1e-5)
     assert report.best_round == 1
+    # Rounds of an earlier version have the energy score alone.
+    report.journal.rounds = [
+        {"round": 1, "hidden_entries": 0.1},
+        {"round": 2, "hidden_entries": 0.2, "hidden_mse": 0.5},
+    ]
+    assert (report.best_round, report.compared_by) == (1, "hidden_entries")
