@@ -19,6 +19,8 @@ from sklearn.datasets import load_digits
 
 import diffem
 from diffem.cli import evaluate, generate, sample
+from diffem.data.held import Held
+from diffem.result.result import BENCHMARK
 from diffem.storage.numbered import free_number
 
 TINY = (
@@ -191,8 +193,23 @@ def test_measurements_that_samples_miss_are_named(trained: Path, tmp_path: Path)
     assert f"residual χ² {chi2:.4g}, where 1 is expected" in done[0].err
     assert "samples miss" not in done[0].err
     said = " ".join(done[1].err.split())
-    assert "samples miss 4 of 300 measurements, by a χ² above 3 (the largest is" in said
+    assert "samples miss 4 of 300 measurements (the largest χ² is" in said
     assert re.search(r"other\.npy: row 28[0-3] of y\): look whether they are of the run's", said)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 64])
+def test_few_entries_are_missed_by_chance_no_more_than_many(
+    m: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of m entries χ² is a χ² variable over m: a fixed bound of 3 names 8 % of single ones."""
+    chi2 = torch.randn(10_000, m, generator=torch.Generator().manual_seed(m)).square().mean(dim=1)
+    entries, held = torch.full((10_000,), m), Held("y", BENCHMARK, np.zeros((10_000, m)))
+    sample.report_fit(chi2, entries, held)
+    assert "samples miss" not in capsys.readouterr().err
+    far = torch.arange(10_000) < 200
+    sample.report_fit(torch.where(far, 20 * chi2.amax(), chi2), entries, held)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search("samples miss 20[0-4] of 10000 measurements", said)
 
 
 def test_evaluate_leaves_what_was_there(benchmark: Path) -> None:
