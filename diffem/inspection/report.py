@@ -71,9 +71,9 @@ def data_findings(
         one = number == 1
         found.warnings.append(
             f"{f'pixel {named} has' if one else f'{number} pixels have'} the same value in all "
-            f"measurements{'' if one else f' ({named})'}, as a detector's dead ones: mark "
-            f"{'it' if one else 'them'} by NaN (corruption=mask), or the value is taken for an "
-            "exact measurement"
+            f"measurements{'' if one else f' ({named})'}, as where a detector is dead or a border "
+            f"was filled: mark {'it' if one else 'them'} by NaN (corruption=mask), or the value "
+            "counts as an exact measurement, and for the range"
         )
     for number, what in ((survey.empty, "hold nothing that was measured"),
                          (survey.constant, "have the same value everywhere")):  # fmt: skip

@@ -17,7 +17,8 @@ SAMPLE = 2**21  # values that noise and histogram are taken from
 LONG = 2**26  # values of which reading takes seconds
 PILED = 5.0  # times as many values as at the levels beside it
 FEW = 5e-4  # of the values: fewer at a limit are no clipping
-REPEATS = 3  # measured values of a pixel, at least, that are all the same where it is dead
+REPEATS = 2  # times, at least, that the value of a dead pixel is the same as the one before
+CHANCE = 0.05  # pixels of one value that may be expected by chance where others are called dead
 DEAD = 0.5  # of the pixels: of more, the measurements are no detector's
 LEVELS = 8  # of neighbouring values that the number at a limit is compared with
 
@@ -57,7 +58,8 @@ class DataSurvey:
     clipped_high: Limit | None
     """Where values pile up at the largest one."""
     dead: np.ndarray
-    """The places of the pixels that have one value in all measurements, (k, axes of M)."""
+    """The places of the pixels that have one value in all measurements, which is not by chance:
+    (k, axes of M)."""
     sample: np.ndarray
     """Some of the measurements, neighbours in pairs, (n, *M), in their dtype; of large images a
     part of each. Where pixels are dead they are NaN."""
@@ -92,7 +94,7 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
         if not finite.any():
             continue
         above, below = np.where(finite, values, np.inf), np.where(finite, values, -np.inf)
-        pixels.add(above, below, finite)
+        pixels.add(values, above, below)
         smallest, largest = above.min(axis=1), below.max(axis=1)
         constant += int((smallest == largest).sum())
         least, most = float(smallest.min()), float(largest.max())
@@ -130,7 +132,7 @@ def survey_data(held: Held, channel: Channel, *, limit: int | None = None) -> Da
 
 
 class _Pixels:
-    """The smallest and the largest value of each pixel.
+    """What the values of each pixel have in common.
 
     Arguments:
         size: The number D of pixels of a measurement.
@@ -138,18 +140,33 @@ class _Pixels:
 
     def __init__(self, size: int) -> None:
         self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
-        self.seen = np.zeros(size, dtype=np.int64)
+        self.seen, self.pairs, self.equal = np.zeros((3, size), dtype=np.int64)
+        self.last = np.full((1, size), np.nan)
 
-    def add(self, above: np.ndarray, below: np.ndarray, finite: np.ndarray) -> None:
-        """Adds measurements, (n, D), with ∞ and with −∞ where they are not finite."""
+    def add(self, values: np.ndarray, above: np.ndarray, below: np.ndarray) -> None:
+        """Adds measurements, (n, D), also with ∞ and with −∞ where they are not finite."""
         self.low = np.minimum(self.low, above.min(axis=0))
         self.high = np.maximum(self.high, below.max(axis=0))
+        finite = np.isfinite(values)
         self.seen += finite.sum(axis=0)
+        pairs = np.concatenate([np.isfinite(self.last), finite[:-1]]) & finite
+        self.pairs += pairs.sum(axis=0)
+        self.equal += (pairs & (np.concatenate([self.last, values[:-1]]) == values)).sum(axis=0)
+        self.last = values[-1:]
 
     def dead(self) -> np.ndarray:
-        """Returns where all values are the same, (D,), unless that is so nearly everywhere."""
-        found = (self.low == self.high) & (self.seen >= REPEATS)
-        return found & (found.mean() <= DEAD)
+        """Returns where all values are the same, (D,), unless chance explains it.
+
+        Values that are counted are often the same as the one before, by a rate c. So are all n of
+        a live pixel with the chance c^(n−1), which the other pixels tell.
+        """
+        found = (self.low == self.high) & (self.pairs >= REPEATS)
+        live = (self.pairs > 0) & ~found
+        if not live.any():
+            return live
+        rates = self.equal[live] / self.pairs[live]
+        by_chance = float((rates ** self.pairs[live]).mean()) * len(found)
+        return found & (found.mean() <= DEAD) & (by_chance < CHANCE)
 
 
 def _limit(value: float, fraction: float, sample: np.ndarray, beside: np.ndarray) -> Limit | None:

@@ -17,10 +17,11 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
 from diffem.cli.inspect import command, inspect, main
-from diffem.corruption import Fourier, GaussianNoise, Mosaic, Radon, make_channel
+from diffem.corruption import Denoising, Fourier, GaussianNoise, Mosaic, Radon, make_channel
 from diffem.data import files
 from diffem.data.held import Held
 from diffem.data.survey import Survey, take_survey
+from diffem.inspection.survey import DataSurvey, survey_data
 from diffem.runtime.errors import UserError
 
 SMALL = (  # of the timed network
@@ -313,6 +314,37 @@ def test_dead_pixels_are_named_and_no_noise(value: int, dtype: type, tmp_path: P
     assert found.noise.law is alone.noise.law
     assert found.noise.std is not None and alone.noise.std is not None
     assert found.noise.std.value == pytest.approx(alone.noise.std.value, rel=0.05)
+
+
+def surveyed(path: Path) -> DataSurvey:
+    source = files.MeasurementFiles(str(path), None)
+    return survey_data(source.held, make_channel(Denoising(source.shape), GaussianNoise(1.0)))
+
+
+def counts(n: int) -> np.ndarray:
+    """Returns counts of 2 to 10 photons a pixel, (n, 28, 28)."""
+    x = np.pad(digits(n=n) / 1000, ((0, 0), (6, 6), (6, 6)))
+    return np.random.default_rng(0).poisson(2 + 0.5 * x).astype(np.uint16)
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+def test_live_pixels_of_few_photons_are_not_dead(count: int, tmp_path: Path) -> None:
+    """Counts are the same three times by chance in many of a few measurements' pixels."""
+    y = counts(count)
+    assert (y == y[0]).all(axis=0).any()  # as a dead one
+    found = surveyed(save(tmp_path, y=y))
+    assert not len(found.dead)
+
+
+def test_dead_pixels_are_told_from_counts_that_repeat(tmp_path: Path) -> None:
+    """And not where measurements are so few that they might be by chance."""
+    y = counts(100)
+    y[:, 2, 3] = 7
+    found = surveyed(save(tmp_path, y=y))
+    assert found.dead.tolist() == [[2, 3]]
+    y[1::2, 2, 3] = 8
+    found = surveyed(save(tmp_path, y=y))
+    assert not len(found.dead)
 
 
 def test_a_pixel_that_is_always_clipped_is_not_dead(tmp_path: Path) -> None:
