@@ -50,13 +50,15 @@ def estimate_camera(
         offset: The mean of y without light, if it is known.
     """
     line = fit_curve(curve, 1)
-    gain = Estimate(line.coefficients[1] / line.scale, line.errors[1] / line.scale)
-    if gain.value < CERTAIN * gain.error:
+    slope, error = line.coefficients[1], line.errors[1]
+    if slope < CERTAIN * error:
         return None
+    errors = np.hypot(line.errors, line.structure)
+    gain = Estimate(slope / line.scale, errors[1] / line.scale)
     darkest = float(curve.mean[0]), float(np.sqrt(max(0.0, float(line(curve.mean[0])))))
     if offset is not None:
         at = (offset - line.centre) / line.scale
-        error = float(np.hypot(line.errors[0], at * line.errors[1]))
+        error = float(np.hypot(errors[0], at * errors[1]))
         return Camera(
             gain, darkest, Estimate(offset, 0.0), _root(float(line(offset)), error), None
         )

@@ -78,6 +78,8 @@ class Fit:
     """Of 1, m, m², …, m the brightness less the centre, over the scale."""
     errors: np.ndarray
     """Their standard errors, widened where the curve is not a polynomial of this degree."""
+    structure: np.ndarray
+    """By how much structures may change them."""
     used: np.ndarray
     """The bins that agree with it."""
     below: np.ndarray
@@ -123,6 +125,7 @@ def fit_curve(curve: Curve, degree: int) -> Fit:
     score = np.exp(-(z**2) / 2).sum(axis=1) - (z < -BELOW).sum(axis=1)
     fitted = powers @ solved[score.argmax(), :, 0]
     coefficients, weights = np.zeros(degree + 1), np.ones(len(powers))
+    root = weights[:, None]
     for _ in range(20):
         z = deviations(fitted)
         sigma = np.hypot(np.maximum(fitted, floor) * relative, curve.structure)
@@ -136,7 +139,8 @@ def fit_curve(curve: Curve, degree: int) -> Fit:
     residual = np.where(used, weights * (curve.variance - fitted) ** 2, 0.0).sum()
     lack = max(1.0, float(np.sqrt(residual / max(1, used.sum() - degree - 1))))
     errors = lack * _resampled(curve, powers.shape[1], centre, scale, weights)
-    return Fit(coefficients, errors, used, below, centre, scale)
+    structure = np.linalg.lstsq(root * powers, root[:, 0] * curve.structure, rcond=None)[0]
+    return Fit(coefficients, errors, structure, used, below, centre, scale)
 
 
 def _resampled(

@@ -159,6 +159,19 @@ def test_photon_transfer_over_four_decades_of_light(photons: float, gain: float)
     assert abs(known.offset.value - 100) < 0.1 * read
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_structures_widen_the_error_of_a_gain(seed: int) -> None:
+    """Crops of a photograph, of which few patches are flat."""
+    scene = np.asarray(load_sample_image("china.jpg"), float).mean(axis=-1)
+    rng = np.random.default_rng(seed)
+    top, left = (rng.integers(0, side - 28, 500) for side in scene.shape)
+    x = np.stack([scene[i : i + 28, j : j + 28] for i, j in zip(top, left, strict=True)])
+    y = 100 + 2.5 * rng.poisson(x / 255 * 40 + 1) + rng.normal(0, 3, x.shape)
+    known = estimate_noise(y, axes=2).camera
+    assert known is not None and abs(known.gain.value / 2.5 - 1) < 0.1
+    assert errors(known.gain, 2.5) < 4
+
+
 def test_the_prototype_s_case() -> None:
     """A stack of gain 2.00 and read-out noise 10.3, of which a sketch found 1.82 and 9.8."""
     rng = np.random.default_rng(0)
