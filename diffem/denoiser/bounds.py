@@ -6,6 +6,7 @@ Saharia et al. (2022, arXiv 2205.11487) call it static thresholding; it is one d
 a reflected SDE (Lou & Ermon 2023, arXiv 2304.04740), though not of one that was trained.
 """
 
+import math
 from typing import NamedTuple, Self
 
 from azula.denoise import Denoiser as AzulaDenoiser
@@ -15,12 +16,13 @@ from torch import Tensor
 from diffem.runtime.errors import UserError
 from diffem.runtime.ranges import RANGES, check
 
+ENDLESS = (-math.inf, math.inf)
 AUTO = "auto"
 """The value of `sampler.bounds` for bounds where the noise says nothing beyond them."""
 
 
 class Bounds(NamedTuple):
-    """The smallest and the largest value of an image, on the scale of [-1, 1]."""
+    """The smallest and the largest value of an image, on the scale of [-1, 1]; ±∞ for none."""
 
     low: float
     high: float
@@ -38,7 +40,9 @@ class Bounds(NamedTuple):
         )
         if not isinstance(value, list | tuple) or len(value) != 2:
             raise refused
-        low, high = check("sampler.bounds", value, own=RANGES["sampler.bounds"]._replace(also=()))
+        low, high = check(
+            "sampler.bounds", value, own=RANGES["sampler.bounds"]._replace(also=ENDLESS)
+        )
         if low >= high:
             raise refused
         return cls(low, high)

@@ -44,7 +44,7 @@ class Range(NamedTuple):
             text = f"whole number{'' if self.low == -math.inf else f' ≥ {self.low}'}"
         else:
             text = f"{'whole ' if self.whole else ''}number in {self.interval}"
-        words = ["null" if a is None else ".inf" if a == math.inf else str(a) for a in self.also]
+        words = ["null" if a is None else str(a) for a in self.also]
         words = ["a range [low, high] of them", *words] if self.pair else words
         return ", or ".join([f"each a {text}" if self.each else text, *words])
 
@@ -208,7 +208,10 @@ RANGES: Mapping[str, Range] = {  # by key; "@CHOICE" where that choice of the gr
     "network.width": whole(1, 2**16),
     "prior.steps": COUNT,
     "sampler.bounds": Range(
-        -1e3, 1e3, each=True, also=(*NULL, "auto"), advice="; give auto, null or [low, high]"
+        *(-1e3, 1e3),
+        each=True,
+        also=(*NULL, "auto", -math.inf, math.inf),
+        advice="; give auto, null or [low, high]",
     ),
     "sampler.corrections": whole(1, 2**10),
     "sampler.delta": Range(

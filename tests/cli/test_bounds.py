@@ -79,6 +79,7 @@ def test_photon_counts_keep_samples_from_less_than_no_light(tmp_path: Path) -> N
         ((*COUNTS, "sampler=heun"), (-1, math.inf)),
         ((*COUNTS, "sampler.bounds=null"), None),
         ((*COUNTS, "sampler.bounds=[-1,1]"), (-1, 1)),
+        (("sampler.bounds=[-1,inf]",), (-1, math.inf)),
     ],
 )
 def test_what_auto_means(choices: tuple[str, ...], expected: tuple[float, float] | None) -> None:
