@@ -145,11 +145,16 @@ def check_alike(candidates: Sequence[Candidate]) -> None:
 
 
 def check_finite(held: Held, found: EvidenceTable) -> None:
-    """Refuses scores that are not finite.
+    """Refuses scores that are not finite, and measurements that all hold nothing.
 
     Raises:
-        UserError: If a measurement has one.
+        UserError: If a measurement has such a score, or nothing was measured in any.
     """
+    if not found.entries.any():
+        raise UserError(
+            f"--input: nothing was measured in any of the {len(found.entries)} measurements of "
+            f"{held.name}; give others"
+        )
     finite = found.log_evidence.isfinite().all(dim=0) & found.surprise.flatten(1).isfinite().all(1)
     if not finite.all():
         row = int((~finite).nonzero()[0])
@@ -197,23 +202,30 @@ def save_figure(path: Path, rows: FileRows, found: EvidenceTable) -> None:
     """Draws the most surprising measurements, and where they are surprising."""
     from diffem.report.figures import save_surprise  # imports matplotlib
 
-    most = found.per_entry.argsort(descending=True)[:SHOWN]
+    told = found.entries.nonzero()[:, 0]
+    most = told[found.per_entry[told].argsort(descending=True)[:SHOWN]]
     lifted = rows.channel.lift(rows.select(most))
     save_surprise(path, lifted, found.surprise[most], found.per_entry[most].tolist())
 
 
 def report(held: Held, names: Sequence[str], found: EvidenceTable) -> None:
     """Prints how often each candidate is the most probable one, or what is most surprising."""
+    told = found.entries.nonzero()[:, 0]
+    if count := len(found.entries) - len(told):
+        warn(
+            f"nothing was measured in {count} of {len(found.entries)} measurements, and they are "
+            "left out of what follows"
+        )
     if len(names) > 1:
-        log = found.log_evidence
+        log = found.log_evidence[:, told]
         for k, name in enumerate(names):
             if any(map(log[k].equal, log[:k])):
                 warn(
                     f"{name} gives the numbers of a candidate before it, which is the one that is "
                     "counted; what measurements bring, as their operators, no setting changes"
                 )
-        best = found.log_evidence.argmax(dim=0)
-        total = found.log_evidence.mean(dim=1)
+        best = log.argmax(dim=0)
+        total = log.mean(dim=1)
         for k, name in enumerate(names):
             console.print(
                 f"{name}: the most probable one for {int((best == k).sum())} of "
@@ -221,9 +233,9 @@ def report(held: Held, names: Sequence[str], found: EvidenceTable) -> None:
                 soft_wrap=True,
             )
         return
-    per_entry = found.per_entry
+    per_entry = found.per_entry[told]
     console.print(
         f"-log p(y) per measured entry: mean {per_entry.mean():.3f}, from {per_entry.min():.3f} "
-        f"to {per_entry.max():.3f} ({held.label(int(per_entry.argmax()))})",
+        f"to {per_entry.max():.3f} ({held.label(int(told[per_entry.argmax()]))})",
         soft_wrap=True,
     )

@@ -32,7 +32,7 @@ class EvidenceEstimates(NamedTuple):
     """Estimates of log p(y), and what the prior would not have guessed of each measurement."""
 
     log_evidence: Tensor
-    """log p(y) of the measured entries, (n, B), one estimate for each x̂."""
+    """log p(y) of the measured entries, (n, B), one estimate for each x̂; 0 where none are."""
     surprise: Tensor
     """γ (x̂ - E[x | x_γ])² of each entry, the mean over levels σ/α from 0.15 to 3, (B, *shape):
     what the prior would not have guessed."""
@@ -62,10 +62,12 @@ def estimate_evidence(
     pair = _Pair(prior, posterior, measurement)
     logs, surprise = [], torch.zeros(len(measurement.y), *channel.shape)
     surprise = surprise.to(measurement.device)
+    measured = channel.measured_mask(measurement.y, measurement.operator).flatten(1).any(dim=1)
     for _ in range(n):
         x = posterior.draw(measurement)
         integral, of_entries = pair.integrate(x)
-        logs.append(channel.log_likelihood(measurement, x).double() - integral / 2)
+        log = channel.log_likelihood(measurement, x).double() - integral / 2
+        logs.append(torch.where(measured, log, 0.0))
         surprise += of_entries / n
     return EvidenceEstimates(torch.stack(logs), surprise)
 

@@ -31,9 +31,10 @@ class EvidenceTable:
     def per_entry(self) -> Tensor:
         """-log p(y) over the number of measured entries, of the first candidate, (B,).
 
-        Differences of it between measurements tell which are unlike those of the training.
+        Differences of it between measurements tell which are unlike those of the training. NaN
+        where nothing was measured.
         """
-        return -self.log_evidence[0] / self.entries.clamp(min=1)
+        return -self.log_evidence[0] / self.entries
 
     @property
     def probability(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import re
 import shutil
 from contextlib import redirect_stderr
 from io import StringIO
@@ -212,6 +213,33 @@ def test_numbers_that_are_not_finite_are_refused(
     said = score(denoised, "--input", tmp_path / "y.npy", "--n", 1, "--out", tmp_path / "out")
     assert "row 2 of y is not finite: its values are too far from those" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_holds_no_measured_entry_is_not_judged(digits: Path, tmp_path: Path) -> None:
+    run = run_here(tmp_path / "run", "corruption=mask", "em.guard=null", "prior={steps:2}")
+    y = np.load(digits)[:12]
+    y[::3] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    given = (run, "--input", tmp_path / "y.npy", "--n", 2)
+    said = score(*given, "--out", tmp_path / "one")
+    assert "nothing was measured in 4 of 12 measurements" in said
+    found = rows(tmp_path / "one")
+    known = [float(row["surprise per entry"]) for i, row in enumerate(found) if i % 3]
+    assert f"to {max(known):.3f} (" in said
+    for row in found[::3]:
+        assert (row["entries"], row["log p(y) run"], row["surprise per entry"]) == (
+            "0",
+            "0",
+            "nan",
+        )
+    levels = (f"--channel=corruption.noise.std={std}" for std in (0.05, 0.1))
+    said = score(*given, *levels, "--out", tmp_path / "two")
+    counts = re.findall(r"the most probable one for (\d+) of 8", said)
+    assert sum(map(int, counts)) == 8 and len(counts) == 2
+    np.savez(tmp_path / "none.npz", y=np.zeros_like(y), operator=np.zeros_like(y))
+    said = score(run, "--input", tmp_path / "none.npz", "--n", 1, "--out", tmp_path / "none")
+    assert "nothing was measured in any of the 12 measurements of none.npz" in said
+    assert not (tmp_path / "none").exists()
 
 
 def test_runs_of_one_name_are_told_apart(
