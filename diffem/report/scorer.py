@@ -146,6 +146,7 @@ class Scorer:
             for metric in (*self.evaluation.metrics.values(), *lpips)
         }
         final: dict[str, Any] = {name: mean_of(value) for name, value in values.items()}
+        final |= {f"{name}_error": standard_error(value) for name, value in values.items()}
         final |= left_out(values)
         final |= self.score_means(samples, heldout)
         if heldout.groups is not None and truth is not None:

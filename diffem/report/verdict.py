@@ -183,6 +183,7 @@ def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     )
 
 
+HOLD_OUT = "Hold more measurements out, as by dataset.heldout=0.3 in a new run_dir."
 BY_HEART = "shorter, if hidden_entries rose: the network then knows its reconstructions by heart"
 
 
@@ -204,8 +205,13 @@ def _fit(rounds: Sequence[Row], final: Row) -> Statement:
             "their χ² says nothing of samples. Look again after the last round."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
-    value = row["residual_chi2"]
-    found = f"The residual χ² of {where} measurements is {value:.3f}, where 1 is expected"
+    value, error = row["residual_chi2"], row.get("residual_chi2_error")
+    known = f" ± {error:.3f}" if _has(row, "residual_chi2_error") else ""
+    found = f"The residual χ² of {where} measurements is {value:.3f}{known}, where 1 is expected"
+    alone = "residual_chi2_error" in row and not known  # of one measurement there is no error
+    if not FIT[0] <= value <= FIT[1] and (alone or (known and abs(value - 1) <= 2 * error)):
+        text = f"{found}: that may be chance, of so few measured entries."
+        return Statement(topic, Judgement.UNKNOWN, text, HOLD_OUT)
     if value < FIT[0]:
         text = f"{found}: the reconstructions fit the noise."
         advice = (

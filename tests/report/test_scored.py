@@ -125,10 +125,12 @@ def test_no_figure_of_the_result_has_the_error_of_another(tmp_path: Path) -> Non
     draw = torch.Generator().manual_seed(0)
     heldout = MeasurementSet(channel.draw(torch.zeros(N, 1, 8, 8), draw), channel)
     store = ReconstructionStore(tmp_path / "reconstructions", size=N, chunk_size=N)
-    scorer = Scorer(Evaluation(2, 2, 2, 2), store, 0, torch.device("cpu"))
+    metrics: Mapping[str, Metric] = {"chi2": ResidualChi2()}
+    scorer = Scorer(Evaluation(2, 2, 2, 2, metrics), store, 0, torch.device("cpu"))
     final = scorer.score_heldout(torch.randn(2, N, 1, 8, 8, generator=draw), heldout)
     assert "measurement_energy_distance" in final and "residual_ks_error" in final
     assert "measurement_energy_distance_error" not in final
+    assert final["residual_chi2_error"] > 0
 
 
 def test_a_collapse_warns_once_and_is_kept_in_each_row(

@@ -138,6 +138,24 @@ def test_fit(chi2: float | None, judgement: Judgement, text: str) -> None:
     assert ("by heart" in statement.advice) is (chi2 == 1.5)
 
 
+@pytest.mark.parametrize(
+    ("chi2", "error", "judgement"),
+    [
+        (0.7, 0.1, ATTENTION),
+        (0.7, 0.2, UNKNOWN),
+        (1.5, 0.3, UNKNOWN),
+        (1.5, 0.2, ATTENTION),
+        (1.5, None, UNKNOWN),  # of one measurement
+        (0.9, 0.4, GOOD),
+    ],
+)
+def test_a_fit_that_may_be_chance(chi2: float, error: float, judgement: Judgement) -> None:
+    statement = said(final(residual_chi2=chi2, residual_chi2_error=error), "Fit")
+    assert statement.judgement is judgement
+    assert ("may be chance" in statement.text) is (judgement is UNKNOWN)
+    assert ("dataset.heldout" in statement.advice) is (judgement is UNKNOWN)
+
+
 def test_of_an_over_relaxed_round_nothing_is_said_of_samples() -> None:
     """A run that had come so far was told that its noise was wrong."""
     rows = [{"round": k, "draws": k + 1, "residual_chi2": 0.5} for k in range(2)]
