@@ -24,6 +24,9 @@ BLIND_SPOTS = (
     "differ in what no measurement shows pass alike",
 )
 
+PAIRS = 8
+"""The fewest pairs of which swaps can give a p-value below 0.01: of n it is at least 2 / 2ⁿ."""
+
 
 def findings(
     calibration: Calibration, test: EnergyTest | None, truth: Calibration | None
@@ -45,14 +48,28 @@ def findings(
             f"The sampler is not calibrated for images of its own prior (p = {p:.2g}, by "
             f"{' and '.join(parts) or 'all quantities together'})."
         )
-    says = [first, _spread(calibration, trusted=test is None or test.p >= SMALL)]
-    if test is not None:
+    says = [first]
+    if test is None:
+        says.append(_spread(calibration))
+    elif len(test.parts) < PAIRS:
+        says.append(
+            _spread(calibration, fault="which too few measurements were held out to judge")
+        )
+        says.append(
+            "Whether measurements of the prior's images look like the held-out ones is not known: "
+            f"it takes {PAIRS} of them, and there are {len(test.parts)}; hold more out in a new "
+            "run_dir, as by dataset.heldout=0.3."
+        )
+    elif test.p < SMALL:
+        says.append(_spread(calibration, fault="whose images are not the right ones"))
         says.append(
             f"Measurements of the prior's images differ from the held-out ones (p = {test.p:.2g})"
             ": the prior, the channel or the noise is not right."
-            if test.p < SMALL
-            else f"Measurements of the prior's images look like the held-out ones "
-            f"(p = {test.p:.2g})."
+        )
+    else:
+        says.append(_spread(calibration))
+        says.append(
+            f"Measurements of the prior's images look like the held-out ones (p = {test.p:.2g})."
         )
     if truth is not None:
         value, error = truth.coverage["90"]
@@ -63,22 +80,25 @@ def findings(
     return says
 
 
-def _spread(calibration: Calibration, *, trusted: bool) -> str:
+def _spread(calibration: Calibration, *, fault: str = "") -> str:
     """Returns what the spread of the samples means.
 
     Arguments:
         calibration: That of images of the prior.
-        trusted: Whether measurements of those images look like the held-out ones.
+        fault: Why the prior is not to be relied on; empty if nothing is said against it.
     """
     factor, error = calibration.factor
     if abs(factor - 1) <= 2 * error:
-        return "Its samples spread as far as they err."
+        return (
+            "Its samples spread as far as they err, to within twice the error of this factor: "
+            f"{factor:.3f} ± {error:.3f}."
+        )
     much = "too little" if factor > 1 else "too much"
     advice = f" (diffem sample … --recalibrate {factor:.3f})"
     if not RANGES["--recalibrate"].holds(round(factor, 3)):
         advice = ", which is further than --recalibrate corrects"
-    elif not trusted:
-        advice = "; that may be the fault of the prior, whose images are not the right ones"
+    elif fault:
+        advice = f"; that may be the fault of the prior, {fault}"
     return (
         f"Its samples spread {much}: their deviations from their mean, times {factor:.3f} ± "
         f"{error:.3f}, are as large as the error{advice}."
@@ -114,7 +134,11 @@ def print_calibration(
     title = f"{n} samples of each of {b} measurements"
     print_fitting(fitting_table(title, columns, width=console.width))
     if truth is not None:
-        console.print("† with clean images, which a run on real measurements does not have")
+        console.print(
+            f"† of {truth.measurements} held-out measurements, with clean images, which a run on "
+            "real measurements does not have",
+            soft_wrap=True,
+        )
     for sentence in says:
         console.print(sentence, soft_wrap=True)
     for sentence in BLIND_SPOTS:

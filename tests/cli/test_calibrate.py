@@ -25,10 +25,11 @@ from diffem.cli.calibrate import heldout_measurements
 from diffem.corruption import Channel, Measurement
 from diffem.metric import calibrate as metric_calibrate
 from diffem.metric.calibration import DISTANCE
-from diffem.metric.energy import EnergyTest
+from diffem.metric.energy import EnergyTest, energy_test
 from diffem.posterior import Posterior
-from diffem.report.calibration import findings
+from diffem.report.calibration import PAIRS, findings
 from diffem.report.record import read_record as read_record_of
+from diffem.report.verdict import SMALL
 from diffem.result import PosteriorSampler, PriorSampler, Result
 from diffem.result.simulation import Simulation
 from diffem.runtime.errors import UserError
@@ -150,10 +151,31 @@ def test_only_a_factor_that_is_taken_is_recommended(factor: float, shown: bool) 
     said = findings(found, None, None)[1]
     assert (f"--recalibrate {factor:.3f})" in said) == shown
     for p, wrong in ((0.5, False), (0.001, True)):  # measurements tell a wrong prior
-        test = EnergyTest(0.0, 1.0, p, torch.zeros(2))
+        test = EnergyTest(0.0, 1.0, p, torch.zeros(PAIRS))
         said = findings(found, test, None)[1]
         assert ("--recalibrate" in said and shown) == (shown and not wrong)
         assert ("may be the fault of the prior" in said) == (shown and wrong)
+    # Of fewer pairs no p-value is small: that it is not tells nothing of the prior.
+    few = EnergyTest(0.0, 1.0, 0.5, torch.zeros(PAIRS - 1))
+    _, spread, last = findings(found, few, None)
+    assert "--recalibrate " not in spread or not shown
+    assert "is not known: it takes 8 of them, and there are 7" in last
+
+
+def test_swaps_of_few_pairs_give_no_small_p() -> None:
+    draw = torch.Generator().manual_seed(0)
+    apart = [
+        energy_test(torch.zeros(n, 1), 100 + torch.rand(n, 1, generator=draw), draw)
+        for n in (PAIRS - 1, PAIRS + 1)
+    ]
+    assert apart[0].p > SMALL > apart[1].p
+
+
+def test_a_spread_that_may_be_right_is_said_with_its_error() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, samples, y = (torch.randn(*size, generator=draw) for size in ((20, 3), (2, 20, 3), (20, 3)))
+    found = replace(metric_calibrate(x, samples, y, draw), factor=(1.225, 0.136))
+    assert "1.225 ± 0.136" in findings(found, None, None)[1]
 
 
 @pytest.mark.parametrize(
