@@ -307,9 +307,12 @@ class EMLoop(StateCheckpoint):
                 seed=module.seed, chunk_size=data.store.chunk_size, device=module.device,
             )  # fmt: skip
             if scores is None and self.state.round < 0:
+                stop = self.settings.stop
+                stops = stop is not None and stop.figure in (ENTRIES, MSE)
                 warn(
-                    f"E-steps are not guarded: fewer than {FEW} held-out measurements had an "
-                    "entry hidden"
+                    f"E-steps are not guarded{', and em.stop has no effect' * stops}: fewer than "
+                    f"{FEW} held-out measurements had an entry hidden; hold more out, as by "
+                    "dataset.heldout=0.3 in a new run_dir"
                 )
         plain = None if scores is None else {name: own.tolist() for name, own in scores.items()}
         return trainer.strategy.broadcast(plain)

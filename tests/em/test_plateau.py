@@ -113,6 +113,20 @@ def test_hidden_entries_are_the_guard_s(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.rounds[4].costs["hidden_entries_error"] == pytest.approx(0.1, rel=0.3)
 
 
+@pytest.mark.parametrize("name", ["hidden_mse", NAME])
+def test_a_stop_whose_figure_few_measurements_have_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Guard, "scores", lambda *_, **__: None)
+    run = WithFigures(tmp_path / "r", [0, 0])
+    guard, stop = Guard(measurements=64, hidden=0.2), Plateau(name, patience=1)
+    run.settings = replace(run.settings_of(1), guard=guard, stop=stop)
+    run.fit()
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("and em.stop has no effect: fewer than 16" in said) is (name == "hidden_mse")
+    assert "hold more out, as by dataset.heldout=0.3" in said
+
+
 def test_what_learned_from_the_init_is_no_measure_of_what_learns_from_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
