@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
 from diffem.cli.errors import report_user_errors
+from diffem.config.build import build
 from diffem.config.secrets import redact_in_place
 from diffem.config.trust import SEARCH_PATH
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.process import Job, end_jobs
-from diffem.runtime.progress import console, plain_console, say
+from diffem.runtime.progress import console, plain_console, say, warn
 from diffem.runtime.rank import PARENT
 from diffem.runtime.signals import RESUME_HINT, exit_now, set_parent_death_signal
 from diffem.storage.atomic import write_text
@@ -41,6 +42,8 @@ POLL_SECONDS = 0.1
 FINISHED = "finished"
 OBJECTIVES = ("hidden_mse", "measurement_energy_distance")
 """What a search minimises unless `objective` is given: the first that a job has."""
+DIRECTIONS = {"minimize": "lower", "maximize": "higher"}
+"""Which values each direction of Optuna's takes for better."""
 
 
 class SweepCallback(Callback):
@@ -56,10 +59,28 @@ class SweepCallback(Callback):
         folder = Path(str(config.hydra.sweep.dir))
         with report_user_errors():  # Hydra makes a warning of a callback's exception
             _open_records(folder, config)
+            sweeper = str(OmegaConf.select(config, "hydra.sweeper._target_"))
+            SweepCallback.searches = not sweeper.endswith(".BasicSweeper")
+            if SweepCallback.searches and config.get("objective") is not None:
+                _check_direction(config)
         SweepCallback.folder = folder
-        sweeper = str(OmegaConf.select(config, "hydra.sweeper._target_"))
-        SweepCallback.searches = not sweeper.endswith(".BasicSweeper")
         redact_in_place(config)  # Hydra saves it as multirun.yaml; the jobs compose their own
+
+
+def _check_direction(config: DictConfig) -> None:
+    """Warns of a search for the worst value of a score, or for an end of one that has no best."""
+    from diffem.metric import Evaluation  # imports torch, which takes seconds
+
+    evaluation: Evaluation = build(config.metric, "metric")
+    found = [score.better for score in evaluation.scores if score.name == config.objective]
+    direction = OmegaConf.select(config, "hydra.sweeper.direction")
+    if not found or direction not in DIRECTIONS or found[0] == DIRECTIONS[direction]:
+        return
+    opposite = next(other for other in DIRECTIONS if other != direction)
+    best = "and neither low nor high values of it are better; choose another score"
+    if found[0] is not None:
+        best = f"of which {found[0]} is better; set hydra.sweeper.direction={opposite}"
+    warn(f"the search will {direction} objective={config.objective}, {best}")
 
 
 def _open_records(folder: Path, config: DictConfig) -> None:

@@ -252,6 +252,37 @@ def test_a_search_minimises_what_its_jobs_have(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("objective", "direction", "said"),
+    [
+        ("psnr_mean", "minimize", "of which higher is better; set hydra.sweeper.direction=max"),
+        ("psnr_mean", "maximize", ""),
+        ("hidden_mse", "minimize", ""),
+        ("hidden_mse", "maximize", "of which lower is better; set hydra.sweeper.direction=min"),
+        ("residual_chi2", "minimize", "neither low nor high values of it are better"),
+        (None, "minimize", ""),
+    ],
+)
+def test_a_search_for_the_worst_says_so(
+    objective: str | None,
+    direction: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweeper = {"_target_": "a.b.OptunaSweeper", "direction": direction}
+    node = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": []}, "sweeper": sweeper}
+    metrics = {"psnr": {"_target_": "diffem.metric.PSNR"}}
+    metrics["chi2"] = {"_target_": "diffem.metric.ResidualChi2"}
+    numbers = {"samples": 2, "subset": 2, "heldout": 2, "prior": 2}
+    metric = {"_target_": "diffem.metric.Evaluation", "metrics": metrics, **numbers}
+    config = OmegaConf.create({"hydra": node, "objective": objective, "metric": metric})
+    SweepCallback().on_multirun_start(config)
+    unlock_folder(tmp_path)
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found and bool(said) == bool(found)
+
+
 @pytest.mark.parametrize("searches", [True, False])
 def test_a_search_whose_jobs_do_not_compare_says_so(
     searches: bool,
