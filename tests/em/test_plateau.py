@@ -123,7 +123,7 @@ def test_a_stop_whose_figure_few_measurements_have_is_said(
     run.settings = replace(run.settings_of(1), guard=guard, stop=stop)
     run.fit()
     said = " ".join(capsys.readouterr().err.split())
-    assert ("and em.stop has no effect: fewer than 16" in said) is (name == "hidden_mse")
+    assert ("hidden, and em.stop has no effect" in said) is (name == "hidden_mse")
     assert "hold more out, as by dataset.heldout=0.3" in said
 
 
