@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from diffem.cli.study import Study, job_of
@@ -173,7 +174,7 @@ def _summaries(record: dict[str, Any], out: Path) -> dict[str, dict[int, dict[st
             if summary is None and jobs[seed].summary() is not None:
                 warn(
                     f"{jobs[seed].run_dir / 'summary.json'} is damaged, and its run is left out "
-                    f"of the report; move it away, and `diffem train resume={jobs[seed].run_dir}` "
-                    "writes it again"
+                    "of the report; move it away, and `diffem train "
+                    f"resume={quote(str(jobs[seed].run_dir))}` writes it again"
                 )
     return found

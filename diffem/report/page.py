@@ -155,7 +155,10 @@ def run_context(record: RunRecord) -> dict[str, Any]:
         "again": shlex.join(["diffem", "report", str(record.run_dir)]),
         "parts": parts,
         "statements": shown_statements(statements),
-        "steps": [step.replace("RUN", str(record.run_dir)) for step in next_steps(statements)],
+        "steps": [
+            step.replace("RUN", shlex.quote(str(record.run_dir)))
+            for step in next_steps(statements)
+        ],
         "charts": charts,
         "axes": axes,
         "values": _values(record),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -499,8 +500,8 @@ def newest_round(about: Description, run_dir: Path) -> Reconstructions:
     if not store.is_intact(about.round):
         raise UserError(
             f"{store.damaged(about.round)} is missing or damaged; move "
-            f"{run_dir / 'summary.json'} away, and `diffem train resume={run_dir}` draws the "
-            "round again"
+            f"{run_dir / 'summary.json'} away, and `diffem train resume={quote(str(run_dir))}` "
+            "draws the round again"
         )
     return store.open(about.round)
 
@@ -513,7 +514,7 @@ def read_summary(file: Path) -> dict[str, Any] | None:
     """
     if not file.is_file():
         return None
-    advice = f"move it away, and `diffem train resume={file.parent}` writes it again"
+    advice = f"move it away, and `diffem train resume={quote(str(file.parent))}` writes it again"
     try:
         summary = from_json(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -18,6 +18,8 @@ from diffem.report.page import ROUNDS, duration, write_run_page
 from diffem.report.pictures import save_pictures, save_prior_pictures
 from diffem.report.record import read_record
 from diffem.report.summary import RunReport
+from diffem.result.result import read_summary
+from diffem.runtime.errors import UserError
 from diffem.runtime.signals import at_exit
 from diffem.storage.status import RunStatus, State, read_status, write_ended
 
@@ -118,6 +120,19 @@ def test_nothing_in_a_run_directory_is_taken_for_html(finished: Path, tmp_path: 
     page = check_page(write_run_page(copy))
     assert len(page.all("script")) == 1 and evil in page.text
     assert page.all("img") == Page(finished / "report.html").all("img")
+
+
+def test_advised_commands_name_a_folder_as_a_shell_takes_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "my run")
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["final"] |= {"psnr": None, "psnr_mean": None}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert f"diffem calibrate '{copy}'" in check_page(write_run_page(copy)).text
+    (copy / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=f"`diffem train resume='{copy}'`"):
+        read_summary(copy / "summary.json")
 
 
 def test_a_folder_s_name_may_hold_bytes_that_are_no_text(finished: Path, tmp_path: Path) -> None:
