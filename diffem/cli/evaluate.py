@@ -123,11 +123,13 @@ def evaluate_run(
 
 
 def check_finished(run_dir: Path) -> None:
-    """Refuses a directory without the weights that a run ends with.
+    """Refuses what is no directory with the weights that a run ends with.
 
     Raises:
-        UserError: If they are missing.
+        UserError: If it is a file, or they are missing.
     """
+    if run_dir.is_file():
+        raise UserError(f"{run_dir} is a file; give a run directory, as in runs/mine")
     file = run_dir / "checkpoints" / POSTERIOR
     if not file.is_file():
         raise UserError(f"{run_dir} holds no finished run: {file} is missing; finish it first")

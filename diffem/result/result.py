@@ -279,6 +279,8 @@ class Result:
         """
         if self.prior is not None:
             return self.prior
+        if self.path.is_file():
+            raise UserError(f"{self.path} holds a posterior alone; give a run directory")
         final = (self.summary or {}).get("final")
         if isinstance(final, Mapping) and final.get("prior"):
             raise UserError(

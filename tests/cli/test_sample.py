@@ -301,6 +301,11 @@ REFUSED = [
     (["sample", "{run}", "--input", "{crops}", "--n", "0", "--out", "{tmp}/o"], "--n must be"),
     (["sample", "{run}", "--input", "{crops}", "--device", "cuda", "--out", "{tmp}/o"], "device="),
     (["generate", "{run}", "--count", "-1", "--out", "{tmp}/o"], "--count must be"),
+    (
+        ["generate", "{run}/checkpoints/posterior.safetensors", "--out", "{tmp}/o"],
+        "posterior.safetensors holds a posterior alone; give a run directory",
+    ),
+    (["evaluate", "{run}/checkpoints/posterior.safetensors"], "is a file; give a run directory"),
     (["generate", "{run}", "--out", "{crops}/crop_000.tif"], "exists and is not empty"),
     (["evaluate", "{run}", "dataset.range=[0,9]"], "which works in the range of its training"),
     (["evaluate", "{run}", "em.rounds=3"], "em.rounds=3 has no effect on a finished run"),
