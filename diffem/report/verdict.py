@@ -61,8 +61,9 @@ def verdict(
     return [
         _improvement(rounds, final, scores),
         _fit(rounds, final),
-        *_best_round(summary.get("best") or {}, rounds[-1], scores),
-        _calibrated(calibration or {}, rounds) or _calibration(final, summary.get("samples")),
+        *_best_round(summary.get("best") or {}, rounds, scores),
+        _calibrated(calibration or {}, rounds, final)
+        or _calibration(final, summary.get("samples")),
         *_diversity(rounds, final),
         *_memorisation(final.get("prior") or {}),
         _unmeasured(summary.get("unmeasured")),
@@ -230,14 +231,25 @@ def _fit(rounds: Sequence[Row], final: Row) -> Statement:
     return Statement(topic, Judgement.GOOD, f"{found}: they fit the measurements as they should.")
 
 
-def _best_round(best: Row, last: Row, scores: Mapping[str, Score]) -> Iterator[Statement]:
-    """Yields that an earlier round was better, if one was."""
-    k, name = best.get("round"), str(best.get("figure"))
+def _best_round(
+    best: Row, rounds: Sequence[Row], scores: Mapping[str, Score]
+) -> Iterator[Statement]:
+    """Yields that an earlier round was better, if one was by more than a hundredth."""
+    k, name, last = best.get("round"), str(best.get("figure")), rounds[-1]
     if not isinstance(k, int) or k == last["round"]:
         return
-    label = scores[name].label if name in scores else name
-    text = f"Round {k} has the best {label}; the result is that of round {last['round']}."
-    advice = f"The weights of round {k} are in checkpoints/best.safetensors."
+    label, figures = scores[name].label if name in scores else name, ""
+    row = next((row for row in rounds if row["round"] == k), last)
+    if _has(row, name) and _has(last, name):
+        lowest, end = row[name], last[name]
+        if end - lowest <= SETTLED * abs(lowest):
+            return
+        figures = f" ({lowest:.4g} against {end:.4g}; lower is better)"
+    text = f"Round {k} has the best {label}{figures}; the result is that of round {last['round']}."
+    advice = (
+        f"The weights of round {k} are in checkpoints/best.safetensors, and sample as a run does: "
+        "`diffem sample RUN/checkpoints/best.safetensors --input …`."
+    )
     yield Statement("Best round", Judgement.ATTENTION, text, advice)
 
 
@@ -245,6 +257,7 @@ CALIBRATE = (
     "`diffem calibrate RUN` compares the spread of samples with their error, on images of the "
     "run's own prior."
 )
+LATER = f"Once the run is finished, {CALIBRATE}"
 
 
 def is_current(calibration: Row, rounds: Sequence[Row]) -> bool:
@@ -255,7 +268,7 @@ def is_current(calibration: Row, rounds: Sequence[Row]) -> bool:
     return bool(rounds) and calibration.get("round") == rounds[-1]["round"]
 
 
-def _calibrated(calibration: Row, rounds: Sequence[Row]) -> Statement | None:
+def _calibrated(calibration: Row, rounds: Sequence[Row], final: Row) -> Statement | None:
     """Returns what a calibration found; None if there is none."""
     topic = "Calibration"
     says, simulated = calibration.get("verdict"), calibration.get("simulated")
@@ -266,7 +279,7 @@ def _calibrated(calibration: Row, rounds: Sequence[Row]) -> Statement | None:
             f"The newest calibration is of the result of round {calibration.get('round', '?')}, "
             f"and says nothing of that of round {rounds[-1]['round']}."
         )
-        return Statement(topic, Judgement.UNKNOWN, text, CALIBRATE)
+        return Statement(topic, Judgement.UNKNOWN, text, CALIBRATE if final else LATER)
     tests = [simulated.get("p"), calibration.get("measurement_test")]
     found = [t.get(key) for t, key in zip(tests, ("all", "p"), strict=True) if _is_row(t)]
     p = [value for value in found if isinstance(value, int | float)]
@@ -294,7 +307,7 @@ def _calibration(final: Row, samples: object) -> Statement:
     unknown = (
         Statement(topic, Judgement.UNKNOWN, without)
         if final and not final.get("prior")
-        else Statement(topic, Judgement.UNKNOWN, f"{what} yet.", CALIBRATE)
+        else Statement(topic, Judgement.UNKNOWN, f"{what} yet.", CALIBRATE if final else LATER)
     )
     if not (_has(final, "psnr") and _has(final, "psnr_mean") and isinstance(samples, int)):
         return unknown

@@ -75,7 +75,7 @@ def test_without_figures_nothing_is_known() -> None:
     statements = verdict(bare)
     assert {s.judgement for s in statements} == {UNKNOWN}
     (advice,) = next_steps(statements)
-    assert "diffem calibrate RUN" in advice
+    assert advice.startswith("Once the run is finished, `diffem calibrate RUN`")
     assert not any(re.search("[0-9]", s.text.replace("near 1", "")) for s in statements)
     not_finite = {"rounds": [{"round": k, "residual_chi2": None} for k in range(2)]}
     assert said(not_finite, "Fit").judgement is UNKNOWN
@@ -272,10 +272,16 @@ def test_a_round_0_that_was_too_diverse_is_no_collapse(hidden: list[float], bett
 
 
 def test_a_better_round_is_named() -> None:
-    best = said({**WELL, "best": {"figure": "hidden_entries", "round": 1}}, "Best round")
-    assert "Round 1 has the best hidden_entries; the result is that of round 2" in best.text
-    last = {**WELL, "best": {"figure": "hidden_entries", "round": 2}}
-    assert not [s for s in verdict(last) if s.topic == "Best round"]
+    named = {"figure": "hidden_entries", "round": 1}
+    worse = {**WELL, "rounds": rounds([0.6, 0.5, 0.549]), "best": named}
+    best = said(worse, "Best round")
+    assert (
+        "hidden_entries (0.5 against 0.549; lower is better); the result is that of" in best.text
+    )
+    last = {**WELL, "best": named | {"round": 2}}
+    close = {**WELL, "rounds": rounds([0.6, 0.548, 0.549]), "best": named}
+    for each in (last, close):
+        assert not [s for s in verdict(each) if s.topic == "Best round"]
 
 
 @pytest.mark.parametrize(
