@@ -19,7 +19,7 @@ from diffem.cli.compose import compose_config
 from diffem.cli.errors import report_user_errors
 from diffem.config.build import build
 from diffem.data import ImageDataset, LabelledDataset
-from diffem.metric.classifier import ClassifierNetwork, save_classifier
+from diffem.metric.classifier import ClassifierNetwork, is_classifier, save_classifier
 from diffem.runtime.errors import UserError, usable
 from diffem.runtime.progress import progress_bar, say
 from diffem.runtime.ranges import check
@@ -59,13 +59,18 @@ def classify(name: str, out: Path, training: Training, overrides: Sequence[str] 
         overrides: Further overrides of `dataset.…`.
 
     Raises:
-        UserError: If the file has another ending or cannot be written, or the data set has no
-            labels.
+        UserError: If the file has another ending, cannot be written or holds something else, or
+            the data set has no labels.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out must be a .safetensors file, got {out}")
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; choose another file as --out")
+    if out.exists() and not is_classifier(out):
+        raise UserError(
+            f"--out={out} is a file that `diffem classify` did not write, and is not replaced; "
+            "choose another"
+        )
     check_writable(out.parent, "choose another file as --out")
     cfg = compose_config([f"dataset={name}", *overrides])
     dataset: ImageDataset = build(cfg.dataset, "dataset")

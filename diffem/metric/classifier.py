@@ -107,6 +107,15 @@ def save_classifier(path: Path, network: ClassifierNetwork, about: Mapping[str, 
     write_file(path, lambda file: file.write(content))
 
 
+def is_classifier(path: Path) -> bool:
+    """Returns whether a file holds a classifier."""
+    try:
+        read_about(path)
+    except UserError:
+        return False
+    return True
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """Returns the description in a classifier's file.
 

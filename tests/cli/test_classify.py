@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffem.cli.classify import Training, classify, main
 from diffem.data import Digits
@@ -35,6 +36,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_training(tmp_path: 
         classify("digits", tmp_path / "a.safetensors", Training(1, 0))
     with pytest.raises(UserError, match="file cannot be written; choose another file"):
         classify("digits", tmp_path / "file" / "a.safetensors", Training(1, 0))
+
+
+def test_another_file_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "posterior.safetensors"
+    save_file({"w": torch.zeros(1)}, file, metadata={"diffem": "{}"})
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="`diffem classify` did not write, and is not replaced"):
+        classify("digits", file, Training(1, 0))
+    assert file.read_bytes() == before
 
 
 def test_a_folder_that_takes_no_file_is_a_sentence() -> None:
