@@ -61,7 +61,8 @@ def check_run(path: Path) -> None:
         raise UserError(f"{path} is no folder; give a run directory, as in runs/mine")
     check_entries(path, writing=False)
     if not (path / ".hydra" / "config.yaml").is_file():
-        exported = (path / "posterior.safetensors").is_file()
+        part = (path.parent / ".hydra").is_dir()
+        exported = (path / "posterior.safetensors").is_file() and not part
         what = "is the folder of an export, which is not a run" if exported else "holds no run"
         raise UserError(f"{path} {what}; give a run directory, as in runs/mine")
     check_version(path)

@@ -207,6 +207,9 @@ def test_mistakes_are_a_sentence(
     exported.mkdir()
     (exported / "posterior.safetensors").touch()
     assert "is the folder of an export, which is not a run; give" in error(exported)
+    (running / "checkpoints").mkdir(exist_ok=True)
+    (running / "checkpoints" / "posterior.safetensors").touch()
+    assert "checkpoints holds no run; give a run directory" in error(running / "checkpoints")
     (running / ".hydra" / "config.yaml").write_text("[")
     assert "config.yaml is damaged" in error(running)
 
