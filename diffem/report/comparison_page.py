@@ -1,5 +1,6 @@
 """The page of a comparison, `report.html`: the table, curves, and pictures side by side."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,15 @@ def _differing(records: Mapping[str, RunRecord]) -> list[list[str]]:
     keys = dict.fromkeys(key for held in settings.values() for key in held)
     rows = [["setting", *settings]]
     for key in keys:
-        values = [str(held.get(key, "–")) for held in settings.values()]
+        values = [_written(held[key]) if key in held else "–" for held in settings.values()]
         if key and key.split(".")[0] not in OWN and len(set(values)) > 1:
             rows.append([key, *values])
     return rows
+
+
+def _written(value: object) -> str:
+    """Returns a value of a setting as a command takes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _pictures(figures: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

@@ -215,6 +215,19 @@ def test_the_page_s_curves_are_means_over_seeds(tmp_path: Path) -> None:
     assert not any("over NFE" in label for label in labels if label)  # b has not counted them
 
 
+def test_settings_that_differ_are_written_as_a_command_takes_them(tmp_path: Path) -> None:
+    runs = {}
+    for row, stop in (("a", "null"), ("b", "{patience: 3}")):
+        runs[row] = {0: written(tmp_path / row / "seed_0", summary(0, 20.0))}
+        (tmp_path / row / "seed_0" / ".hydra").mkdir()
+        config = tmp_path / row / "seed_0" / ".hydra" / "config.yaml"
+        config.write_text(f"em: {{stop: {stop}, restart: {row == 'a'}}}")
+    write_comparison(tmp_path, runs, "")
+    page = (tmp_path / "report.html").read_text()
+    assert all(f">{value}<" in page for value in ("null", "true", "false", "3"))
+    assert not any(f">{value}<" in page for value in ("None", "True", "False"))
+
+
 def test_rows_with_over_relaxed_rounds_are_named(tmp_path: Path) -> None:
     """Their χ² stood in one chart with that of samples, as if the two compared."""
     relaxed = summary(1, 21.0)
