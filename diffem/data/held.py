@@ -184,9 +184,10 @@ def open_measurements(
     name = f"{key}: {path}"
     suffix = suffix_of(path)
     if not path.exists():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
-            f"{name} does not exist; give a folder of images, a .npz or a .npy file, or another "
-            "file of measurements"
+            f"{name} does not exist{where}; give a folder of images, a .npz or a .npy file, or "
+            "another file of measurements"
         )
     if path.is_dir() or (suffix and KNOWN[suffix] is not ARRAY):
         return _open_files(path, reading, limit=limit, key=key, alike=alike)

@@ -1,6 +1,7 @@
 """`dataset=measurements`: a run on measurements of one's own, without clean images."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,6 @@ def test_the_channel_of_one_s_own_measurements_is_not_left_at_a_benchmark_s(
 def test_a_path_that_does_not_exist_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none does not exist; give a folder of images"):
         open_measurements(tmp_path / "none")
+    where = re.escape(f"none does not exist in {Path.cwd()}; give a folder of images")
+    with pytest.raises(UserError, match=where):
+        open_measurements(Path("none"))
