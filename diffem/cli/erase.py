@@ -189,6 +189,7 @@ def erase(source: Source, folder: Path, chosen: Namespace) -> dict[str, Any]:
     nfe = write_run(new, source, denoiser, kept.x, state)
     record = {
         "erased": [row_hash(gone, row) for row in range(len(source.rows))],
+        "held_out": source.held_out,
         "target": chosen.target,
         "steps": steps, "eta": chosen.eta, "lr": chosen.lr,
         "evaluations": {
@@ -216,6 +217,12 @@ def row_hash(measurements: MeasurementSet, row: int) -> str:
 def report(record: Mapping[str, Any], chosen: Namespace) -> None:
     """Prints what the audit found, what erasing cost, and what the user has to do next."""
     console, audit, spent = plain_console(), record["audit"], record["evaluations"]
+    if record["held_out"]:
+        console.print(
+            f"held-out measurements among the withdrawn ones: {record['held_out']}; nothing was "
+            f"learned from them, and {chosen.out} is not evaluated on them",
+            soft_wrap=True,
+        )
     for when in ("before", "after"):
         found = audit[when]
         side = "" if not found["leaks"] else (

@@ -50,6 +50,8 @@ class Source:
     """The names of what is withdrawn."""
     rows: torch.Tensor
     """Their rows among the training measurements."""
+    held_out: int
+    """How many held-out measurements are among them, from which nothing was learned."""
     optimizer_steps: int
     """The optimiser steps of its M-steps."""
     nfe: int
@@ -101,7 +103,7 @@ class Source:
         target, audit = (part(unseen.under(own), half) for half in order[:MOST].chunk(2))
         return cls(
             path, cfg, result, weights.about, train.under(own), target, audit, names, rows,
-            last["optimizer_steps"], last["nfe"],
+            len(heldout) - len(unseen), last["optimizer_steps"], last["nfe"],
         )  # fmt: skip
 
     @property

@@ -141,6 +141,7 @@ def test_the_record_says_what_was_done(erased: Erased) -> None:
             abs(found["auc"] - 0.5) > 2 * found["auc_error"]
         )
     assert record["delete"] == str(run) and "audit before: AUC" in text
+    assert record["held_out"] == 0 and "held-out measurements among" not in text
 
 
 def test_a_second_erasure_names_rows_as_the_first_one(erased: Erased, tmp_path: Path) -> None:
@@ -170,6 +171,10 @@ def test_rows_of_files_are_named_as_they_are(tmp_path: Path) -> None:
         erase.main, run, "--rows", tmp_path / "rows.txt", "--out", tmp_path / "new", "--steps", 1
     )
     assert code == 0, text
+    record = json.loads((tmp_path / "new" / "erased.json").read_text())
+    held_out = record["held_out"]
+    assert held_out > 0 and held_out + len(record["erased"]) == 11
+    assert f"held-out measurements among the withdrawn ones: {held_out}; nothing was" in text
     weights = read_weights(tmp_path / "new" / "checkpoints" / "posterior.safetensors")
     cfg = compose_finished(tmp_path / "new", weights)
     sets = build_finished_data(cfg, build(cfg.dataset, "dataset"), weights)
