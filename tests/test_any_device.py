@@ -57,7 +57,6 @@ from diffem.corruption import (
 )
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import BetaMixture, Conditioning, Denoiser
-from diffem.denoiser.bounds import Bounds
 from diffem.em.augment import Augment
 from diffem.em.balance import Dual
 from diffem.em.datamodule import ReconstructionDataModule
@@ -85,7 +84,7 @@ from diffem.posterior import (
     reconstruct,
 )
 from diffem.posterior.ambient import AmbientPrior
-from diffem.posterior.bounded import bounded
+from diffem.posterior.bounded import Bounds, bounded
 from diffem.posterior.gaussian import UninformedGaussian, fit_gaussian
 from diffem.result import build_sampler
 from diffem.result.parts import build_channel

@@ -33,7 +33,7 @@ from diffem.em.objective import Recorrupted
 from diffem.posterior import Conditional
 from diffem.posterior.one_step import start_time
 from diffem.posterior.posterior import DenoiserPosterior
-from diffem.result import build_denoiser, build_posterior, sampler_bounds
+from diffem.result import build_denoiser, build_posterior
 from diffem.runtime.device import device_of, precision_of
 from diffem.runtime.errors import UserError
 from diffem.runtime.rng import seeded
@@ -117,11 +117,6 @@ def build_student(
         return None
     student: DiffInstruct = build(cfg.student, "student")
     start_time(posterior.denoiser.schedule, student.sigma)
-    if (bounds := sampler_bounds(cfg)) is not None:
-        raise UserError(
-            f"student=diff_instruct does not keep sampler.bounds={list(bounds)}; set "
-            "sampler.bounds=null, or student=none"
-        )
     if not isinstance(posterior, Conditional) or type(objective) is not Recorrupted:
         raise UserError(
             f"student=diff_instruct needs a method whose denoiser is given y, and method.posterior"

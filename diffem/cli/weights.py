@@ -52,6 +52,7 @@ class WeightFiles:
         """Writes a student, which draws by a sampler of its own."""
         about = self._describe(module)
         sampler = {"_target_": ONE_STEP, "_partial_": True, "sigma": module.settings.sigma}
+        sampler["bounds"] = about.config["sampler"].get("bounds")
         self._write(STUDENT, module, replace(about, config={**about.config, "sampler": sampler}))
 
     def write_best(self, module: DenoiserModule, round: Round) -> None:

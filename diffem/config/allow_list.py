@@ -207,7 +207,7 @@ ALLOWED: Mapping[str, Registry] = {  # by place, the key of a node; * is any one
         "azula.sample.xEABSampler": _MULTISTEP,
         "azula.sample.zABSampler": _MULTISTEP,
         "azula.sample.zEABSampler": _MULTISTEP,
-        "diffem.posterior.OneStepSampler": ("sigma",),
+        "diffem.posterior.OneStepSampler": ("bounds", "sigma"),
         "diffem.posterior.ReflectedSampler": ("steps",),
         "diffem.posterior.SDESampler": _SAMPLER,
     },

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffem.corruption import Channel
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.denoiser.bounds import Bounds
 from diffem.denoiser.reflected import fold
+from diffem.posterior.bounded import Bounds
 from diffem.posterior.conditional import Conditional
 from diffem.posterior.posterior import SamplerFactory
 from diffem.runtime.errors import UserError

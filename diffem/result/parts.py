@@ -20,7 +20,6 @@ from diffem.corruption import (
 )
 from diffem.corruption.distorted import check_learns_nothing
 from diffem.denoiser import Denoiser
-from diffem.denoiser.bounds import AUTO, Bounds
 from diffem.posterior import (
     DenoiserPosterior,
     Prior,
@@ -29,7 +28,7 @@ from diffem.posterior import (
     SamplerFactory,
 )
 from diffem.posterior.ambient import AmbientPrior
-from diffem.posterior.bounded import bounded, bounds_of
+from diffem.posterior.bounded import AUTO, Bounds, bounded, bounds_of
 from diffem.posterior.posterior import check_sampler
 from diffem.runtime.errors import UserError
 

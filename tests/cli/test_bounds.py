@@ -86,9 +86,17 @@ def test_what_auto_means(choices: tuple[str, ...], expected: tuple[float, float]
     assert sampler_bounds(compose_config(choices)) == expected
 
 
-def test_bounds_of_photon_counts_are_refused_as_given_ones_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not keep sampler.bounds=\[-1.0, inf\]"):
-        run_here(tmp_path / "run", *CAMERA, "student=diff_instruct")
+@pytest.mark.parametrize("choices", [CAMERA, ("sampler.bounds=[-1,1]",)])
+def test_a_student_keeps_the_bounds_of_its_teacher(
+    choices: tuple[str, ...], tmp_path: Path
+) -> None:
+    run_dir = run_here(
+        tmp_path / "run", *choices, "student=diff_instruct", "student.steps=2", OUTSIDE
+    )
+    student = load(run_dir).student
+    assert student is not None
+    samples = student.sample(torch.tensor([-4.0, 4.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8), 4)
+    assert samples.min() == -1 and (samples.max() > 1) == (choices == CAMERA)
 
 
 def test_an_evaluation_by_another_sampler_keeps_the_bounds() -> None:

@@ -336,6 +336,14 @@ def test_live_pixels_of_few_photons_are_not_dead(count: int, tmp_path: Path) -> 
     assert not len(found.dead)
 
 
+def test_a_dead_pixel_of_few_measurements_repeats_twice(tmp_path: Path) -> None:
+    y = noisy(digits(n=4))
+    y[:, 2, 3] = 7
+    assert surveyed(save(tmp_path, y=y)).dead.tolist() == [[2, 3]]
+    y[:2, 2, 3] = np.nan
+    assert not len(surveyed(save(tmp_path, y=y)).dead)
+
+
 def test_dead_pixels_are_told_from_counts_that_repeat(tmp_path: Path) -> None:
     """And not where measurements are so few that they might be by chance."""
     y = counts(100)

@@ -15,12 +15,11 @@ from test_resume import Killed, dying
 from diffem.corruption import Denoising, GaussianNoise, make_channel
 from diffem.data.measurements import MeasurementSet
 from diffem.denoiser import Conditioning, Denoiser
-from diffem.denoiser.bounds import Bounds
 from diffem.denoiser.reflected import fold, reflect
 from diffem.em.init import Confined, ConfinedPosterior, Gaussian
 from diffem.em.objective import Reflected as ReflectedObjective
 from diffem.posterior import Conditional, Posterior, Reflected, ReflectedSampler
-from diffem.posterior.bounded import bounded
+from diffem.posterior.bounded import Bounds, bounded
 from diffem.runtime.rng import generator, seeded
 from diffem.storage.reconstructions import Batch
 
