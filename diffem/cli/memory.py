@@ -196,7 +196,8 @@ def earlier_runs(
         try:
             settings, _ = read_settings(path)
             if not settings:
-                raise UserError("no run is there")
+                where = "there" if path.is_absolute() else f"there, in {Path.cwd()}"
+                raise UserError(f"no run is {where}")
             check_interpolations(settings)
             parts = {key: settings[key] for key in ("dataset", "corruption", "assumed")}
             check_targets(parts, trust=trust)

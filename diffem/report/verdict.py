@@ -206,11 +206,13 @@ def _fit(rounds: Sequence[Row], final: Row) -> Statement:
             "their χ² says nothing of samples. Look again after the last round."
         )
         return Statement(topic, Judgement.UNKNOWN, text)
-    value, error = row["residual_chi2"], row.get("residual_chi2_error")
-    known = f" ± {error:.3f}" if _has(row, "residual_chi2_error") else ""
-    found = f"The residual χ² of {where} measurements is {value:.3f}{known}, where 1 is expected"
-    alone = "residual_chi2_error" in row and not known  # of one measurement there is no error
-    if not FIT[0] <= value <= FIT[1] and (alone or (known and abs(value - 1) <= 2 * error)):
+    value, error = row["residual_chi2"], 0.0
+    if "residual_chi2_error" in row:  # of one measurement it is none
+        known = _has(row, "residual_chi2_error")
+        error = float(row["residual_chi2_error"]) if known else math.inf
+    shown = f" ± {error:.3f}" if 0 < error < math.inf else ""
+    found = f"The residual χ² of {where} measurements is {value:.3f}{shown}, where 1 is expected"
+    if not FIT[0] <= value <= FIT[1] and abs(value - 1) <= 2 * error:
         text = f"{found}: that may be chance, of so few measured entries."
         return Statement(topic, Judgement.UNKNOWN, text, HOLD_OUT)
     if value < FIT[0]:
