@@ -441,9 +441,10 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
     if keys := [k for k, values in changed.items() if not _may_change(k, values)]:
         texts = {k: [_as_given(value) for value in changed[k]] for k in keys}
         was = ", ".join(f"{k} was {before} and is {now}" for k, (before, now) in texts.items())
+        moved = keys == ["dataset.path"]
         raise UserError(
             f"run_dir={run_dir} holds a run of another config: {was}; choose another run_dir, or "
-            "the same values"
+            f"the same values{', by a link at the old place to what was moved' * moved}"
         )
     rounds = a.get("em.rounds")
     if type(rounds) is not int:

@@ -135,3 +135,21 @@ def test_a_path_that_does_not_exist_is_called_so(tmp_path: Path) -> None:
     where = re.escape(f"none does not exist in {Path.cwd()}; give a folder of images")
     with pytest.raises(UserError, match=where):
         open_measurements(Path("none"))
+
+
+def test_measurements_that_were_moved_are_found_by_a_link(crops: Path, tmp_path: Path) -> None:
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    own = [
+        *SMALL, "dataset=measurements", "corruption=denoising", "corruption.noise.std=1500",
+        "prior=null", f"run_dir={run_dir}",
+    ]  # fmt: skip
+    done = train(*own, f"dataset.path={crops}", "em.rounds=1")
+    assert done.returncode == 0, done.stderr
+    crops.rename(moved)
+    done = train(*own, f"dataset.path={moved}", "em.rounds=2")
+    assert done.returncode == 1
+    assert "by a link at the old place to what was moved" in done.stderr
+    crops.symlink_to(moved)
+    done = train(f"resume={run_dir}", "em.rounds=2")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((run_dir / "summary.json").read_text())["rounds"]) == 3

@@ -199,6 +199,7 @@ def test_a_run_directory_of_another_config_is_not_touched(run_dir: Path) -> None
     other = train(*RUN, f"run_dir={run_dir}", "corruption.rho=0.4")
     assert other.returncode == 1
     assert "holds a run of another config: corruption.rho was 0.5 and is 0.4" in other.stderr
+    assert "or the same values\n" in other.stderr
     same = train(*RUN, f"run_dir={run_dir}")
     assert same.returncode == 1 and "holds a finished run" in same.stderr
     assert state() == before
