@@ -227,7 +227,7 @@ def check_stop(settings: EMSettings, heldout: int, unguarded: str) -> None:
     if heldout < LEAST:
         raise UserError(
             f"em.stop needs {LEAST} held-out measurements, and there are {heldout}; hold more "
-            "out, as by dataset.heldout=0.3, or set em.stop=null"
+            "out, by a larger dataset.heldout, or set em.stop=null"
         )
     if stop.patience >= settings.rounds:
         warn(

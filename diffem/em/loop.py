@@ -311,8 +311,8 @@ class EMLoop(StateCheckpoint):
                 stops = stop is not None and stop.figure in (ENTRIES, MSE)
                 warn(
                     f"E-steps are not guarded: fewer than {FEW} held-out measurements had an "
-                    f"entry hidden{', and em.stop has no effect' * stops}; hold more out, as by "
-                    "dataset.heldout=0.3 in a new run_dir"
+                    f"entry hidden{', and em.stop has no effect' * stops}; hold more out, by "
+                    "a larger dataset.heldout in a new run_dir"
                 )
         plain = None if scores is None else {name: own.tolist() for name, own in scores.items()}
         return trainer.strategy.broadcast(plain)

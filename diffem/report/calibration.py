@@ -58,7 +58,7 @@ def findings(
         says.append(
             "Whether measurements of the prior's images look like the held-out ones is not known: "
             f"it takes {PAIRS} of them, and there are {len(test.parts)}; hold more out in a new "
-            "run_dir, as by dataset.heldout=0.3."
+            "run_dir, by a larger dataset.heldout."
         )
     elif test.p < SMALL:
         says.append(_spread(calibration, fault="whose images are not the right ones"))

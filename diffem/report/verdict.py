@@ -184,7 +184,7 @@ def _falling(hidden: Sequence[tuple[int, float]]) -> str:
     )
 
 
-HOLD_OUT = "Hold more measurements out, as by dataset.heldout=0.3 in a new run_dir."
+HOLD_OUT = "Hold more measurements out, by a larger dataset.heldout in a new run_dir."
 BY_HEART = "shorter, if hidden_entries rose: the network then knows its reconstructions by heart"
 
 

@@ -124,7 +124,7 @@ def test_a_stop_whose_figure_few_measurements_have_is_said(
     run.fit()
     said = " ".join(capsys.readouterr().err.split())
     assert ("hidden, and em.stop has no effect" in said) is (name == "hidden_mse")
-    assert "hold more out, as by dataset.heldout=0.3" in said
+    assert "hold more out, by a larger dataset.heldout" in said
 
 
 def test_what_learned_from_the_init_is_no_measure_of_what_learns_from_networks(
