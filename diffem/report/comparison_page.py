@@ -1,6 +1,5 @@
 """The page of a comparison, `report.html`: the table, curves, and pictures side by side."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from diffem.report.pictures import beside, coloured, data_uri, grid, load_pictur
 from diffem.report.record import RunRecord
 from diffem.report.verdict import RELAXED, Judgement, relaxed_line, verdict
 from diffem.storage.npz import Arrays
-from diffem.storage.run_dir import flatten
+from diffem.storage.run_dir import as_given, flatten
 
 Records = Mapping[str, Mapping[int, RunRecord]]
 """What the runs of each row hold, by their seeds."""
@@ -141,15 +140,10 @@ def _differing(records: Mapping[str, RunRecord]) -> list[list[str]]:
     keys = dict.fromkeys(key for held in settings.values() for key in held)
     rows = [["setting", *settings]]
     for key in keys:
-        values = [_written(held[key]) if key in held else "–" for held in settings.values()]
+        values = [as_given(held[key]) if key in held else "–" for held in settings.values()]
         if key and key.split(".")[0] not in OWN and len(set(values)) > 1:
             rows.append([key, *values])
     return rows
-
-
-def _written(value: object) -> str:
-    """Returns a value of a setting as a command takes it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _pictures(figures: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

@@ -422,8 +422,8 @@ def is_finished(run_dir: Path) -> bool:
     return False
 
 
-def _as_given(value: object) -> str:
-    """Returns a value as a command line gives it: null and not None, true and not True."""
+def as_given(value: object) -> str:
+    """Returns a setting's value as a command line gives it: null for None, true for True."""
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
@@ -439,7 +439,7 @@ def _changes(run_dir: Path, saved: Any, cfg: DictConfig) -> dict[str, Any]:  # n
         k: [a.get(k), b.get(k)] for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
     }
     if keys := [k for k, values in changed.items() if not _may_change(k, values)]:
-        texts = {k: [_as_given(value) for value in changed[k]] for k in keys}
+        texts = {k: [as_given(value) for value in changed[k]] for k in keys}
         was = ", ".join(f"{k} was {before} and is {now}" for k, (before, now) in texts.items())
         moved = keys == ["dataset.path"]
         raise UserError(
