@@ -48,29 +48,8 @@ def findings(
             f"The sampler is not calibrated for images of its own prior (p = {p:.2g}, by "
             f"{' and '.join(parts) or 'all quantities together'})."
         )
-    says = [first]
-    if test is None:
-        says.append(_spread(calibration))
-    elif len(test.parts) < PAIRS:
-        says.append(
-            _spread(calibration, fault="which too few measurements were held out to judge")
-        )
-        says.append(
-            "Whether measurements of the prior's images look like the held-out ones is not known: "
-            f"it takes {PAIRS} of them, and there are {len(test.parts)}; hold more out in a new "
-            "run_dir, by a larger dataset.heldout."
-        )
-    elif test.p < SMALL:
-        says.append(_spread(calibration, fault="whose images are not the right ones"))
-        says.append(
-            f"Measurements of the prior's images differ from the held-out ones (p = {test.p:.2g})"
-            ": the prior, the channel or the noise is not right."
-        )
-    else:
-        says.append(_spread(calibration))
-        says.append(
-            f"Measurements of the prior's images look like the held-out ones (p = {test.p:.2g})."
-        )
+    fault, of_prior = ("", []) if test is None else _judge_prior(test)
+    says = [first, _spread(calibration, fault=fault), *of_prior]
     if truth is not None:
         value, error = truth.coverage["90"]
         says.append(
@@ -78,6 +57,28 @@ def findings(
             f"in 90 % intervals, and the factor is {truth.factor[0]:.3f} ± {truth.factor[1]:.3f}."
         )
     return says
+
+
+def _judge_prior(test: EnergyTest) -> tuple[str, list[str]]:
+    """Returns what is to be said against the prior, and what its measurements look like.
+
+    Arguments:
+        test: That of measurements of the prior's images against the held-out ones.
+    """
+    if len(test.parts) < PAIRS:
+        return "which too few measurements were held out to judge", [
+            "Whether measurements of the prior's images look like the held-out ones is not known: "
+            f"it takes {PAIRS} of them, and there are {len(test.parts)}; hold more out in a new "
+            "run_dir, by a larger dataset.heldout."
+        ]
+    if test.p < SMALL:
+        return "whose images are not the right ones", [
+            f"Measurements of the prior's images differ from the held-out ones (p = {test.p:.2g})"
+            ": the prior, the channel or the noise is not right."
+        ]
+    return "", [
+        f"Measurements of the prior's images look like the held-out ones (p = {test.p:.2g})."
+    ]
 
 
 def _spread(calibration: Calibration, *, fault: str = "") -> str:
