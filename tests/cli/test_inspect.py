@@ -344,6 +344,13 @@ def test_a_dead_pixel_of_few_measurements_repeats_twice(tmp_path: Path) -> None:
     assert not len(surveyed(save(tmp_path, y=y)).dead)
 
 
+@pytest.mark.parametrize(("count", "told"), [(10, False), (14, True)])  # 0.2 and 0.007 by chance
+def test_as_many_measurements_as_chance_asks_for(count: int, told: bool, tmp_path: Path) -> None:
+    y = counts(count)
+    y[:, 2, 3] = 7
+    assert len(surveyed(save(tmp_path, y=y)).dead) == told
+
+
 def test_dead_pixels_are_told_from_counts_that_repeat(tmp_path: Path) -> None:
     """And not where measurements are so few that they might be by chance."""
     y = counts(100)
